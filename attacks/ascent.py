@@ -1,0 +1,105 @@
+"""Projected gradient ascent: the one loop behind FGSM, PGD, CW and every inner problem of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.objectives import Objective
+from attacks.threat import Norm, Start, per_sample, project, starting_point
+
+Observer = Callable[[int, Tensor, Tensor, Tensor], "Tensor | None"]
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    objective: Objective,
+    *,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    start: Start | Tensor,
+    norm: Norm = "linf",
+    generator: torch.Generator | None = None,
+    observe: Observer | None = None,
+    bn: Literal["eval", "train"] = "eval",
+) -> Tensor:
+    """Maximise an objective over the ball of radius eps around each sample (Madry et al. 2018, section 2.1).
+
+    Args:
+        model: any module x -> logits; its parameters, gradients and modes are left as they were.
+        x: (N, C, H, W) in [0, 1].
+        objective: `objective(logits, rows) -> (M,)`, see `attacks.objectives`.
+        eps: radius in the units of x, a number or (N,).
+        step_size: length of a step in the units of x, a number or (N,).
+        steps: number of steps; each is one forward and one input-gradient pass per moving sample.
+        start: "zero", "uniform", "uniform_unclipped", "gaussian" or the starting points (N, C, H, W).
+        norm: "linf" (sign steps) or "l2" (normalised gradient steps).
+        generator: source of the random start.
+        observe: `observe(step, x_adv, logits, rows)` sees each iterate that is evaluated: the one after `step`
+            moves, step 0 to steps - 1. It may return keep (M,) bool: the others stop where they are for good, cost no
+            further pass and stay in the result.
+        bn: "eval" puts the whole model in eval mode; "train" in train mode, so that every pass uses and moves batch
+            statistics.
+
+    Returns:
+        (N, C, H, W), detached, inside box and ball.
+    """
+    x = x.detach()
+    x_adv = starting_point(x, start, eps, norm, generator)
+    if steps == 0:
+        return project(x_adv, x, eps, norm)
+    radius, stride = per_sample(eps, x), per_sample(step_size, x)
+    rows = torch.arange(len(x), device=x.device)
+    with mode(model, train=bn == "train"), torch.enable_grad():
+        for step in range(steps):
+            here = (x_adv if len(rows) == len(x) else x_adv[rows]).detach().requires_grad_()
+            logits = model(here)
+            keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
+            if keep is not None and not bool(keep.all()):
+                if step == 0:  # a start may lie outside the ball; what stops there must not
+                    x_adv = project(x_adv, x, eps, norm)
+                rows = rows[keep]
+                if len(rows) == 0:
+                    break
+                (grad,) = torch.autograd.grad(objective(logits[keep], rows).sum(), here)
+                here, grad = here[keep], grad[keep]
+            else:
+                (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+            if len(rows) == len(x):
+                x_adv = _step(here, grad, x, radius, stride, norm)
+            else:
+                moved = _step(here, grad, x[rows], _of(radius, rows), _of(stride, rows), norm)
+                x_adv = x_adv.index_copy(0, rows, moved)
+    return x_adv.detach()
+
+
+@contextmanager
+def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
+    """Put a whole model in train or eval mode, and restore the mode of every submodule afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _of(value: Tensor, rows: Tensor) -> Tensor:
+    return value if value.ndim == 0 else value[rows]
+
+
+def _step(here: Tensor, grad: Tensor, x: Tensor, radius: Tensor, stride: Tensor, norm: Norm) -> Tensor:
+    with torch.no_grad():
+        if norm == "linf":
+            moved = here + stride * grad.sign()
+        else:
+            length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), x)
+            moved = here + stride * grad / length
+        return project(moved, x, radius if radius.ndim == 0 else radius.flatten(), norm)

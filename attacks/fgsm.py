@@ -1,0 +1,25 @@
+"""FGSM: the fast gradient sign method (Goodfellow et al., ICLR 2015, arXiv:1412.6572).
+
+Maximises: cross-entropy with the true label, by one step of length eps from the image itself; in L2 along the
+    normalised gradient.
+Defaults: no random start, as in the evaluation of ARD, RSLAD and ABSLD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attacks.pgd import PGD
+from attacks.tables import ATTACKS
+from attacks.threat import Start
+
+
+@ATTACKS.register("fgsm")
+@dataclass(frozen=True)
+class FGSM(PGD):
+    """PGD with a single step of length eps from the original."""
+
+    steps: int = 1
+    start: Start = "zero"
+
+    step_ratio = 1.0

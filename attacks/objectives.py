@@ -1,0 +1,55 @@
+"""What an ascent maximises: functions of logits, one value per sample.
+
+Each factory takes targets for the whole batch and returns `objective(logits, rows) -> (M,)`, where logits (M, K)
+belong to the batch positions rows (M,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(y: Tensor) -> Objective:
+    """Cross-entropy with the labels y (N,)."""
+    return lambda logits, rows: F.cross_entropy(logits, y[rows], reduction="none")
+
+
+def margin(y: Tensor) -> Objective:
+    """The largest z_k with k != y minus z_y: positive once misclassified (Carlini and Wagner 2017, their f6)."""
+    return lambda logits, rows: _best_other(logits, y[rows]) - _own(logits, y[rows])
+
+
+def dlr(y: Tensor) -> Objective:
+    """Difference of logits ratio: margin over distance of 1st to 3rd logit (Croce and Hein 2020, eq. 6).
+
+    Raises:
+        ValueError: with fewer than three classes, where the ratio is not defined.
+    """
+
+    def objective(logits: Tensor, rows: Tensor) -> Tensor:
+        if logits.shape[1] < 3:
+            raise ValueError(f"dlr: expected at least 3 classes, got {logits.shape[1]}; use the margin instead")
+        top = logits.topk(3, dim=1).values
+        return (_best_other(logits, y[rows]) - _own(logits, y[rows])) / (top[:, 0] - top[:, 2] + 1e-12)
+
+    return objective
+
+
+def kl(probs: Tensor) -> Objective:
+    """KL(probs || softmax(logits)) with fixed targets probs (N, K), summed over classes."""
+    entropy = torch.special.entr(probs).sum(1)
+    return lambda logits, rows: -entropy[rows] - (probs[rows] * F.log_softmax(logits, 1)).sum(1)
+
+
+def _own(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _best_other(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1)

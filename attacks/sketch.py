@@ -1,0 +1,209 @@
+"""What is known of a plug-in without importing it: its documentation, settings and plain class attributes.
+
+Importing torch takes seconds, and a list of methods or a plan of jobs needs none of it. Built-in plug-ins keep
+their metadata as plain expressions on the class, so it can be read from the parsed source. The reading follows
+base classes within the suite; a test holds it against the imported classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# Modules that may be imported for their values, and class functions that work on plain numbers.
+TORCH_FREE = frozenset({"math", "dataclasses", "types", "methods.recipes", "attacks.passes", "collections.abc"})
+PLAIN_FUNCTIONS = ("passes",)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is known of a plug-in without importing it.
+
+    Attributes:
+        name: the registered name.
+        doc: docstring of its module (or of the object, for plug-ins that share a module).
+        settings: keyword arguments with their defaults.
+        facts: the other keywords of the registration, and the plain class attributes (recipes, teachers, ...).
+        source: the file that defines it.
+    """
+
+    name: str
+    doc: str
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    source: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the documentation."""
+        return self.doc.strip().splitlines()[0].rstrip(".") if self.doc.strip() else ""
+
+    def fact(self, key: str, default: Any = None) -> Any:
+        """One fact, or the default."""
+        return self.facts.get(key, default)
+
+    def call(self, function: str, settings: Mapping[str, Any], *args: Any) -> Any:
+        """Evaluate a plain function of the class, such as `passes`, on given settings."""
+        return self.facts[function](SimpleNamespace(**{**self.facts, **self.settings, **settings}), *args)
+
+
+def sketch_object(name: str, thing: Any, facts: Mapping[str, Any]) -> Sketch:
+    """The sketch of a plug-in that is already imported."""
+    module = sys.modules.get(getattr(thing, "__module__", ""), None)
+    bases = thing.__mro__ if inspect.isclass(thing) else (thing,)
+    settings: dict[str, Any] = {}
+    for base in reversed(bases):
+        init = base.__dict__.get("__init__") if inspect.isclass(base) else base
+        if inspect.isfunction(init) and base.__module__.partition(".")[0] not in ("torch", "typing"):
+            for parameter in inspect.signature(init).parameters.values():
+                if parameter.default is not parameter.empty:
+                    settings[parameter.name] = parameter.default
+    attributes = {
+        key: value
+        for base in reversed(bases)
+        if inspect.isclass(base) and base.__module__.partition(".")[0] not in ("torch", "builtins")
+        for key, value in vars(base).items()
+        if not key.startswith("_") and (key in PLAIN_FUNCTIONS or not callable(value))
+    }
+    doc = getattr(module, "__doc__", None) or getattr(thing, "__doc__", None) or ""
+    file = getattr(module, "__file__", None)
+    return Sketch(name, doc, settings, {**attributes, **facts}, Path(file) if file else None)
+
+
+def sketch_source(name: str, module: str) -> Sketch:
+    """The sketch of a plug-in read from the source of its module.
+
+    Raises:
+        LookupError: if the module is missing or does not register the name.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"{name!r} is declared in {module}, which is not installed")
+    path = Path(spec.origin)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    scope = _plain_scope(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            found = _registration(node, name, scope)
+            if found is not None:
+                settings, facts = _class_facts(node, tree, scope)
+                own = ast.get_docstring(node) or ""
+                doc = ast.get_docstring(tree) or own
+                return Sketch(name, doc, settings, {**facts, "own_doc": own, **found}, path)
+    raise LookupError(f"{path} was expected to register {name!r} and does not")
+
+
+def _registration(node: ast.ClassDef | ast.FunctionDef, name: str, scope: dict[str, Any]) -> dict[str, Any] | None:
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and decorator.args and isinstance(decorator.args[0], ast.Constant):
+            if decorator.args[0].value == name:
+                return {word.arg: _evaluate(word.value, scope) for word in decorator.keywords if word.arg}
+    return None
+
+
+def _class_facts(
+    node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, scope: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and plain attributes of a class, those of its bases in the same package included."""
+    if isinstance(node, ast.FunctionDef):
+        return _keyword_defaults(node, scope), {}
+    settings: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for base in node.bases:
+        found = _find_class(base, tree)
+        if found is not None:
+            base_node, base_tree = found
+            base_settings, base_facts = _class_facts(base_node, base_tree, _plain_scope(base_tree))
+            settings.update(base_settings)
+            facts.update(base_facts)
+    is_dataclass = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            settings.update(_keyword_defaults(item, scope))
+        elif isinstance(item, ast.FunctionDef) and item.name in PLAIN_FUNCTIONS:
+            facts[item.name] = _compile_function(item, scope)
+        elif isinstance(item, (ast.Assign, ast.AnnAssign)) and item.value is not None:
+            target = item.targets[0] if isinstance(item, ast.Assign) else item.target
+            value = _try(item.value, scope)
+            if isinstance(target, ast.Name) and value is not _UNKNOWN and not target.id.startswith("_"):
+                is_fact = isinstance(item, ast.Assign) or "ClassVar" in ast.unparse(item.annotation)
+                (facts if is_fact or not is_dataclass else settings)[target.id] = value
+    return settings, facts
+
+
+def _find_class(base: ast.expr, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    if not isinstance(base, ast.Name):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == base.id:
+            return node, tree
+        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == base.id for a in node.names):
+            if node.module.partition(".")[0] not in ("attacks", "methods", "bench"):
+                return None
+            spec = importlib.util.find_spec(node.module)
+            if spec is not None and spec.origin is not None:
+                return _find_class(base, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return None
+
+
+_UNKNOWN = object()
+
+
+def _try(node: ast.expr, scope: dict[str, Any]) -> Any:
+    try:
+        return _evaluate(node, scope)
+    except Exception:  # a value that needs torch is not a plain fact
+        return _UNKNOWN
+
+
+def _evaluate(node: ast.expr, scope: dict[str, Any]) -> Any:
+    return eval(compile(ast.Expression(node), "<sketch>", "eval"), dict(scope))
+
+
+def _compile_function(node: ast.FunctionDef, scope: dict[str, Any]) -> Any:
+    node.returns, node.decorator_list, node.args = None, [], _without_annotations(node.args)
+    module = ast.Module(body=[node], type_ignores=[])
+    local: dict[str, Any] = {}
+    exec(compile(module, "<sketch>", "exec"), scope, local)
+    return local[node.name]
+
+
+def _without_annotations(arguments: ast.arguments) -> ast.arguments:
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+        argument.annotation = None
+    return arguments
+
+
+def _keyword_defaults(node: ast.FunctionDef, scope: dict[str, Any]) -> dict[str, Any]:
+    arguments = node.args
+    pairs = [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    if arguments.defaults:
+        pairs += [*zip(arguments.args[-len(arguments.defaults) :], arguments.defaults, strict=True)]
+    values = {a.arg: _try(default, scope) for a, default in pairs if default is not None}
+    return {key: value for key, value in values.items() if value is not _UNKNOWN}
+
+
+def _plain_scope(tree: ast.Module) -> dict[str, Any]:
+    """Names a module defines or imports without torch: its constants, and what it takes from torch-free modules."""
+    scope: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module in TORCH_FREE:
+            module = importlib.import_module(node.module)
+            scope.update({a.asname or a.name: getattr(module, a.name) for a in node.names})
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in TORCH_FREE:
+                    scope[alias.asname or alias.name] = importlib.import_module(alias.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            value = _try(node.value, scope)
+            if value is not _UNKNOWN:
+                scope[node.targets[0].id] = value
+    return scope

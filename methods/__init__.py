@@ -1,0 +1,32 @@
+"""How a model is trained: adversarial-training methods, one file each.
+
+`METHODS["absld"]` is the class; `METHODS["absld"](num_classes=10, temperature_rate=0.1)` builds one. A method of
+your own subclasses `Method`, defines `perturb` and `loss`, and is added with `@register("mine")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods import losses
+    from methods.base import Adversarial, Batch, Context, Method, Terms
+    from methods.recipes import Recipe
+    from methods.tables import METHODS, register
+
+_HOMES = {
+    **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
+    **dict.fromkeys(("METHODS", "register"), "methods.tables"),
+    "Recipe": "methods.recipes",
+}
+
+__all__ = ["METHODS", "Adversarial", "Batch", "Context", "Method", "Recipe", "Terms", "losses", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("methods.losses")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'methods' has no attribute {name!r}")

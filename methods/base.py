@@ -1,0 +1,237 @@
+"""The contract of a training method: two pure halves, `perturb` and `loss`, and hooks that default to nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ascent import Observer, ascend
+from attacks.base import Attack
+from attacks.objectives import Objective
+from attacks.passes import Passes
+from attacks.threat import Norm, Start
+from methods.recipes import DEFAULT, Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples of one forward pass.
+
+    Attributes:
+        x: (N, C, H, W) float in [0, 1].
+        y: (N,) int64 labels.
+        index: (N,) int64 positions in the training part.
+        step_labels: (M,) labels of the whole optimiser step, of which this batch may be a part.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    step_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """What the inner maximisation found.
+
+    Attributes:
+        x: (M, C, H, W) the inputs to train on, for the rows below.
+        rows: (M,) positions in the batch that are trained on; None means all.
+        extras: what `loss` and `observe` need besides, such as a teacher's soft labels.
+    """
+
+    x: Tensor
+    rows: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of(self, values: Tensor) -> Tensor:
+        """The part of a per-sample tensor (N, ...) that is trained on (M, ...)."""
+        return values if self.rows is None else values[self.rows]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The outer loss, per sample.
+
+    Attributes:
+        loss: (M,); the trainer takes its mean over the samples of the step.
+        logits: "adv" and "clean" (M, K), those that the loss computed anyway.
+        extras: further per-sample figures for `observe`.
+    """
+
+    loss: Tensor
+    logits: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Validation = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Context:
+    """What the trainer tells a method.
+
+    Attributes:
+        epoch, epochs: current epoch, from 0, and their number.
+        step, steps: optimiser step within the epoch, from 0, and their number.
+        lr: current learning rate.
+        device: where tensors live.
+        num_classes: K.
+        class_counts: (K,) training samples per class.
+        generator: stream of this step; draw every random number of `perturb` from it.
+        teachers: role -> module, in eval mode and frozen.
+        reduce: sums a tensor over processes.
+        validator: runs an attack on held-out training samples; None where there are none.
+    """
+
+    epochs: int
+    steps: int
+    device: torch.device
+    num_classes: int
+    class_counts: Tensor
+    generator: torch.Generator
+    epoch: int = 0
+    step: int = 0
+    lr: float = 0.0
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    validator: Callable[[Attack, nn.Module | None], Validation] | None = None
+
+    @overload
+    def teacher(self, role: str) -> nn.Module: ...
+    @overload
+    def teacher(self, role: str, x: Tensor) -> Tensor: ...
+    def teacher(self, role: str, x: Tensor | None = None) -> nn.Module | Tensor:
+        """The teacher in a role: without x the module, with x its logits.
+
+        The module is in eval mode, frozen, and differentiable in x; for x (N, C, H, W) the logits (N, K) come without
+        gradient.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if role not in self.teachers:
+            raise ValueError(f"expected a teacher in the role {role!r}, got {sorted(self.teachers)}; pass --teacher")
+        if x is None:
+            return self.teachers[role]
+        with torch.no_grad():
+            logits: Tensor = self.teachers[role](x)
+        return logits
+
+    def validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
+        """Clean and attacked logits on the steer part: held-out training samples that select no checkpoint.
+
+        Returns:
+            y (V,), clean logits (V, K), attacked logits (V, K).
+        """
+        if self.validator is None:
+            raise ValueError("expected held-out training samples to steer by, got none; use a recipe with holdout")
+        return self.validator(attack, model)
+
+
+class Method(nn.Module):
+    """A training method; a module only so that its per-class state is in buffers, and so in checkpoints.
+
+    Args:
+        num_classes: K.
+        norm: norm of the inner problem.
+        eps: its radius, in the units of x.
+        step_size: length of its steps.
+        steps: their number.
+    """
+
+    recipes: ClassVar[Mapping[str, Recipe]] = DEFAULT
+    teachers: ClassVar[tuple[str, ...]] = ()
+    warm_start: ClassVar[str | None] = None
+    epoch_settings: ClassVar[tuple[str, ...]] = ()  # settings counted in epochs of the "paper" recipe
+    reported: ClassVar[tuple[str, ...]] = ()  # per-class state that the history records
+    drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
+    revision: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        norm: Norm = "linf",
+        eps: float = 8 / 255,
+        step_size: float = 2 / 255,
+        steps: int = 10,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.norm: Norm = norm
+        self.eps = eps
+        self.step_size = step_size
+        self.steps = steps
+
+    def passes(self) -> Passes:
+        """Passes per training sample and step, at most; the default is that of adversarial training."""
+        return Passes(forward=self.steps + 1, input_grad=self.steps, backward=1)
+
+    def setup(self, model: nn.Module, ctx: Context) -> None:
+        """Once, before the first epoch: allocate what depends on the model or the data."""
+
+    def begin_epoch(self, model: nn.Module, ctx: Context) -> None:
+        """Before an epoch, after a resumed run's state is back."""
+
+    def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
+        """The inner maximisation; reads the method's state and never writes it."""
+        raise NotImplementedError(f"{type(self).__name__} defines no inner problem: override perturb")
+
+    def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
+        """The outer loss per sample, with the model in train mode; reads state and never writes it."""
+        raise NotImplementedError(f"{type(self).__name__} defines no outer problem: override loss")
+
+    @contextmanager
+    def around_step(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Iterator[None]:
+        """From after `perturb` to after the optimiser's step."""
+        yield
+
+    def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
+        """Once per step, before it: fold figures into per-class sums."""
+
+    def after_step(self, model: nn.Module, ctx: Context) -> None:
+        """After the optimiser's step: weight averages."""
+
+    def end_epoch(self, model: nn.Module, ctx: Context) -> None:
+        """After an epoch: move the per-class state."""
+
+    def evaluation_model(self, model: nn.Module) -> nn.Module:
+        """The model that is selected, saved and evaluated."""
+        return model
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this object."""
+        names: dict[str, None] = {}
+        for base in reversed(type(self).__mro__):
+            if issubclass(base, Method) and "__init__" in vars(base):
+                parameters = inspect.signature(base.__init__).parameters.values()
+                names.update({p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY})
+        return {name: getattr(self, name) for name in names}
+
+    def ascend(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        objective: Objective,
+        ctx: Context,
+        *,
+        start: Start | Tensor,
+        eps: float | Tensor | None = None,
+        step_size: float | Tensor | None = None,
+        observe: Observer | None = None,
+        bn: Literal["eval", "train"] = "eval",
+    ) -> Tensor:
+        """The shared inner loop (`attacks.ascend`) with this method's norm, radius, step size and steps."""
+        return ascend(
+            model, x, objective,
+            eps=self.eps if eps is None else eps,
+            step_size=self.step_size if step_size is None else step_size,
+            steps=self.steps, start=start, norm=self.norm, generator=ctx.generator, observe=observe, bn=bn,
+        )  # fmt: skip

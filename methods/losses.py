@@ -1,0 +1,46 @@
+"""Per-sample losses and per-class sums that several methods share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of logits (N, K) with labels y (N,); (N,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def kl(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(target || softmax(logits)), summed over classes; (N,).
+
+    Args:
+        target: (N, K) probabilities, constant.
+        logits: (N, K).
+    """
+    entropy: Tensor = torch.special.entr(target).sum(1)
+    return -entropy - (target * F.log_softmax(logits, 1)).sum(1)
+
+
+def kl_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(softmax(p) || softmax(q)), summed over classes, with gradients through both; (N,)."""
+    log_p, log_q = F.log_softmax(p_logits, 1), F.log_softmax(q_logits, 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Sums of values (N,) over the samples of each class; (K,) float64.
+
+    A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
+    on a GPU as well.
+    """
+    sums: Tensor = values.double() @ F.one_hot(y, num_classes).double()
+    return sums
+
+
+def class_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """Class means (K,) from sums and counts; a class without samples gets the mean of the others."""
+    seen = counts > 0
+    means = sums / counts.clamp_min(1)
+    return torch.where(seen, means, means[seen].mean() if bool(seen.any()) else torch.zeros_like(means))

@@ -1,0 +1,27 @@
+"""The table of training methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attacks.registry import Registry
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+METHODS: Registry[type[Method]] = Registry(
+    kind="method",
+    group="bench.methods",
+    builtin={
+        "natural": "methods.natural",
+        "pgd_at": "methods.pgd_at",
+        "trades": "methods.trades",
+        "frl": "methods.frl",
+        "frl_remargin": "methods.frl",
+        "ard": "methods.ard",
+        "rslad": "methods.rslad",
+        "absld": "methods.absld",
+        "ham": "methods.ham",
+    },
+)
+register = METHODS.register
