@@ -1,0 +1,49 @@
+"""Data, models, runs, results and the command line of the robustness-fairness benchmark.
+
+`bench.evaluate` attacks a model, `bench.load_results` reads what runs have stored, `bench.metrics` holds the
+figures. Importing this package imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench import metrics
+    from bench.evaluate import evaluate
+    from bench.outcomes import Outcomes
+    from bench.report import load_results
+
+__all__ = ["Outcomes", "evaluate", "load_results", "metrics"]
+
+_HOMES = {"Outcomes": "bench.outcomes", "evaluate": "bench.evaluate", "load_results": "bench.report"}
+
+
+def _check_neighbours() -> None:
+    """The names `attacks` and `methods` are short: see that nothing shadows them."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("attacks", "methods"):
+        spec = importlib.util.find_spec(name)
+        origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if origin is None or origin.parent.parent != home:
+            found = origin or "nothing"
+            raise ImportError(
+                f"bench: expected the package {name!r} beside {home / 'bench'}, got {found}; "
+                "rename that file or folder, or run from another directory"
+            )
+
+
+_check_neighbours()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("bench.metrics")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value  # the submodule of the same name must not take the function's place
+        return value
+    raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -1,0 +1,390 @@
+"""The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from attacks.registry import Registry, UnknownName
+from bench.errors import BenchError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from bench.launch import Report
+    from bench.plan import Plan
+    from bench.settings import RunSettings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    """Turns the suite's errors into one line and an exit code, and accepts `_` for `-` in the names of options."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UnknownName as error:
+            raise _Refusal(str(error), UsageError.exit_code) from None
+        except BenchError as error:
+            raise _Refusal(str(error), error.exit_code) from None
+        except KeyboardInterrupt:
+            raise _Refusal("interrupted", Interrupted.exit_code) from None
+
+
+class _Refusal(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"bench: {self.message}", err=True)
+
+
+def _dashes(name: str) -> str:
+    return "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes, "max_content_width": 110}
+
+
+@click.group(cls=_Group, context_settings=CONTEXT)
+@click.version_option(package_name="robust-fairness-bench", prog_name="bench")
+def main() -> None:
+    """Train classifiers that resist adversarial examples, attack them, and tabulate average, worst class and NSD.
+
+    NSD is the standard deviation of the class accuracies over their mean: lower is fairer.
+    """
+
+
+# Values
+
+
+def _list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, ...]]:
+    """A callback for comma lists; the option may also be repeated."""
+
+    def split(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> tuple[Any, ...]:
+        texts = (value,) if isinstance(value, str) else value or ()
+        try:
+            return tuple(convert(item.strip()) for text in texts for item in text.split(",") if item.strip())
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return split
+
+
+def _radius(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A callback for a number or a fraction."""
+    from bench.settings import radius
+
+    try:
+        return None if value is None else radius(value)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"expected a number or a fraction such as 8/255, got {value!r}", ctx, param) from None
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+EVALUATION_OPTIONS = _options(
+    click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
+    click.option(
+        "--attacks",
+        callback=_list(),
+        multiple=True,
+        metavar="LIST",
+        help="Attacks of the table.  [fgsm,pgd,cw,autoattack]",
+    ),
+    click.option(
+        "--seeds",
+        "--seed",
+        callback=_list(int),
+        multiple=True,
+        metavar="LIST",
+        help="One run per method and seed.  [0]",
+    ),
+    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
+    click.option(
+        "--eps",
+        callback=_radius,
+        metavar="NUMBER|a/b",
+        help="Its radius in units of x in [0, 1], e.g. 8/255.  [the data set's]",
+    ),
+    click.option("--limit", type=int, help="Test on a stratified part of this size."),
+    click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
+    click.option("--block", type=int, help="Test samples that are attacked together.  [100]"),
+    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
+    click.option("--threads", type=int, help="CPU threads of each job.  [1]"),
+    click.option("--workers", type=int, help="Jobs side by side.  [one per core on a CPU, else 1]"),
+    click.option("--deterministic", is_flag=True, default=None, help="Bit-reproducible on a GPU as well; slower."),
+    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
+    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    click.option("--download", is_flag=True, default=None, help="Fetch missing data."),
+    click.option("--set", "sets", multiple=True, metavar="NAME.FIELD=VALUE", help="Set one field, e.g. pgd.steps=50."),
+    click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+)
+
+
+SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
+
+
+@main.command()
+@_options(
+    click.option("--methods", "--method", callback=_list(), multiple=True, metavar="LIST", help="Methods, in order.  [all]"),
+    click.option("--model", help="Architecture of the students.  [the data set's]"),
+    click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
+    click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
+    click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
+    click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
+    click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
+    click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
+    click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
+    click.option("--dry-run", is_flag=True, help="Print jobs, passes, a rough time and disk; do nothing."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+@EVALUATION_OPTIONS
+def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
+    """Train methods, attack the checkpoints, print the table. Running it again finishes what is missing."""
+    from bench import device
+    from bench.plan import make_plan
+
+    settings = _settings(flags)
+    plan = make_plan(settings, device.resolve(settings.device))
+    for note in plan.notes:
+        click.echo(f"note: {note}", err=True)
+    if dry_run:
+        from bench.describe import plan_text
+
+        click.echo(plan_text(plan, Path(settings.out)))
+        return
+    report = _launch(plan, settings, quiet)
+    if report.interrupted:
+        raise Interrupted("saved; run the same command again to go on")
+    _print_table(plan, settings)
+    _end(report)
+
+
+@main.command()
+@_options(
+    click.option("--checkpoint", type=click.Path(dir_okay=False), help="Weights: safetensors, or .pt without code."),
+    click.option("--model", help="Its architecture, or PACKAGE.MODULE:BUILDER, or FILE.py:BUILDER."),
+    click.option("--robustbench", metavar="ID", help="A model of the RobustBench zoo instead."),
+    click.option("--mean", callback=_list(float), metavar="LIST", help="Normalisation of its training, per channel."),
+    click.option("--std", callback=_list(float), metavar="LIST", help="Likewise."),
+    click.option("--label", help="Its name in tables.  [the file's]"),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+@EVALUATION_OPTIONS
+def evaluate(
+    checkpoint: str | None, model: str | None, robustbench: str | None, mean: tuple[float, ...],
+    std: tuple[float, ...], label: str | None, quiet: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
+    from bench import external
+    from bench.plan import Plan
+
+    settings = _settings(flags)
+    if robustbench is not None:
+        if checkpoint or model:
+            raise UsageError("--robustbench: takes the place of --checkpoint and --model; leave those out")
+        folder, jobs = external.adopt_zoo(settings, robustbench, label=label)
+    elif checkpoint is None or model is None:
+        raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
+    else:
+        folder, jobs = external.adopt(
+            settings, model, Path(checkpoint), label=label, mean=mean or None, std=std or None
+        )
+    plan = Plan((), jobs)
+    report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])
+    if report.interrupted:
+        raise Interrupted("saved; run the same command again to go on")
+    _print_table(plan, settings)
+    _end(report)
+
+
+RESULTS = click.argument("results", nargs=-1, type=click.Path())
+
+
+@main.command()
+@RESULTS
+@_options(
+    click.option("--format", "form", default="markdown", show_default=True, help="markdown, latex, csv, json."),
+    click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the screen."),
+    click.option("--dataset", help="Only this data set."),
+    click.option("--methods", callback=_list(), multiple=True, metavar="LIST", help="Only these rows, in this order."),
+    click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
+    click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
+    click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),
+    click.option("--compare", nargs=2, metavar="A B", help="McNemar and paired bootstrap of two rows."),
+    click.option("--figures", type=click.Path(file_okay=False), metavar="DIR", help="Draw figures, PNG and PDF."),
+)  # fmt: skip
+def report(
+    results: tuple[str, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
+    checkpoint: str | None, intervals: bool, by_class: bool, compare: tuple[str, str] | None, figures: str | None,
+) -> None:  # fmt: skip
+    """Tables and figures from what is stored in RESULTS, by default results."""
+    from bench import report as reports
+
+    folders = [Path(folder) for folder in results or ("results",)]
+    if figures is not None:
+        for path in reports.figures(folders, Path(figures)):
+            click.echo(path)
+        return
+    chosen: dict[str, Any] = {"format": form, "dataset": dataset}
+    if compare:
+        text = reports.compare(folders, *compare, **chosen)
+    elif by_class:
+        text = reports.by_class(folders, methods=methods or None, checkpoint=checkpoint, **chosen)
+    else:
+        text = reports.render(folders, intervals=intervals, methods=methods or None, checkpoint=checkpoint, **chosen)
+    if out is None:
+        click.echo(text)
+    else:
+        from bench.store import write_text
+
+        write_text(Path(out), text if text.endswith("\n") else text + "\n")
+
+
+@main.command()
+@RESULTS
+def verify(results: tuple[str, ...]) -> None:
+    """Recompute tables from outcomes and check every file in RESULTS, by default results."""
+    from bench import report as reports
+
+    folders = [Path(folder) for folder in results or ("results",)]
+    problems = reports.verify(folders)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise BenchError(f"verify: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+    click.echo("every file is sound, and every figure follows from its outcomes")
+
+
+@main.command()
+@RESULTS
+def status(results: tuple[str, ...]) -> None:
+    """What a results folder holds, misses, and what failed in it; by default results."""
+    from bench.describe import status_text
+
+    for folder in results or ("results",):
+        click.echo(status_text(Path(folder)))
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["methods", "attacks", "datasets", "models", "reporters"]))
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+def list_(kind: str, plugins: tuple[str, ...]) -> None:
+    """Names of what is registered, each with one line."""
+    from bench.describe import list_text
+
+    _load_plugins(plugins)
+    click.echo(list_text(_registry(kind)))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+def show(name: str, plugins: tuple[str, ...]) -> None:
+    """What a method, attack, data set or model is: source, defaults, recipes, departures from the released code."""
+    from bench.describe import show_text
+
+    _load_plugins(plugins)
+    kinds = [kind for kind in ("methods", "attacks", "datasets", "models") if name in _registry(kind)]
+    if not kinds:
+        names = [known for kind in ("methods", "attacks", "datasets", "models") for known in _registry(kind)]
+        raise UsageError(f"unknown name {name!r}; known: {', '.join(names)}")
+    click.echo("\n\n".join(show_text(kind, _registry(kind), name) for kind in kinds))
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+def check(names: tuple[str, ...], plugins: tuple[str, ...]) -> None:
+    """Hold methods and attacks, your own for instance, against the contract that every built-in one keeps."""
+    from bench.conformance import check_all
+
+    _load_plugins(plugins)
+    failed = 0
+    for line, passed in check_all(names):
+        failed += not passed
+        click.echo(line)
+    if failed:
+        raise BenchError(f"check: {failed} failed")
+
+
+def _registry(kind: str) -> Registry[Any]:
+    import importlib
+
+    homes = {
+        "methods": ("methods.tables", "METHODS"), "attacks": ("attacks.tables", "ATTACKS"),
+        "datasets": ("bench.data", "DATASETS"), "models": ("bench.models", "MODELS"),
+        "reporters": ("bench.report.sheet", "REPORTERS"),
+    }  # fmt: skip
+    module, name = homes[kind]
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
+    return registry
+
+
+def _load_plugins(plugins: Iterable[str]) -> None:
+    from bench.plugins import load_plugins
+
+    load_plugins(plugins)
+
+
+def _settings(flags: dict[str, Any]) -> RunSettings:
+    """Defaults, then the file, then the flags that were given."""
+    from bench.settings import combined, from_file, scalar
+
+    config, sets = flags.pop("config"), flags.pop("sets")
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    overrides = {}
+    for item in sets:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--set {item}: expected NAME.FIELD=VALUE")
+        overrides[name.strip()] = scalar(value)
+    given["overrides"] = overrides
+    layers = [from_file(Path(config))] if config else []
+    plugins = tuple(layers[0].get("plugins", ())) if layers else ()
+    _load_plugins((*plugins, *given.get("plugins", ())))
+    return combined(*layers, given)
+
+
+def _launch(plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = ()) -> Report:
+    import os
+
+    from bench.display import Bars, Lines
+    from bench.launch import Site, launch
+
+    on_cpu = all(job.device == "cpu" for job in plan.evaluate)
+    workers = settings.workers or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else 1)
+    site = Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
+    display = Bars() if sys.stderr.isatty() and not quiet else Lines()
+    with display:
+        return launch(plan, site, workers=workers, display=display, done=done)
+
+
+def _print_table(plan: Plan, settings: RunSettings) -> None:
+    """The table of this plan's runs alone."""
+    from bench import report as reports
+
+    folders = dict.fromkeys(Path(settings.out) / job.run for job in plan.evaluate)
+    finished = [folder for folder in folders if any(folder.glob("eval/*/done"))]
+    if finished:
+        click.echo(reports.render(finished))
+
+
+def _end(report: Report) -> None:
+    for name, sentence in report.failures.items():
+        click.echo(f"failed: {name}: {sentence}", err=True)
+    if report.failures:
+        raise BenchError(f"{len(report.failures)} of the jobs failed; the others are stored, run again to retry")

@@ -1,0 +1,52 @@
+"""Counts the passes through every network of a run, in samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("forward", "input_grad", "backward")
+
+
+class Counter:
+    """Hooks that count forward, input-gradient and weight-gradient passes, in one column per owner.
+
+    A backward pass counts as input gradient if the input of the network asks for a gradient, else as a pass to the
+    weights.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, int]] = {}
+        self._override: str | None = None
+
+    def watch(self, model: nn.Module, owner: str) -> torch.utils.hooks.RemovableHandle:
+        """Count the passes of a model in the column of an owner: "student", "teacher"."""
+
+        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            column = self.counts.setdefault(self._override or owner, dict.fromkeys(KINDS, 0))
+            column["forward"] += len(output)
+            if torch.is_grad_enabled() and output.requires_grad:
+                kind = "input_grad" if inputs[0].requires_grad else "backward"
+                output.register_hook(lambda grad: _add(column, kind, len(output)))
+
+        return model.register_forward_hook(after)
+
+    @contextmanager
+    def into(self, owner: str) -> Iterator[None]:
+        """Count everything in another column meanwhile: "validation"."""
+        before, self._override = self._override, owner
+        try:
+            yield
+        finally:
+            self._override = before
+
+    def restore(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Go on from stored counts."""
+        self.counts = {owner: dict(column) for owner, column in counts.items()}
+
+
+def _add(column: dict[str, int], kind: str, n: int) -> None:
+    column[kind] += n

@@ -1,0 +1,163 @@
+"""Texts about what is registered, planned and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from attacks.registry import Registry
+from attacks.sketch import Sketch
+from bench import store
+from bench.estimate import Cost, totals
+from bench.launch import title
+from bench.plan import Plan
+from methods.recipes import DEFAULT, Recipe
+
+
+def list_text(registry: Registry[Any]) -> str:
+    """Names with one line each."""
+    width = max(map(len, registry.names()))
+    return "\n".join(f"{name:<{width}}  {_line(registry.sketch(name))}" for name in registry)
+
+
+def _line(sketch: Sketch) -> str:
+    own = str(sketch.fact("own_doc", "")).strip()
+    return own.splitlines()[0].rstrip(".") if own else sketch.summary
+
+
+def show_text(kind: str, registry: Registry[Any], name: str) -> str:
+    """Everything that is known of one plug-in."""
+    sketch = registry.sketch(name)
+    parts = [f"{sketch.name} ({kind.removesuffix('s')})", "", sketch.doc.strip()]
+    own = str(sketch.fact("own_doc", "")).strip()
+    if own and own != sketch.doc.strip():
+        parts += ["", own]
+    if sketch.settings:
+        parts += ["", "Settings (change one with --set " + f"{sketch.name}.FIELD=VALUE):"]
+        parts += [f"  {key} = {_value(value)}" for key, value in sketch.settings.items() if key != "threat"]
+    if kind == "methods":
+        parts += _recipes(sketch)
+        passes = sketch.call("passes", {})
+        parts += ["", "Passes per sample and step: " + _passes(passes)]
+        if sketch.fact("drops_rows"):
+            parts[-1] += ", at most"
+        parts += [
+            f"Teachers: {', '.join(sketch.fact('teachers')) or 'none'}",
+            f"Starts from: {sketch.fact('warm_start') or 'scratch'}",
+        ]
+    elif kind == "attacks":
+        parts += ["", "Passes per sample at 10 classes, at most: " + _passes(sketch.call("passes", {}, 10))]
+    else:
+        hidden = ("own_doc",)
+        parts += [""] + [f"  {key} = {_value(value)}" for key, value in sketch.facts.items() if key not in hidden]
+    if sketch.source is not None:
+        parts += ["", f"Source: {sketch.source}"]
+    return "\n".join(parts)
+
+
+def _recipes(sketch: Sketch) -> list[str]:
+    lines = ["", "Recipes (--recipe NAME):"]
+    for name, recipe in {**DEFAULT, **sketch.fact("recipes", {})}.items():
+        shown = [f"{f.name} {_value(getattr(recipe, f.name))}" for f in fields(Recipe)
+                 if getattr(recipe, f.name) not in ((), None, "", {})]  # fmt: skip
+        lines.append(f"  {name}: " + ", ".join(shown))
+    return lines
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
+    return "(" + ", ".join(map(_value, value)) + ")" if isinstance(value, tuple) else str(value)
+
+
+def _passes(passes: Any) -> str:
+    words = {"forward": "forward", "input_grad": "input gradient", "backward": "weight gradient",
+             "teacher": "teacher forward", "teacher_grad": "teacher gradient"}  # fmt: skip
+    return ", ".join(f"{value:g} {words[key]}" for key, value in passes.as_dict().items() if value)
+
+
+def plan_text(plan: Plan, out: Path) -> str:
+    """Jobs, passes, and a rough estimate of time and disk."""
+    train, evaluate = totals(plan, out)
+    rows = [(title(job), str(job.folder), cost) for job, cost in train]
+    rows += [(title(job), str(job.folder), cost) for job, cost in evaluate]
+    width = max(len(name) for name, _, _ in rows)
+    head = f"{'job':<{width}}  {'forward':>9}  {'in-grad':>9}  {'w-grad':>9}  {'teacher':>9}  {'about':>8}"
+    lines = [head, *(_plan_line(name, cost, width) for name, _, cost in rows)]
+    missing = [cost for _, _, cost in rows if not cost.done]
+    seconds, size = sum(cost.seconds for cost in missing), sum(cost.bytes for cost in missing)
+    lines += [
+        "",
+        f"{len(train)} trainings and {len(evaluate)} evaluations, {len(rows) - len(missing)} of them done already.",
+        f"Missing: about {_hours(seconds)} of computing if one job ran after the other, {_size(size)} of disk.",
+        "Passes are in samples; those of attacks assume that no sample falls. Times are rough.",
+    ]
+    return "\n".join(lines)
+
+
+def _plan_line(name: str, cost: Cost, width: int) -> str:
+    passes = cost.passes
+    numbers = (passes.forward, passes.input_grad, passes.backward, passes.teacher)
+    counts = "  ".join(f"{_count(number):>9}" for number in numbers)
+    return f"{name:<{width}}  {counts}  {'done' if cost.done else _hours(cost.seconds):>8}"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:g}"
+
+
+def _hours(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def status_text(results: Path) -> str:
+    """What a results folder holds, misses, and what failed."""
+    runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
+    lines = []
+    for folder in runs:
+        run = store.read_json(folder / "run.json")
+        state = _state(folder, run)
+        name = f"{run['dataset']} {run['model']} {run['label']} seed {run['seed']} ({folder.name})"
+        lines.append(f"{name}: {state}")
+        for evaluation in sorted((folder / "eval").glob("*")):
+            line = _evaluation_line(evaluation)
+            if line:
+                lines.append(f"  {line}")
+    failed = sum("failed" in line for line in lines)
+    summary = f"{results}: {len(runs)} runs" + (f", {failed} failures" if failed else "")
+    return "\n".join([summary, *lines])
+
+
+def _state(folder: Path, run: Mapping[str, Any]) -> str:
+    if store.is_done(folder):
+        return "done"
+    sentence = store.failure(folder)
+    if sentence is not None:
+        return f"failed: {sentence}"
+    history = folder / "history.jsonl"
+    epochs = len(history.read_text().splitlines()) if history.is_file() else 0
+    return f"{epochs} of {run['epochs']} epochs"
+
+
+def _evaluation_line(folder: Path) -> str | None:
+    if store.is_done(folder):
+        facts = store.read_json(folder / "eval.json")
+        return f"{facts['attack']} on {facts['checkpoint']}, eps {facts['eps']:.4g}, n {facts['n']}: done"
+    sentence = store.failure(folder)
+    if sentence is not None:
+        return f"{folder.name}: failed: {sentence}"
+    parts = len(list((folder / "partial").glob("*.json")))
+    return f"{folder.name}: unfinished, {parts} stage blocks stored" if parts else None

@@ -1,0 +1,79 @@
+"""Where tensors live, and the switches that numbers depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+
+PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "autoattack", "robustbench", "robust-fairness-bench")
+
+
+def resolve(name: str) -> str:
+    """The device that a name stands for: "auto" is cuda, then mps, then cpu.
+
+    A machine with neither an NVIDIA driver nor a Mac's GPU is recognised without importing torch.
+
+    Raises:
+        UsageError: for a device that is not there.
+    """
+    if name == "cpu" or (name == "auto" and not _may_have_gpu()):
+        return "cpu"
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not available here ({reason}); use auto, cuda, mps or cpu") from None
+    return name
+
+
+def prepare(device: str, threads: int, deterministic: bool) -> None:
+    """Set threads and arithmetic of this process; float32 products are never rounded to TF32."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic and device.startswith("cuda")
+
+
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """Hardware of this process, for run.json."""
+    import torch
+
+    name = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
+    return {"device": device, "name": name, "threads": threads, "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _may_have_gpu() -> bool:
+    return (
+        sys.platform == "darwin"
+        or sys.platform == "win32"
+        or Path("/dev/nvidiactl").exists()
+        or Path("/dev/kfd").exists()
+    )

@@ -1,0 +1,97 @@
+"""Checkpoints trained elsewhere: put into the results folder like a run, evaluated like one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bench import device as devices
+from bench import store
+from bench.checkpoints import fit, load_weights, save_weights, weights_hash
+from bench.data import DATASETS, Parts, load
+from bench.models import build
+from bench.plan import FORMAT, EvalJob, evaluation_jobs
+from bench.settings import RunSettings
+from bench.teachers import check_model
+
+METHOD = "external"
+
+
+def adopt(
+    run: RunSettings,
+    model_name: str,
+    checkpoint: Path,
+    *,
+    label: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Path, tuple[EvalJob, ...]]:
+    """Store a foreign checkpoint's weights under method `external`, keyed by their hash.
+
+    Args:
+        run: data set, attacks, threat model, seeds and folders.
+        model_name: architecture; with mean and std the network is put behind that normalisation.
+        checkpoint: weights, see `bench.checkpoints.load_weights`.
+        label: row name in tables; the file's name if not given.
+        mean: of the normalisation that its training used.
+        std: likewise.
+
+    Returns:
+        The run's folder below the results folder, and the evaluations to do.
+
+    Raises:
+        UsageError: if the weights do not fit the model.
+        BenchError: if the model is not plausible on the data.
+    """
+    parts = load(run.dataset, Path(run.data_dir), download=run.download)
+    channels, size, _ = parts.image
+    network = build(model_name, parts.num_classes, channels, size, seed=0)
+    model = fit(network, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
+    return store_model(run, model_name, model, parts, label or checkpoint.name, str(checkpoint))
+
+
+def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
+    """Store a model of the RobustBench zoo likewise; its architecture is named `robustbench:ID`."""
+    from bench.zoo import zoo_model
+
+    data_dir = Path(run.data_dir)
+    parts = load(run.dataset, data_dir, download=run.download)
+    model = zoo_model(zoo_id, run.dataset, run.norm, data_dir / "zoo", download=run.download)
+    name = f"robustbench:{zoo_id}"
+    return store_model(run, name, model, parts, label or zoo_id, name)
+
+
+def store_model(
+    run: RunSettings, model_name: str, model: nn.Module, parts: Parts, label: str, source: str
+) -> tuple[Path, tuple[EvalJob, ...]]:
+    """Write weights and run.json of a foreign model, unless they are there already."""
+    check_model(model, parts, label)
+    weights: dict[str, Tensor] = dict(model.state_dict())
+    key = weights_hash(weights)[:16]
+    folder = Path(run.dataset, model_name.replace("/", "_").replace(":", "_"), METHOD, key)
+    with store.locked(Path(run.out) / folder, wait=True):
+        if not store.is_done(Path(run.out) / folder):
+            save_weights(Path(run.out) / folder / "last.safetensors", weights)
+            store.write_json(
+                Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, source)
+            )
+            store.mark_done(Path(run.out) / folder)
+    return folder, evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label)
+
+
+def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, source: str) -> dict[str, Any]:
+    eps = run.eps if run.eps is not None else DATASETS.sketch(run.dataset).facts["eps"][run.norm]
+    return {
+        "format": FORMAT, "key": key, "dataset": run.dataset, "model": model, "method": METHOD, "label": label,
+        "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,
+        "norm": run.norm, "eps": eps, "settings": {}, "training": {}, "checkpoint": source,
+        "data": {
+            "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
+            "test_size": len(parts.test), "hash": parts.hash,
+        },
+        "teachers": {}, "warm_start": None, "passes": {}, "versions": devices.versions(),
+        "hardware": devices.describe("cpu", run.threads),
+    }  # fmt: skip

@@ -1,0 +1,49 @@
+"""Normalisation as a layer of the model, so that attacks and radii stay in the units of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import UsageError
+
+
+class Normalized(nn.Module):
+    """A model behind `(x - mean) / std`.
+
+    Args:
+        model: takes normalised images.
+        mean: of each channel, or one for all, in units of x in [0, 1].
+        std: likewise, above 0.
+
+    Raises:
+        UsageError: if the two differ in length, or a deviation is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        means = torch.as_tensor(mean, dtype=torch.float32).flatten()
+        stds = torch.as_tensor(std, dtype=torch.float32).flatten()
+        if len(means) != len(stds) or not bool((stds > 0).all()):
+            raise UsageError(
+                f"normalisation: expected a mean and a deviation above 0 per channel, got {means.tolist()} "
+                f"and {stds.tolist()}"
+            )
+        self.model = model
+        self.register_buffer("mean", means.view(1, -1, 1, 1))
+        self.register_buffer("std", stds.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of x (N, C, H, W) in [0, 1]."""
+        if self.mean.shape[1] not in (1, x.shape[1]):
+            raise ValueError(
+                f"normalisation: expected images with {self.mean.shape[1]} channels, got {x.shape[1]}; "
+                "give one mean and one deviation per channel"
+            )
+        logits: Tensor = self.model((x - self.mean) / self.std)
+        return logits

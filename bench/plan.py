@@ -1,0 +1,402 @@
+"""From settings to jobs: methods x seeds x attacks, teachers and warm starts first, each job with its key.
+
+Nothing here imports torch or reads data: what a method declares is read from its sketch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from attacks.registry import canonical
+from attacks.sketch import Sketch
+from attacks.tables import ATTACKS
+from bench.data import DATASETS
+from bench.errors import UsageError
+from bench.settings import RunSettings
+from bench.store import key_of
+from methods.recipes import DEFAULT, Recipe
+from methods.tables import METHODS
+
+TEACHER_METHOD = "trades"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run.
+
+    Attributes:
+        dataset, model, method, seed, role: what is trained; the role is "student" or "teacher".
+        label: the name of its row: the method, with the settings the user changed.
+        settings: keyword arguments of the method.
+        recipe_name, recipe: the schedule, every value resolved.
+        norm, eps: the threat model it is evaluated under.
+        select: checkpoint rule.
+        train_limit: stratified part of the training samples.
+        teachers: role -> where the teacher comes from: {"run": key, "folder": ...} or {"file": ...} or {"zoo": ...}.
+        warm_start: {"run": key, "folder": ...}, or None.
+        device, threads, deterministic: what the bits depend on besides.
+        source: hash of the plug-in's file, or "" for a method of the suite.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    role: str
+    label: str
+    settings: Mapping[str, Any]
+    recipe_name: str
+    recipe: Recipe
+    norm: str
+    eps: float
+    select: str
+    train_limit: int | None
+    teachers: Mapping[str, Mapping[str, str]]
+    warm_start: Mapping[str, str] | None
+    device: str
+    threads: int
+    deterministic: bool
+    revision: int
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """Hash of everything the weights depend on."""
+        recipe = replace(self.recipe, source="", selection="", settings={})  # what these say stands elsewhere
+        identity = asdict(replace(self, recipe=recipe))
+        for name in ("role", "label", "recipe_name"):
+            del identity[name]
+        identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
+        identity["warm_start"] = None if self.warm_start is None else _origin(self.warm_start)
+        identity["device"] = self.device.partition(":")[0]
+        if self.select != "test":
+            del identity["norm"], identity["eps"]  # the selection attack is the only other reader
+            identity["selection_threat"] = None if self.select == "last" else [self.norm, self.eps]
+        return key_of({"format": FORMAT, **identity})
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the results folder."""
+        return Path(self.dataset, self.model.replace("/", "_").replace(":", "_"), self.method, self.key)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys of the runs it starts from."""
+        sources = [*self.teachers.values(), *([self.warm_start] if self.warm_start else [])]
+        return tuple(source["run"] for source in sources if "run" in source)
+
+    @property
+    def title(self) -> str:
+        """For logs and progress: method, seed."""
+        return f"{self.label} (teacher)" if self.role == "teacher" else f"{self.label} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """One attack on one checkpoint.
+
+    Attributes:
+        run: folder of the run, below the results folder.
+        run_key: its key.
+        checkpoint: "last" or "best".
+        attack: name.
+        settings: the attack's settings besides its threat model.
+        dataset, model: what is attacked.
+        norm, eps: threat model.
+        seed: of the evaluation's streams.
+        limit: stratified part of the test samples, None for all.
+        block: samples that are attacked together.
+        device, threads, deterministic, revision: what the bits depend on besides.
+        title: for logs and progress.
+    """
+
+    run: Path
+    run_key: str
+    checkpoint: str
+    attack: str
+    settings: Mapping[str, Any]
+    dataset: str
+    model: str
+    norm: str
+    eps: float
+    seed: int
+    limit: int | None
+    block: int
+    device: str
+    threads: int
+    deterministic: bool
+    revision: int
+    title: str = ""
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """Hash of everything the outcomes depend on."""
+        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("run", "title")}
+        identity["device"] = self.device.partition(":")[0]
+        identity["settings"] = dict(self.settings)
+        return key_of({"format": FORMAT, **identity})
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the results folder."""
+        return self.run / "eval" / self.key
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Key of the run it attacks."""
+        return (self.run_key,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs in an order in which each comes after what it needs.
+
+    Attributes:
+        train, evaluate: the jobs.
+        notes: what was adapted, one sentence each.
+    """
+
+    train: tuple[TrainJob, ...]
+    evaluate: tuple[EvalJob, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Planner:
+    run: RunSettings
+    device: str
+    train: dict[str, TrainJob] = field(default_factory=dict)
+    evaluated: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def job(self, method: str, seed: int, *, role: str = "student") -> TrainJob:
+        """The job of a method and seed, with the jobs it needs put before it."""
+        sketch = METHODS.sketch(method)
+        facts = DATASETS.sketch(self.run.dataset).facts
+        overrides = _overrides(self.run, method if role == "student" else "teacher", sketch)
+        recipe_name, recipe = self._recipe(method, sketch, overrides, facts)
+        eps = self.run.eps if self.run.eps is not None else facts["eps"][self.run.norm]
+        settings = self._settings(method, sketch, recipe, overrides, eps, facts)
+        own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
+        changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
+        select = self.run.select or recipe.selection
+        if role == "teacher":
+            model = self.run.teacher_model or facts.get("teacher_model", facts["model"])
+        else:
+            model = self.run.model or facts["model"]
+        settings.update(own)
+        job = TrainJob(
+            dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
+            label=f"{method} ({changed})" if changed else method,
+            settings=settings, recipe_name=recipe_name, recipe=recipe, norm=self.run.norm, eps=eps,
+            select=select, train_limit=self.run.train_limit,
+            teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
+            warm_start=self._warm_start(sketch.fact("warm_start"), seed),
+            device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
+            revision=sketch.fact("revision", 1), source=_source_hash(method, sketch),
+        )  # fmt: skip
+        self.train.setdefault(job.key, job)
+        return job
+
+    def _recipe(
+        self, method: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> tuple[str, Recipe]:
+        known = {**DEFAULT, **sketch.fact("recipes", {})}
+        name = (self.run.recipe or facts.get("recipe", "paper")).lower()
+        if name not in known:
+            raise UsageError(f"--recipe {name}: {method} has the recipes {', '.join(sorted(known))}")
+        recipe: Recipe = known[name]
+        changes = {key.removeprefix("recipe."): v for key, v in overrides.items() if key.startswith("recipe.")}
+        epochs = changes.get("epochs", self.run.epochs)
+        if epochs is not None and epochs != recipe.epochs:
+            self._note(f"{method}: {recipe.epochs} epochs become {epochs}; epoch-valued settings follow in proportion")
+            settings = {
+                key: _rescaled(value, epochs / recipe.epochs) if key in sketch.fact("epoch_settings", ()) else value
+                for key, value in recipe.settings.items()
+            }
+            milestones = _rescaled(recipe.milestones, epochs / recipe.epochs)
+            recipe = replace(recipe, epochs=epochs, milestones=milestones, settings=settings)
+        if self.run.batch_size is not None:
+            recipe = replace(recipe, batch_size=self.run.batch_size)
+        recipe = replace(recipe, augment=recipe.augment or facts.get("augment", "none"), **changes)
+        if facts.get("augment") == "none" and recipe.augment != "none" and "augment" not in changes:
+            recipe = replace(recipe, augment="none")
+            self._note(f"{method}: {self.run.dataset} is trained without augmentation")
+        return name, recipe
+
+    def _settings(
+        self, method: str, sketch: Sketch, recipe: Recipe, own: Mapping[str, Any], eps: float, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
+        settings = dict(sketch.settings)
+        paper = {**DEFAULT, **sketch.fact("recipes", {})}["paper"]
+        for name in sketch.fact("epoch_settings", ()):
+            settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
+        settings.update(recipe.settings)
+        factor = eps / recipe.threat_eps
+        if abs(factor - 1) > 1e-9:
+            self._note(f"{method}: training radius and step are scaled by {factor:.4g}, to eps {eps:.4g}")
+            settings.update(eps=settings["eps"] * factor, step_size=settings["step_size"] * factor)
+        settings.update(num_classes=facts.get("classes", 10), norm=self.run.norm)
+        for name in own:
+            if name in ("num_classes", "norm"):
+                raise UsageError(f"--set {method}.{name}: comes from the data set and --norm; leave it out")
+        return settings
+
+    def _teacher(self, role: str) -> dict[str, str]:
+        """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
+        given = self.run.teacher
+        if given is None:
+            job = self.job(TEACHER_METHOD, 0, role="teacher")
+            self.evaluated.setdefault(job.key)
+            return {"run": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
+        if ":" in given and given.partition(":")[0].lower() == "robustbench":
+            return {"zoo": given.partition(":")[2], "label": given}
+        if not Path(given).is_file():
+            raise UsageError(f"--teacher {given}: expected a checkpoint file or robustbench:ID, found neither")
+        facts = DATASETS.sketch(self.run.dataset).facts
+        model = self.run.teacher_model or facts.get("teacher_model", facts["model"])
+        return {"file": given, "model": model, "sha256": _file_hash(Path(given)), "label": Path(given).name}
+
+    def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
+        if method is None:
+            return None
+        job = self.job(METHODS.resolve(method), seed)
+        return {"run": job.key, "folder": str(job.folder), "label": job.label}
+
+    def _note(self, sentence: str) -> None:
+        self.notes.setdefault(sentence)
+
+
+def make_plan(run: RunSettings, device: str) -> Plan:
+    """All jobs of a run.
+
+    Args:
+        run: validated settings.
+        device: the device they resolve to.
+
+    Raises:
+        UsageError: if a setting does not fit the method, the recipe or the data set.
+    """
+    planner = _Planner(run, device)
+    owners = {canonical(name) for name in (*METHODS.names(), *ATTACKS.names(), "teacher")}
+    for dotted in run.overrides:
+        if "." not in dotted or canonical(dotted.partition(".")[0]) not in owners:
+            raise UsageError(
+                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
+            )
+    for method in run.methods:
+        for seed in run.seeds:
+            planner.evaluated.setdefault(planner.job(method, seed).key)
+    jobs = [planner.train[key] for key in planner.evaluated]
+    evaluate = [
+        evaluation
+        for job in jobs
+        for checkpoint in (("last",) if job.select == "last" else ("best", "last"))
+        for evaluation in evaluation_jobs(
+            run, device, job.folder, job.key, job.model, job.title, checkpoint=checkpoint, seed=job.seed
+        )
+    ]
+    return Plan(tuple(planner.train.values()), tuple(evaluate), tuple(planner.notes))
+
+
+def evaluation_jobs(
+    run: RunSettings, device: str, folder: Path, key: str, model: str, title: str,
+    *, checkpoint: str = "last", seed: int = 0,
+) -> tuple[EvalJob, ...]:  # fmt: skip
+    """Every attack of a run on one checkpoint."""
+    eps = run.eps if run.eps is not None else DATASETS.sketch(run.dataset).facts["eps"][run.norm]
+    jobs = []
+    for attack in run.attacks:
+        sketch = ATTACKS.sketch(attack)
+        limits = [n for n in (run.limit, run.autoattack_limit if attack == "autoattack" else None) if n is not None]
+        jobs.append(
+            EvalJob(
+                run=folder,
+                run_key=key,
+                checkpoint=checkpoint,
+                attack=attack,
+                settings={**sketch.settings, **_overrides(run, attack, sketch)},
+                dataset=run.dataset,
+                model=model,
+                norm=run.norm,
+                eps=eps,
+                seed=seed,
+                limit=min(limits, default=None),
+                block=run.block,
+                device=device,
+                threads=run.threads,
+                deterministic=run.deterministic,
+                revision=sketch.fact("revision", 1),
+                title=f"{title}, {checkpoint}",
+                source=_source_hash(attack, sketch),
+            )  # fmt: skip
+        )
+    return tuple(jobs)
+
+
+def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
+    """What `--set` says about a method or an attack, checked against what it has."""
+    own: dict[str, Any] = {}
+    for dotted, value in run.overrides.items():
+        owner, _, rest = dotted.partition(".")
+        if canonical(owner) != canonical(name):
+            continue
+        of_recipe = rest.startswith("recipe.")
+        known = {f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe)} if of_recipe else sketch.settings
+        word = rest.removeprefix("recipe.").replace("-", "_")
+        if word not in known:
+            raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
+        own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
+    return own
+
+
+def _origin(source: Mapping[str, str]) -> dict[str, str]:
+    """What identifies a teacher: the key of its run, the hash of its file, or its id."""
+    return {name: source[name] for name in ("run", "sha256", "zoo", "model") if name in source}
+
+
+def _rescaled(value: Any, ratio: float) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rescaled(item, ratio) for item in value)
+    return int(value * ratio + 0.5)
+
+
+def _checked(where: str, value: Any, known: Any) -> Any:
+    """A value in the type of the default it replaces."""
+    if isinstance(known, bool) is not isinstance(value, bool) and known is not None:
+        raise UsageError(
+            f"{where}: expected {'true or false' if isinstance(known, bool) else 'a value'}, got {value!r}"
+        )
+    if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(known, tuple):
+        return value if isinstance(value, tuple) else (value,)
+    if known is not None and not isinstance(value, type(known)) and not isinstance(known, Mapping):
+        raise UsageError(f"{where}: expected {type(known).__name__} like {_show(known)}, got {value!r}")
+    return value
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _source_hash(name: str, sketch: Sketch) -> str:
+    """The hash of a plug-in's file; those of the suite carry a revision instead."""
+    if name in METHODS.builtin or name in ATTACKS.builtin or sketch.source is None:
+        return ""
+    return _file_hash(sketch.source)
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""What a job tells the person in front of it, and when it is asked to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import Interrupted
+
+log = logging.getLogger("bench")
+
+
+class Progress:
+    """Receives a job's progress; this one is silent. Launchers override it."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """So many units of so many are done; `text` is the running figure."""
+
+    def line(self, text: str) -> None:
+        """A line worth keeping: it goes to the run's log."""
+        log.info("%s", text)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job should save and stop."""
+        return False
+
+    def check(self) -> None:
+        """Stop here if asked to; for places where nothing needs saving.
+
+        Raises:
+            Interrupted: if the job should stop.
+        """
+        if self.stopping:
+            raise Interrupted("stopped on request; run the same command again to go on")
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append what is logged meanwhile to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("bench")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,164 @@
+"""Is a results folder sound? Every file is read, every figure recomputed, every checkpoint hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.checked import read_json
+from bench.errors import BenchError
+from bench.outcomes import CLEAN, Outcomes
+from bench.report.frame import Roots, run_folders
+from bench.report.main import render
+
+RUN_FACTS = ("key", "dataset", "model", "method", "seed", "data")
+EVAL_FACTS = ("key", "checkpoint", "attack", "weights", "n", "classes", "class_names")
+# Tables that may lie in a results folder, with the reporter that wrote them.
+TABLES = {"table.md": "markdown", "table.tex": "latex", "table.csv": "csv", "table.json": "json"}
+
+
+def verify(results: Roots) -> list[str]:
+    """Check one or several results folders.
+
+    Read are run.json, eval.json, history.jsonl, timing.jsonl and the outcomes; recomputed are all figures and
+    the tables that lie in the folder itself (`table.md`, `.tex`, `.csv`, `.json`); hashed are the weights.
+
+    Returns:
+        One sentence per problem; empty if all is well.
+
+    Raises:
+        UsageError: if a folder does not exist.
+    """
+    folders = run_folders(results)
+    problems = [problem for folder in folders for problem in _check_run(folder)]
+    if not folders:
+        problems.append(f"{results}: expected at least one run, found none")
+    roots = [results] if isinstance(results, (str, Path)) else results
+    return problems + [problem for root in roots for problem in _check_tables(Path(root))]
+
+
+def _check_run(folder: Path) -> Iterator[str]:
+    if not (folder / "done").is_file():
+        failure = folder / "failed"
+        reason = f"failed: {failure.read_text(encoding='utf-8').strip()}" if failure.is_file() else "not finished"
+        yield f"{folder}: {reason}"
+    try:
+        facts = read_json(folder / "run.json")
+    except BenchError as error:
+        yield str(error)
+        return
+    yield from _missing(folder / "run.json", facts, RUN_FACTS)
+    if facts.get("key", folder.name) != folder.name:
+        yield f"{folder / 'run.json'}: expected the key {folder.name}, the name of its folder, got {facts['key']}"
+    for name in ("history.jsonl", "timing.jsonl"):
+        yield from _check_lines(folder / name)
+    if facts.get("method") != "external" and (folder / "done").is_file():
+        yield from _check_history(folder, facts)
+    evaluations = sorted(path for path in folder.glob("eval/*") if path.is_dir())
+    for evaluation in evaluations:
+        yield from _check_evaluation(folder, evaluation)
+    yield from _check_agreement(evaluations)
+
+
+def _missing(file: Path, facts: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+    absent = [name for name in names if name not in facts]
+    if absent:
+        yield f"{file}: expected the entries {', '.join(names)}; missing: {', '.join(absent)}"
+
+
+def _check_lines(file: Path) -> Iterator[str]:
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            yield f"{file}, line {number}: expected JSON ({error})"
+
+
+def _check_history(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    file, epochs = folder / "history.jsonl", facts.get("epochs")
+    if not file.is_file():
+        yield f"{file}: missing, although the run is done"
+        return
+    lines = len(file.read_text(encoding="utf-8", errors="replace").splitlines())
+    if epochs is not None and lines != epochs:
+        yield f"{file}: expected {epochs} epochs, got {lines}"
+
+
+def _check_evaluation(run: Path, folder: Path) -> Iterator[str]:
+    if not (folder / "done").is_file():
+        yield f"{folder}: not finished"
+        return
+    try:
+        facts = read_json(folder / "eval.json")
+        yield from _missing(folder / "eval.json", facts, EVAL_FACTS)
+        yield from _check_outcomes(folder, facts, Outcomes.read(folder))
+    except (BenchError, ValueError) as error:
+        yield str(error) if str(folder) in str(error) else f"{folder}: {error}"
+        return
+    yield from _check_weights(run, folder, facts)
+
+
+def _check_outcomes(folder: Path, facts: dict[str, Any], outcomes: Outcomes) -> Iterator[str]:
+    if facts.get("n", len(outcomes)) != len(outcomes):
+        yield f"{folder}: eval.json says n = {facts['n']}, the outcomes have {len(outcomes)} rows"
+    attack = facts.get("attack") or CLEAN
+    if attack not in outcomes.attacks:
+        yield f"{folder}: eval.json says attack {attack!r}, the outcomes hold {', '.join(outcomes.attacks)}"
+        return
+    stages = [f"{attack}/{stage}" for stage in facts.get("stages") or () if stage != attack]
+    absent = [stage for stage in stages if stage not in outcomes.stages(attack)]
+    if absent and len(stages) > 1:
+        yield f"{folder}: eval.json names stages whose outcomes are missing: {', '.join(absent)}"
+    for name in (CLEAN, attack):
+        outcomes.by_class(name)
+
+
+def _check_weights(run: Path, folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """Compare the checkpoint with the hash that was attacked; a copy that holds no weights at all is let pass."""
+    file = run / f"{facts.get('checkpoint', 'last')}.safetensors"
+    if not file.is_file():
+        if any(run.glob("*.safetensors")) or (run / "state.pt").is_file():
+            yield f"{file}: missing, although {folder.name} evaluated it"
+        return
+    if _sha256(file) != facts.get("weights"):
+        yield f"{file}: its SHA-256 is not that of the weights in {folder / 'eval.json'}; evaluate it again"
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_agreement(evaluations: list[Path]) -> Iterator[str]:
+    """Evaluations of one checkpoint must agree on labels and clean predictions."""
+    first: dict[str, tuple[Path, dict[int, tuple[int, int]]]] = {}
+    for folder in evaluations:
+        try:
+            checkpoint = str(read_json(folder / "eval.json").get("checkpoint"))
+            table = Outcomes.read(folder)
+        except BenchError:
+            continue
+        own = dict(zip(table.index.tolist(), zip(table.label.tolist(), table.clean.tolist(), strict=True), strict=True))
+        before, known = first.setdefault(checkpoint, (folder, own))
+        if any(known.get(index, value) != value for index, value in own.items()):
+            yield f"{folder}: labels or clean predictions differ from those in {before}, though both are {checkpoint!r}"
+
+
+def _check_tables(root: Path) -> Iterator[str]:
+    for name, format in TABLES.items():
+        file = root / name
+        if not file.is_file():
+            continue
+        try:
+            if render(root, format=format).strip() != file.read_text(encoding="utf-8").strip():
+                yield f"{file}: differs from the table recomputed from the outcomes; write it again with `bench report`"
+        except BenchError as error:
+            yield f"{file}: cannot be recomputed ({error})"

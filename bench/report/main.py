@@ -1,0 +1,133 @@
+"""The main table: clean and robust accuracy, worst class and NSD of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bench.report.cells import Row, Table
+from bench.report.columns import Column, threat_text, titles
+from bench.report.frame import Roots
+from bench.report.marks import Mark, Marks, marks
+from bench.report.notes import table_notes
+from bench.report.sheet import (
+    DASH,
+    STATISTIC_TITLES,
+    Entry,
+    Head,
+    Sheet,
+    interval_text,
+    number,
+    reporter,
+    spread_text,
+)
+from bench.report.table import build_tables
+
+
+def render(
+    results: Roots,
+    *,
+    format: str = "markdown",
+    intervals: bool = False,
+    dataset: str | None = None,
+    methods: Sequence[str] | None = None,
+    checkpoint: str | None = None,
+) -> str:
+    """The robustness-fairness tables of one or several results folders.
+
+    Args:
+        results: a results folder, or several.
+        format: a name in `REPORTERS`: markdown, latex, csv, json, or that of a plug-in.
+        intervals: also print 95 % bootstrap intervals.
+        dataset: only this data set.
+        methods: only these methods or row labels.
+        checkpoint: only "last" or only "best".
+
+    Raises:
+        UsageError: if nothing was evaluated there, or a name is unknown.
+        BenchError: if a file is broken.
+    """
+    write = reporter(format)
+    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint)
+    return write([table_sheet(table, intervals=intervals) for table in tables])
+
+
+def table_sheet(table: Table, *, intervals: bool = False) -> Sheet:
+    """One table in words."""
+    marked = marks(table, intervals=intervals)
+    names = titles(table.columns)
+    heads = [Head("Method", is_number=False), Head("Checkpoint", is_number=False)]
+    heads += [Head(STATISTIC_TITLES[s], names[column]) for column in table.columns for s in table.statistics]
+    stands_out = any(mark.best for mark in marked.values())
+    return Sheet(
+        title=table_title(table),
+        heads=tuple(heads),
+        rows=tuple(_entries(table, i, row, marked) for i, row in enumerate(table.rows)),
+        notes=tuple(table_notes(table, intervals=intervals, marked=stands_out)),
+        records=tuple(record for i, row in enumerate(table.rows) for record in _records(table, i, row, marked)),
+    )
+
+
+def table_title(table: Table) -> str:
+    """Data set, model and threat model."""
+    return f"{table.dataset}, {table.model}, {threat_text(table.norm, table.eps)}"
+
+
+def checkpoint_text(row: Row) -> str:
+    """The checkpoint of a row; a selection on the test set is named as such."""
+    chosen_on_test = row.run.facts.get("selection") == "test"
+    return row.checkpoint.replace("best", "best (test)") if chosen_on_test else row.checkpoint
+
+
+def _entries(table: Table, place: int, row: Row, marked: Marks) -> tuple[Entry, ...]:
+    figures = [
+        _entry(row, column, statistic, marked.get((place, column, statistic), Mark()))
+        for column in table.columns
+        for statistic in table.statistics
+    ]
+    return (Entry(row.name), Entry(checkpoint_text(row)), *figures)
+
+
+def _entry(row: Row, column: Column, statistic: str, mark: Mark) -> Entry:
+    cell = row.cells.get(column)
+    if cell is None:
+        return Entry(DASH)
+    text = spread_text(cell.mean(statistic), cell.sd(statistic), statistic)
+    return Entry(text, interval_text(mark.interval, statistic), mark.best or mark.tied, mark.second)
+
+
+def row_record(table: Table, row: Row) -> dict[str, Any]:
+    """What a record says about its row."""
+    return {
+        "dataset": table.dataset,
+        "model": row.run.text("model"),
+        "norm": table.norm or None,
+        "eps": table.eps,
+        "row": row.name,
+        "method": row.run.text("method"),
+        "teacher": row.is_teacher,
+        "checkpoint": checkpoint_text(row),
+    }
+
+
+def _records(table: Table, place: int, row: Row, marked: Marks) -> Iterator[dict[str, Any]]:
+    names = titles(table.columns)
+    for column, cell in row.cells.items():
+        for statistic in table.statistics:
+            mark = marked.get((place, column, statistic), Mark())
+            low, high = mark.interval or (None, None)
+            yield row_record(table, row) | {
+                "attack": column.attack,
+                "column": names[column],
+                "n": column.n,
+                "implementation": column.implementation or None,
+                "seeds": " ".join(map(str, cell.seeds)),
+                "statistic": statistic,
+                "mean": number(cell.mean(statistic)),
+                "sd": number(cell.sd(statistic)),
+                "low": number(low),
+                "high": number(high),
+                "best": mark.best,
+                "second": mark.second,
+                "tied_with_best": mark.tied,
+            }

@@ -1,0 +1,148 @@
+"""What stands under a table: everything a reader needs in order to know how its figures came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench import metrics
+from bench.outcomes import CLEAN
+from bench.report.cells import Row, Table
+from bench.report.columns import settings_text, titles
+
+DEFINITION = (
+    "Accuracies in percent. Average: over the test samples. Worst: the worst class. NSD: standard deviation of the "
+    "class accuracies over their mean, ddof 0, lower is fairer. Under an attack a sample counts as right only if its "
+    "clean and its attacked prediction are both right."
+)
+WORST10 = "Worst 10 %: mean of the lowest tenth of the classes."
+MARKED = (
+    "Bold: the best, and what the outcomes cannot tell from it (the 95 % interval of the difference, from a paired "
+    f"bootstrap of {metrics.DRAWS:,} draws over the same test samples within classes{{seeds}}, holds zero; no "
+    "correction for the number of comparisons). Underlined: the second."
+)
+INTERVALS = (
+    "In brackets: 95 % intervals of the mean over seeds from a bootstrap of the test samples within classes "
+    f"({metrics.DRAWS:,} draws, reflected around the figure, which takes off the bias that sampling puts on worst and "
+    "NSD: with few samples a class these two can lie outside)."
+)
+SELECTION = {
+    "last": "last: the weights after the last epoch",
+    "best": "best: the epoch with the highest average plus worst class on held-out training samples",
+    "test": "best (test): the epoch chosen ON THE TEST SET, for replication only",
+}
+
+
+def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
+    """The notes of the main table."""
+    several = any(len(row.seeds) > 1 for row in table.rows)
+    notes = [DEFINITION + (f" {WORST10}" if "worst10" in table.statistics else "")]
+    notes += [sample_note(table), *attack_notes(table), training_note(table), seeds_note(table), selection_note(table)]
+    notes += [noise_note(table)]
+    if marked:
+        notes.append(MARKED.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
+    return [note for note in [*notes, *([INTERVALS] if intervals else [])] if note]
+
+
+def sample_note(table: Table) -> str:
+    """Number of test samples, and which attacks cover a part of them only."""
+    names, most = titles(table.columns), max(column.n for column in table.columns)
+    whole = max((_data(row).get("test_size") or 0 for row in table.rows), default=0)
+    part = f", a stratified part of {whole:,}" if whole > most else ""
+    text = f"Test samples: n = {most:,}{part}, {table.num_classes} classes"
+    fewer = [f"{names[column]} on a stratified part, n = {column.n:,}" for column in table.columns if column.n < most]
+    blocks = _blocks(table)
+    return "; ".join([text, *fewer, *([f"attacked in blocks of {blocks[0]:,}"] if len(blocks) == 1 else [])]) + "."
+
+
+def _blocks(table: Table) -> list[int]:
+    return sorted({column.block for column in table.columns if column.block is not None})
+
+
+def attack_notes(table: Table) -> list[str]:
+    """Implementation and settings of every attack, and the stages that were left out."""
+    names, blocks, notes = titles(table.columns), _blocks(table), []
+    for column in table.columns:
+        if column.attack == CLEAN:
+            continue
+        facts = [column.implementation or "unknown implementation", settings_text(json.loads(column.settings))]
+        if column.stages not in ((), (column.attack,)):
+            facts.append("stages " + ", ".join(column.stages))
+        if column.block is not None and len(blocks) > 1:
+            facts.append(f"blocks of {column.block:,}")
+        notes.append(f"{names[column]}: " + ", ".join(fact for fact in facts if fact) + ".")
+        notes += [f"{names[column]} without {stage}: {reason}." for stage, reason in column.left_out]
+    return notes
+
+
+def training_note(table: Table) -> str:
+    """Training size, recipe and epochs, by row where they differ."""
+
+    def facts(row: Row) -> str:
+        size, epochs, recipe = _data(row).get("train_size"), row.run.facts.get("epochs"), row.run.text("recipe")
+        known = [f"{size:,} samples" if size else "", f"recipe {recipe}" if recipe else ""]
+        known.append(f"{epochs} epochs" if epochs else "")
+        return ", ".join(fact for fact in known if fact) or "unknown"
+
+    return f"Training: {by_row(table.rows, facts)}."
+
+
+def seeds_note(table: Table) -> str:
+    """The seeds, and what the printed spread is."""
+    spread = any(len(row.seeds) > 1 for row in table.rows)
+    text = f"Seeds: {by_row(table.rows, lambda row: ', '.join(map(str, row.seeds)))}"
+    if not spread:
+        return text + " (no spread over seeds)."
+    text += "; mean ± standard deviation over seeds (ddof 1)."
+    names = titles(table.columns)
+    short = [
+        f"{row.name} ({row.checkpoint}), {names[column]}: {', '.join(map(str, cell.seeds))}"
+        for row in table.rows
+        for column, cell in row.cells.items()
+        if cell.seeds != row.seeds
+    ]
+    return text + (f" Fewer seeds in {'; '.join(short)}." if short else "")
+
+
+def selection_note(table: Table) -> str:
+    """What the checkpoints in the table are."""
+    kinds = {part for row in table.rows for part in row.checkpoint.split(" = ")}
+    rules = {_rule(row, kind) for row in table.rows for kind in kinds if kind in row.checkpoint}
+    return "Checkpoints: " + "; ".join(SELECTION.get(rule, rule) for rule in sorted(rules)) + "."
+
+
+def _rule(row: Row, kind: str) -> str:
+    return "test" if kind == "best" and row.run.facts.get("selection") == "test" else kind
+
+
+def noise_note(table: Table) -> str:
+    """The NSD to expect from sampling alone, at the mean accuracy of each column."""
+    names, floors = titles(table.columns), []
+    for column in table.columns:
+        cells = [row.cells[column] for row in table.rows if column in row.cells]
+        floor = metrics.noise_floor(float(np.mean([cell.mean("average") for cell in cells])), cells[0].counts)
+        if not np.isnan(floor):
+            floors.append(f"{names[column]} {floor:.3f}")
+    if not floors:
+        return ""
+    return f"Noise floor, the NSD from sampling alone if all classes were equally accurate: {', '.join(floors)}."
+
+
+def _teacher_note(table: Table) -> str:
+    return " Teachers take no part in this." if any(row.is_teacher for row in table.rows) else ""
+
+
+def _data(row: Row) -> dict[str, Any]:
+    return row.run.facts.get("data") or {}
+
+
+def by_row(rows: Sequence[Row], fact: Callable[[Row], str]) -> str:
+    """A fact of all rows: once if they agree, else the commonest first and the others with their rows."""
+    groups: dict[str, dict[str, None]] = {}
+    for row in rows:
+        groups.setdefault(fact(row), {})[row.name] = None
+    common, *others = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return "; ".join([common[0], *(f"{value} for {', '.join(names)}" for value, names in others)])

@@ -1,0 +1,94 @@
+"""How figures look: small sans-serif type, thin lines, colours that the colour-blind tell apart."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Petroff (2021), "Accessible color sequences for data visualization", ten colours; markers repeat what they say.
+COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+DASHES = ("-", "--", ":", "-.")
+COLOURMAP = "viridis"
+# Inches: a page inside its margins.
+PAGE = (7.2, 9.6)
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
+    "grid.linewidth": 0.4,
+    "grid.color": "0.88",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style, for as long as figures are drawn and saved; the caller's settings come back after it."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, outside pyplot's list and without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG (200 dpi) and PDF, without dates, so that equal figures are equal files."""
+    stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
+    files = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
+    figure.savefig(files[0], metadata={"Software": None})
+    figure.savefig(files[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return files
+
+
+def look(place: int) -> dict[str, Any]:
+    """Colour and marker of the n-th method."""
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def stroke(place: int) -> dict[str, Any]:
+    """Colour and dashes of the n-th line."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)]}
+
+
+def wrapped(text: str, width: int = 22) -> str:
+    """A label in lines of limited width."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False)) or text
+
+
+def grid(axes: Axes) -> None:
+    """Faint grid lines behind the data."""
+    axes.grid(True)
+    axes.set_axisbelow(True)

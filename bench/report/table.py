@@ -1,0 +1,117 @@
+"""Which rows stand in one table.
+
+Rows stand together if they agree in data set, model and threat model; the teachers of its students stand there as
+well, whatever their model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from attacks.registry import canonical
+from bench.errors import UsageError
+from bench.outcomes import CLEAN
+from bench.report.cells import Row, Table
+from bench.report.frame import Roots, Run, read_runs
+from bench.report.rows import BEST, Threat, build_rows, threat_of
+
+
+def build_tables(
+    results: Roots,
+    *,
+    dataset: str | None = None,
+    methods: Sequence[str] | None = None,
+    checkpoint: str | None = None,
+) -> list[Table]:
+    """All tables of one or several results folders.
+
+    Args:
+        results: a results folder, or several.
+        dataset: only this data set.
+        methods: only these methods or row labels, in this order; the teachers of what remains stay.
+        checkpoint: only "last" or only "best".
+
+    Raises:
+        UsageError: if nothing has been evaluated there, or nothing is left of it.
+    """
+    runs = [run for run in read_runs(results) if run.evaluations]
+    if not runs:
+        raise UsageError(
+            f"report: no finished evaluation in {_places(results)}; see `bench status` for what is missing"
+        )
+    if dataset is not None:
+        runs = _keep(runs, "data set", "dataset", [dataset])
+    chosen = runs if not methods else _keep(runs, "method", "method", methods)
+    scopes = {(run.text("dataset"), threat) for run in chosen for threat in _threats(run, runs)}
+    ordered = sorted(scopes, key=lambda scope: (scope[0], scope[1][0], scope[1][1] or -1.0))
+    tables = [table for scope in ordered for table in _tables_of(*scope, chosen, runs, checkpoint)]
+    if not tables:
+        raise UsageError(f"report: no evaluation of the checkpoint {checkpoint!r} in {_places(results)}")
+    return [_ordered(table, methods) for table in tables]
+
+
+def _places(results: Roots) -> str:
+    return str(results) if isinstance(results, (str, Path)) else ", ".join(map(str, results))
+
+
+def _keep(runs: list[Run], kind: str, fact: str, names: Sequence[str]) -> list[Run]:
+    def spellings(run: Run) -> set[str]:
+        return {canonical(run.text(fact))} | ({canonical(run.label)} if fact == "method" else set())
+
+    there = {spelling for run in runs for spelling in spellings(run)}
+    for name in names:
+        if canonical(name) not in there:
+            listed = ", ".join(sorted({run.text(fact) for run in runs}))
+            raise UsageError(f"report: no results for the {kind} {name!r}; there are: {listed}")
+    wanted = {canonical(name) for name in names}
+    return [run for run in runs if spellings(run) & wanted]
+
+
+def _threats(run: Run, runs: Sequence[Run]) -> set[Threat]:
+    """Threat models a run was attacked with; without any, those of its data set, or none at all."""
+    own = _attacked(run)
+    others = {threat for other in runs if other.text("dataset") == run.text("dataset") for threat in _attacked(other)}
+    return own or others or {("", None)}
+
+
+def _attacked(run: Run) -> set[Threat]:
+    return {threat_of(evaluation) for evaluation in run.evaluations if evaluation.attack != CLEAN}
+
+
+def _tables_of(
+    dataset: str, threat: Threat, chosen: Sequence[Run], runs: Sequence[Run], checkpoint: str | None
+) -> Iterator[Table]:
+    here = [run for run in chosen if run.text("dataset") == dataset and threat in _threats(run, runs)]
+    students = [run for run in here if not run.is_teacher] or here
+    busy = {key for run in students for key in run.teacher_keys}
+    idle = [run for run in here if run.is_teacher and run.key not in busy]
+    for model in sorted({run.text("model") for run in students}):
+        own = [run for run in students if run.text("model") == model]
+        keys = {key for run in own for key in run.teacher_keys}
+        teachers = [run for run in runs if run.key in keys and threat in _threats(run, runs)]
+        listed = {run.path: run for run in [*own, *teachers, *idle]}
+        rows = build_rows(list(listed.values()), threat, model, {run.path for run in own}, checkpoint)
+        if rows:
+            columns = sorted({column for row in rows for column in row.cells}, key=lambda column: column.order)
+            yield Table(dataset, model, *threat, tuple(columns), tuple(rows))
+
+
+def _ordered(table: Table, methods: Sequence[str] | None) -> Table:
+    """Rows in a fixed order: as asked for, else by name; the better known checkpoint order; teachers at the end."""
+    asked = [canonical(name) for name in methods or ()]
+
+    def place(row: Row) -> tuple[Any, ...]:
+        spellings = [canonical(row.run.label), canonical(row.run.text("method"))]
+        wish = min((asked.index(name) for name in spellings if name in asked), default=len(asked))
+        return row.is_teacher, wish, _method_place(spellings[1]), row.name, row.checkpoint != BEST
+
+    return Table(table.dataset, table.model, table.norm, table.eps, table.columns, tuple(sorted(table.rows, key=place)))
+
+
+def _method_place(method: str) -> tuple[int, str]:
+    from methods import METHODS
+
+    names = [canonical(name) for name in METHODS.builtin]
+    return (names.index(method) if method in names else len(names)), method

@@ -1,0 +1,121 @@
+"""Folders of results: files that appear whole or not at all, and locks that die with their process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bench.errors import BenchError
+
+DONE, FAILED, LOCK = "done", "failed", ".lock"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole: to a temporary file beside it, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, keys in the order given, floats in full."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object per line, whole."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        BenchError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchError(f"{path}: expected a file, found none; delete the folder and run the command again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: expected JSON, got {error}; delete the folder and run the command again") from None
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON object to a file of times, which no result depends on."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """A hash of canonical settings: 16 hexadecimal digits."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_done(folder: Path) -> bool:
+    """Whether everything in the folder is complete."""
+    return (folder / DONE).is_file()
+
+
+def failure(folder: Path) -> str | None:
+    """The sentence of a failed job; None if it did not fail."""
+    path = folder / FAILED
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def mark_done(folder: Path) -> None:
+    """Write the marker that makes a folder count; last of all files."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / FAILED).unlink()
+    write_text(folder / DONE, "")
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a folder; yields False if another process holds it and `wait` is off.
+
+    The lock is the kernel's and dies with its process. What a killed process left half-written is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+    except Timeout:
+        yield False
+        return
+    try:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        yield True
+    finally:
+        lock.release()
+
+
+class Timer:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed, rounded to milliseconds."""
+        return round(time.perf_counter() - self._start, 3)

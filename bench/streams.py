@@ -1,0 +1,31 @@
+"""Random streams that are derived, never shared: a seed and a purpose give a stream, whatever else was drawn.
+
+No stream has a state that must be saved: the stream of a training step follows from the run's seed, the epoch and
+the step, so a resumed run draws what the undisturbed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A seed of 63 bits from a seed and a purpose."""
+    text = "/".join([str(seed), *map(str, purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
+    """A generator on a device, for one purpose."""
+    return torch.Generator(device=device).manual_seed(derive(seed, *purpose))
+
+
+@contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """Leave the global streams of the CPU and of the device as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -1,0 +1,93 @@
+"""Teachers: from a run of the suite, a file or the zoo; refused when they cannot be what a student needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ascent import mode
+from bench.checkpoints import fit, load_weights
+from bench.data import Part, Parts, to_float
+from bench.errors import BenchError
+from bench.models import build
+from bench.plan import TrainJob
+
+PROBE = 500
+
+
+def load_teacher(
+    source: Mapping[str, str], job: TrainJob, parts: Parts, out: Path, data_dir: Path, download: bool = False
+) -> nn.Module:
+    """A teacher in eval mode with frozen parameters, on the CPU.
+
+    Args:
+        source: its origin, see `TrainJob.teachers`.
+        job: the student's job.
+        parts: the data, to judge the teacher by.
+        out: results folder.
+        data_dir: where the zoo's weights are cached.
+        download: fetch the zoo's weights if they are missing.
+
+    Raises:
+        BenchError: if it cannot be loaded or is not plausible for this data.
+    """
+    if "zoo" in source:
+        from bench.zoo import zoo_model
+
+        model = zoo_model(source["zoo"], job.dataset, job.norm, data_dir / "zoo", download=download)
+    else:
+        file = out / source["folder"] / "last.safetensors" if "folder" in source else Path(source["file"])
+        name = source.get("model") or Path(source["folder"]).parts[1]
+        channels, size, _ = parts.image
+        model = fit(build(name, parts.num_classes, channels, size, seed=0), load_weights(file), where=str(file))
+    model.eval().requires_grad_(False)
+    check_model(model, parts, f"teacher {source['label']}")
+    return model
+
+
+def check_model(model: nn.Module, parts: Parts, label: str) -> None:
+    """Refuse a model with other classes, another input range, or an accuracy near chance.
+
+    Raises:
+        BenchError: naming what was expected and what came.
+    """
+    probe = parts.select
+    with mode(model, train=False), torch.no_grad():
+        logits = model(to_float(probe.x[:PROBE]))
+    if logits.ndim != 2 or logits.shape[1] != parts.num_classes:
+        raise BenchError(
+            f"{label}: expected logits (N, {parts.num_classes}) for {parts.name}, got {tuple(logits.shape)}; "
+            "choose one trained on this data set"
+        )
+    accuracy = _accuracy(model, probe, lambda x: x)
+    least = min(0.9, 2 / parts.num_classes)
+    if not bool(torch.isfinite(logits).all()) or accuracy < least:
+        raise BenchError(
+            f"{label}: expected a clean accuracy of at least {least:.0%} on held-out {parts.name}, got "
+            f"{accuracy:.1%}{_range_hint(model, probe, accuracy)}"
+        )
+
+
+def _range_hint(model: nn.Module, probe: Part, accuracy: float) -> str:
+    """Whether the teacher does better on inputs in another range than [0, 1]."""
+    x = to_float(probe.x[:PROBE])
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    ranges: dict[str, Callable[[Tensor], Tensor]] = {
+        "standardised inputs": lambda x: (x - mean) / std,
+        "inputs in [0, 255]": lambda x: x * 255,
+        "inputs in [-1, 1]": lambda x: 2 * x - 1,
+    }
+    best = max(ranges, key=lambda name: _accuracy(model, probe, ranges[name]))
+    reached = _accuracy(model, probe, ranges[best])
+    if reached < accuracy + 0.2:
+        return "; check the file, the architecture and the data set"
+    return f" (and {reached:.1%} with {best}); put that normalisation inside the model or pass --mean and --std"
+
+
+def _accuracy(model: nn.Module, part: Part, transform: Callable[[Tensor], Tensor]) -> float:
+    with mode(model, train=False), torch.no_grad():
+        right: Tensor = model(transform(to_float(part.x[:PROBE]))).argmax(1) == part.y[:PROBE]
+    return right.double().mean().item()

@@ -1,0 +1,392 @@
+"""The one training loop: batches, optimiser, hooks, history, selection, and a state to resume from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ascent import mode
+from attacks.base import Attack
+from attacks.pgd import PGD
+from attacks.threat import ThreatModel
+from bench import device as devices
+from bench import store
+from bench.augment import augment
+from bench.checkpoints import fit, load_weights, save_weights
+from bench.counting import Counter
+from bench.data import Part, Parts, to_float
+from bench.errors import BenchError, Interrupted
+from bench.models import build
+from bench.plan import FORMAT, TrainJob
+from bench.progress import Progress
+from bench.streams import derive, forked, generator
+from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
+from methods.losses import class_sums
+from methods.tables import METHODS
+
+FINITE_EVERY = 50
+EVALUATION_BATCH = 512
+
+
+class Trainer:
+    """One run, from its start or from its stored state to its end.
+
+    Args:
+        job: what to train.
+        parts: the data.
+        folder: where the run is stored.
+        teachers: role -> frozen teacher.
+        start: weights to start from, for a warm start.
+        progress: receives progress and says when to stop.
+    """
+
+    def __init__(
+        self,
+        job: TrainJob,
+        parts: Parts,
+        folder: Path,
+        *,
+        teachers: Mapping[str, nn.Module],
+        start: Mapping[str, Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.job, self.parts, self.folder, self.progress = job, parts, folder, progress or Progress()
+        self.device = torch.device(job.device)
+        self.train = (parts.train if job.recipe.holdout else _with_held_out(parts)).to(self.device)
+        self.model = build(job.model, parts.num_classes, *parts.image[:2], seed=derive(job.seed, "model"))
+        if start is not None:
+            fit(self.model, dict(start), where=f"{job.title}: warm start")
+        self.model.to(self.device)
+        try:
+            self.method: Method = METHODS[job.method](**job.settings).to(self.device)
+        except (TypeError, ValueError) as error:
+            raise BenchError(f"{job.title}: {error}") from None
+        self.counter = Counter()
+        self.counter.watch(self.model, "student")
+        for teacher in teachers.values():
+            self.counter.watch(teacher.to(self.device), "teacher")
+        recipe = job.recipe
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay, nesterov=recipe.nesterov,
+        )  # fmt: skip
+        batches = torch.arange(len(self.train)).split(recipe.batch_size)
+        self.ctx = Context(
+            epochs=recipe.epochs, steps=len(batches), device=self.device, num_classes=parts.num_classes,
+            class_counts=torch.bincount(self.train.y, minlength=parts.num_classes),
+            generator=torch.Generator(self.device), teachers=teachers,
+            validator=self._validate if recipe.holdout else None,
+        )  # fmt: skip
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.position = (0, 0)
+        self.tally = _Tally(parts.num_classes, self.device)
+
+    def run(self) -> None:
+        """Train to the end, storing after every epoch.
+
+        Raises:
+            BenchError: if the loss is not finite.
+            Interrupted: if asked to stop; everything is saved.
+        """
+        with forked(self.device):
+            try:
+                self.method.setup(self.model, self.ctx)
+            except ValueError as error:
+                raise BenchError(f"{self.job.title}: {error}") from None
+            self._resume()
+            store.write_json(self.folder / "run.json", self._description())
+            for epoch in range(self.position[0], self.ctx.epochs):
+                timer = store.Timer()
+                self._epoch(epoch)
+                store.append_line(
+                    self.folder / "timing.jsonl", {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
+                )
+        save_weights(self.folder / "last.safetensors", self._weights())
+        store.write_lines(self.folder / "history.jsonl", self.history)
+        store.write_json(self.folder / "run.json", self._description())
+        store.mark_done(self.folder)
+
+    def _epoch(self, epoch: int) -> None:
+        ctx, first = self.ctx, self.position[1]
+        ctx.epoch, ctx.lr = epoch, self.job.recipe.lr_at(epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = ctx.lr
+        self.model.train()
+        if first == 0:
+            self.progress.check()
+            ctx.generator.manual_seed(derive(self.job.seed, "begin", epoch))
+            self.method.begin_epoch(self.model, ctx)
+            self.tally.clear()
+        order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
+        for step, rows in enumerate(order.to(self.device).split(self.job.recipe.batch_size)):
+            if step < first:
+                continue
+            if step > 0 and self.progress.stopping:
+                self._save(epoch, step)
+                raise Interrupted(
+                    f"{self.job.title}: saved in epoch {epoch}, step {step}; run the same command to go on"
+                )
+            self._step(epoch, step, rows)
+        self._check_finite(epoch, ctx.steps)
+        ctx.generator.manual_seed(derive(self.job.seed, "end", epoch))
+        self.method.end_epoch(self.model, ctx)
+        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": self._state()}
+        validation = self._select(epoch)
+        if validation:
+            row["validation"] = validation
+        self.history.append(row)
+        self._save(epoch + 1, 0)
+        store.write_lines(self.folder / "history.jsonl", self.history)
+        self.progress.update(epoch + 1, ctx.epochs, _running(row))
+
+    def _step(self, epoch: int, step: int, rows: Tensor) -> None:
+        ctx, seed = self.ctx, self.job.seed
+        ctx.step = step
+        torch.manual_seed(derive(seed, "forward", epoch, step))
+        ctx.generator.manual_seed(derive(seed, "augment", epoch, step))
+        y = self.train.y[rows]
+        kind, reflect = self.job.recipe.augment or "none", "_reflect"
+        padding = "reflect" if kind.endswith(reflect) else "zeros"
+        x = to_float(augment(self.train.x[rows], kind.removesuffix(reflect), ctx.generator, padding=padding))
+        batch = Batch(x, y, rows, y)
+        if len(rows) < 2:  # BatchNorm has no statistics of one sample
+            self.tally.skipped += 1
+            return
+        ctx.generator.manual_seed(derive(seed, "perturb", epoch, step))
+        adv = self.method.perturb(self.model, batch, ctx)
+        with self.method.around_step(self.model, batch, adv, ctx):
+            terms = self._backward(batch, adv)
+            self.method.observe(batch, adv, terms, ctx)
+            if len(terms.loss):
+                self.optimiser.step()
+        self.method.after_step(self.model, ctx)
+        self.tally.add(terms, adv.of(y))
+        if (step + 1) % FINITE_EVERY == 0:
+            self._check_finite(epoch, step)
+
+    def _backward(self, batch: Batch, adv: Adversarial) -> Terms:
+        """Gradients of the mean loss; nothing for fewer than two rows."""
+        if len(adv.x) < 2:
+            self.tally.skipped += 1
+            return Terms(batch.x.new_zeros(0), {})
+        terms = self.method.loss(self.model, batch, adv, self.ctx)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.loss.mean().backward()
+        return terms
+
+    def _check_finite(self, epoch: int, step: int) -> None:
+        if not bool(torch.isfinite(self.tally.loss)):
+            raise BenchError(
+                f"{self.job.title}: the loss is not finite in epoch {epoch}, by step {step}; lower the learning rate "
+                f"(--set {self.job.method}.recipe.lr=...) or check the settings that were changed"
+            )
+
+    # Validation and selection
+
+    def _validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
+        """Clean and attacked logits on the steer part."""
+        return self._attacked(self.parts.steer, attack, model or self.model, "steer")
+
+    def _attacked(self, part: Part, attack: Attack, model: nn.Module, purpose: str) -> Validation:
+        stream = generator(self.device, self.job.seed, purpose, self.ctx.epoch)
+        clean, adv = [], []
+        with self.counter.into("validation"), mode(model, train=False):
+            for rows in torch.arange(len(part)).split(EVALUATION_BATCH):
+                x, y = to_float(part.x[rows].to(self.device)), part.y[rows].to(self.device)
+                x_adv = attack(model, x, y, generator=stream)
+                with torch.no_grad():
+                    clean.append(model(x))
+                    adv.append(model(x_adv))
+        return part.y.to(self.device), torch.cat(clean), torch.cat(adv)
+
+    def _select(self, epoch: int) -> dict[str, float] | None:
+        """Average plus worst class under PGD-10 where the rule asks for it; keeps the best weights."""
+        job = self.job
+        if job.select == "last" or not selection_due(epoch, self.ctx.epochs):
+            return None
+        part = self.parts.test if job.select == "test" else self.parts.select
+        attack = PGD(ThreatModel(job.norm, job.eps), steps=10)  # type: ignore[arg-type]
+        y, clean, adv = self._attacked(part, attack, self.method.evaluation_model(self.model), "select")
+        right = ((clean.argmax(1) == y) & (adv.argmax(1) == y)).double()
+        counts = class_sums(torch.ones_like(right), y, self.parts.num_classes)
+        by_class = class_sums(right, y, self.parts.num_classes) / counts
+        score = right.mean().item() + by_class.min().item()
+        if self.best is None or score > self.best["score"]:
+            self.best = {"epoch": epoch, "score": score}
+            save_weights(self.folder / "best.safetensors", self._weights())
+        return {
+            "clean": (clean.argmax(1) == y).double().mean().item(),
+            "pgd": right.mean().item(), "worst": by_class.min().item(), "score": score,
+        }  # fmt: skip
+
+    # Storing
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self.method.evaluation_model(self.model).state_dict().items()}
+
+    def _state(self) -> dict[str, list[float]]:
+        """The method's per-class state, for the history."""
+        return {name: getattr(self.method, name).double().cpu().tolist() for name in self.method.reported}
+
+    def _save(self, epoch: int, step: int) -> None:
+        """Write state.pt: what resuming at (epoch, step) needs, in bytes that depend on nothing else."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        for i, parameter in enumerate(self.model.parameters()):
+            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum/{i}"] = momentum
+        tensors |= {f"tally/{name}": tensor for name, tensor in self.tally.tensors().items()}
+        position = {
+            "position": [epoch, step], "passes": self.counter.counts, "best": self.best,
+            "skipped": self.tally.skipped, "history": self.history,
+        }  # fmt: skip
+        state = {f"{name}": tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        buffer = io.BytesIO()
+        torch.save({"tensors": state, "position": json.dumps(position)}, buffer)
+        store.write_bytes(self.folder / "state.pt", buffer.getvalue())
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.is_file():
+            return
+        try:
+            stored = torch.load(path, map_location=self.device, weights_only=True)
+            position = json.loads(stored["position"])
+            groups: dict[str, dict[str, Tensor]] = {"model": {}, "method": {}, "momentum": {}, "tally": {}}
+            for name, tensor in stored["tensors"].items():
+                group, _, rest = name.partition("/")
+                groups[group][rest] = tensor
+            self.model.load_state_dict(groups["model"])
+            self.method.load_state_dict(groups["method"])
+        except Exception as error:  # whatever is wrong with the file, the remedy is the same
+            raise BenchError(f"{path}: cannot be resumed from ({error}); delete the folder and run again") from error
+        for i, parameter in enumerate(self.model.parameters()):
+            if str(i) in groups["momentum"]:
+                self.optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)]
+        self.tally.load(groups["tally"], position["skipped"])
+        self.counter.restore(position["passes"])
+        self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
+        self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")
+
+    def _description(self) -> dict[str, Any]:
+        """The content of run.json."""
+        job, parts = self.job, self.parts
+        training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
+        names = ("dataset", "model", "method", "label", "seed", "role")
+        return {
+            "format": FORMAT, "key": job.key, **{name: getattr(job, name) for name in names},
+            "recipe": job.recipe_name, "epochs": job.recipe.epochs, "selection": job.select,
+            "epoch_best": self.best["epoch"] if self.best else None,
+            "norm": job.norm, "eps": job.eps, "settings": dict(job.settings), "training": training,
+            "data": {
+                "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": len(self.train),
+                "select_size": len(parts.select), "steer_size": len(parts.steer), "test_size": len(parts.test),
+                "hash": parts.hash,
+            },
+            "teachers": {role: dict(source) for role, source in job.teachers.items()},
+            "warm_start": None if job.warm_start is None else dict(job.warm_start),
+            "passes": self.counter.counts, "versions": devices.versions(),
+            "hardware": devices.describe(job.device, job.threads), "revision": job.revision, "source": job.source,
+        }  # fmt: skip
+
+
+class _Tally:
+    """Running sums of an epoch, kept on the device and read when the epoch ends."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes, self.device = num_classes, device
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.count = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.classes: dict[str, Tensor] = {}
+        self.skipped = 0
+
+    def add(self, terms: Terms, y: Tensor) -> None:
+        """Fold in one step."""
+        self.loss += terms.loss.detach().double().sum()
+        self.count += len(terms.loss)
+        for view, logits in terms.logits.items():
+            right = (logits.detach().argmax(1) == y).double()
+            sums = torch.stack([class_sums(v, y, self.num_classes) for v in (right, torch.ones_like(right))])
+            self.classes[view] = self.classes[view] + sums if view in self.classes else sums
+
+    def row(self) -> dict[str, Any]:
+        """Loss and accuracies for the history; null for a class that was not trained on."""
+        train = {}
+        for view, (right, count) in self.classes.items():
+            by_class = (right / count).tolist()
+            train[view] = {
+                "accuracy": (right.sum() / count.sum()).item(),
+                "class_accuracy": [value if value == value else None for value in by_class],
+            }
+        loss = (self.loss / self.count.clamp_min(1)).item()
+        return {"loss": loss, "train": train, "skipped_steps": self.skipped}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state must hold."""
+        return {"loss": self.loss, "count": self.count, **{f"{view}": sums for view, sums in self.classes.items()}}
+
+    def load(self, tensors: Mapping[str, Tensor], skipped: int) -> None:
+        """Go on from a state."""
+        self.loss, self.count, self.skipped = tensors["loss"], tensors["count"], skipped
+        self.classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}
+
+
+def selection_due(epoch: int, epochs: int) -> bool:
+    """Whether a checkpoint is judged after an epoch (from 0): all of up to 40, else each fifth and the last quarter."""
+    return epochs <= 40 or (epoch + 1) % 5 == 0 or epoch >= epochs - epochs // 4
+
+
+def _with_held_out(parts: Parts) -> Part:
+    held = (parts.train, parts.select, parts.steer)
+    return Part(*(torch.cat([getattr(part, name) for part in held]) for name in ("x", "y", "index")))
+
+
+def _running(row: Mapping[str, Any]) -> str:
+    view = "adv" if "adv" in row["train"] else "clean"
+    accuracy = row["train"].get(view, {}).get("accuracy", float("nan"))
+    text = f"loss {row['loss']:.3f}, {view} {accuracy:.1%}"
+    return text + (f", held-out worst {row['validation']['worst']:.1%}" if "validation" in row else "")
+
+
+def train(
+    job: TrainJob, parts: Parts, out: Path, data_dir: Path, progress: Progress | None = None, *, download: bool = False
+) -> Path:
+    """Train one job, or go on with it; returns its folder.
+
+    Args:
+        job: what to train.
+        parts: its data.
+        out: results folder; teachers and warm starts of the same plan are read from it.
+        data_dir: data folder, for zoo teachers.
+        progress: receives progress and says when to stop.
+        download: fetch a zoo teacher if it is missing.
+
+    Raises:
+        BenchError: if a teacher is refused or the loss is not finite.
+        Interrupted: if asked to stop.
+    """
+    from bench.teachers import load_teacher
+
+    folder = out / job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    teachers = {
+        role: load_teacher(source, job, parts, out, data_dir, download) for role, source in job.teachers.items()
+    }
+    start = None
+    if job.warm_start is not None:
+        start = load_weights(out / job.warm_start["folder"] / "last.safetensors")
+    Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress).run()
+    return folder

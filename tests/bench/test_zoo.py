@@ -1,0 +1,192 @@
+"""The zoo adapter with its download alone replaced: networks, dictionaries and loader are robustbench's own."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench import zoo
+from bench.errors import BenchError, UsageError
+from bench.zoo import import_robustbench, zoo_model
+
+Write = Callable[[Path], None]
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+
+class TinyEnsemble(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.models = nn.ModuleList([Tiny(), Tiny()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([model(x) for model in self.models]).mean(0)
+
+
+def entries(dataset: str, norm: str) -> dict[str, Any]:
+    dicts = import_robustbench().model_zoo.model_dicts
+    return next(e for d, t in dicts.items() if d.value == dataset for k, e in t.items() if k.value == norm)
+
+
+def random_model(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network of which no buffer has its initial value either."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        model.train()(torch.rand(8, 3, 32, 32)) if make is not Tiny else None
+    return model.eval()
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A small network under an id of its own, in the zoo's dictionary."""
+    monkeypatch.setitem(entries("cifar10", "Linf"), "Tiny2020Net", {"model": Tiny, "gdrive_id": "the-id"})
+    return random_model(Tiny, 1)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the replaced download writes, by id: weights, bytes, or an exception; `asked` lists what was fetched."""
+    files: dict[str, Any] = {"asked": []}
+
+    def fetch(gdrive_id: str, target: Path) -> None:
+        files["asked"].append(gdrive_id)
+        content = files.get(gdrive_id)
+        if isinstance(content, Exception):
+            target.write_bytes(b"half of it")
+            raise content
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        elif content is not None:
+            torch.save(content, target)
+
+    monkeypatch.setattr(zoo, "fetch", fetch)
+    return files
+
+
+def test_importing_leaves_no_stand_in_behind() -> None:
+    code = (
+        "import sys; from bench.zoo import import_robustbench; "
+        "assert 'torch' not in sys.modules; import_robustbench(); "
+        "print([n for n in ('autoattack', 'autoattack.state', 'pkg_resources') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    installed = [n for n in ("autoattack", "pkg_resources") if importlib.util.find_spec(n)]
+    assert done.stderr == ""
+    assert [n for n in eval(done.stdout) if n.partition(".")[0] not in installed] == []
+    import_robustbench()
+    loaders = sys.modules["robustbench.loaders"]
+    assert Path(loaders.pkg_resources.resource_filename("robustbench.loaders", "data.py")).is_file()
+
+
+def test_a_network_of_the_zoo_computes_what_was_saved(tmp_path: Path, served: dict[str, Any]) -> None:
+    make = entries("cifar10", "Linf")["Wong2020Fast"]["model"]
+    original = random_model(make, 1)
+    gdrive_id = entries("cifar10", "Linf")["Wong2020Fast"]["gdrive_id"]
+    served[gdrive_id] = {"state_dict": {f"module.{k}": v for k, v in original.state_dict().items()}}
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model = zoo_model("wong2020fast", "cifar10", "linf", tmp_path, download=True)
+    assert torch.equal(before, torch.get_rng_state())
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(x), original(x))
+    assert not any(module.training for module in model.modules())
+    found = sorted(path.name for path in (tmp_path / "cifar10" / "Linf").iterdir())
+    assert found == ["Wong2020Fast.pt", "Wong2020Fast.pt.sha256"]
+
+
+def test_weights_are_fetched_once_and_held_against_their_first_hash(
+    tmp_path: Path, tiny: nn.Module, served: dict[str, Any]
+) -> None:
+    served["the-id"] = tiny.state_dict()
+    for _ in range(2):
+        model = zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=True)
+        assert torch.equal(model.linear.weight, tiny.linear.weight)
+    assert served["asked"] == ["the-id"]
+    torch.save(random_model(Tiny, 2).state_dict(), tmp_path / "cifar10" / "Linf" / "Tiny2020Net.pt")
+    with pytest.raises(BenchError, match="expected the file first used .SHA-256 .*delete it and Tiny2020Net.pt.sha256"):
+        zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=True)
+
+
+def test_a_file_put_there_by_hand_is_used(tmp_path: Path, tiny: nn.Module, served: dict[str, Any]) -> None:
+    place = tmp_path / "cifar10" / "Linf" / "Tiny2020Net.pt"
+    with pytest.raises(
+        UsageError, match=r"Tiny2020Net\.pt: there is no such file; add --download, or fetch https://.*the-id"
+    ):
+        zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=False)
+    place.parent.mkdir(parents=True)
+    torch.save(tiny.state_dict(), place)
+    model = zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=False)
+    assert torch.equal(model.linear.weight, tiny.linear.weight)
+    assert served["asked"] == []
+
+
+def test_an_ensemble_takes_a_file_for_each_member(tmp_path: Path, served: dict[str, Any], monkeypatch) -> None:
+    entry = {"model": TinyEnsemble, "gdrive_id": ["first", "second"]}
+    monkeypatch.setitem(entries("cifar10", "Linf"), "Tiny2021Pair", entry)
+    members = [random_model(Tiny, seed) for seed in (1, 2)]
+    served |= {"first": members[0].state_dict(), "second": members[1].state_dict()}
+    model = zoo_model("Tiny2021Pair", "cifar10", "linf", tmp_path, download=True)
+    for loaded, member in zip(model.models, members, strict=True):
+        assert torch.equal(loaded.linear.weight, member.linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html><html>Virus scan warning</html>", "expected weights, got a web page"),
+        (b"PK\x03\x04 cut short", "damaged or cut short"),
+        ({"state_dict": Tiny()}, "pickled objects"),
+        (OSError("no route to host"), "no route to host"),
+        (None, "there is no such file"),
+    ],
+    ids=["page", "truncated", "code", "network", "nothing"],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_failed_download_leaves_nothing_and_says_what_to_do(
+    tmp_path: Path, served: dict[str, Any], content: Any, reason: str
+) -> None:
+    served["the-id"] = content
+    place = tmp_path / "cifar10" / "Linf"
+    with pytest.raises(
+        BenchError, match=rf"could not be fetched \(.*{reason}.*id=the-id and put it at .*Tiny2020Net\.pt"
+    ):
+        zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=True)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_of_another_network_are_refused(tmp_path: Path, served: dict[str, Any]) -> None:
+    served["the-id"] = nn.Linear(3, 3).state_dict()
+    with pytest.raises(BenchError, match="robustbench:Tiny2020Net: the weights in .* do not fit its network"):
+        zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=True)
+
+
+def test_requests_that_the_zoo_cannot_meet(tmp_path: Path) -> None:
+    for id, dataset, norm, message in (
+        (
+            "Wong2020Fats",
+            "cifar10",
+            "linf",
+            "no such network among the .* of cifar10 Linf; did you mean 'Wong2020Fast'",
+        ),
+        ("Wong2020Fast", "svhn", "linf", "expected cifar10 or cifar100 with linf or l2, got svhn"),
+        ("Wong2020Fast", "cifar100", "l2", "no network"),
+        ("Debenedetti2022Light_XCiT-S12", "cifar10", "linf", "fetched by timm"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            zoo_model(id, dataset, norm, tmp_path, download=True)
