@@ -131,8 +131,8 @@ class APGDCE(Stage):
     name = "apgd-ce"
 
     def passes(self, num_classes: int) -> Passes:
-        """A forward and input gradient per step and for the start, and one forward for the labels."""
-        return Passes(forward=self.steps + 2, input_grad=self.steps + 1)
+        """A forward and input gradient per step and for the start, and two forwards for classes and labels."""
+        return Passes(forward=self.steps + 3, input_grad=self.steps + 1)
 
     def member(self, ensemble: Any, num_classes: int) -> Any:
         """APGD with cross-entropy, one restart."""
@@ -166,7 +166,7 @@ class APGDT(_Targeted):
     def passes(self, num_classes: int) -> Passes:
         """Per target: a forward and input gradient per step and for the start, and one forward for the target."""
         per_target = Passes(forward=self.steps + 2, input_grad=self.steps + 1)
-        return per_target * self._targets(num_classes) + Passes(forward=1)
+        return per_target * self._targets(num_classes) + Passes(forward=2)
 
     def member(self, ensemble: Any, num_classes: int) -> Any:
         """Targeted APGD, one restart per target."""
@@ -215,8 +215,8 @@ class Square(Stage):
     name = "square"
 
     def passes(self, num_classes: int) -> Passes:
-        """One forward per query, and three for labels, start and verdict."""
-        return Passes(forward=self.queries + 3)
+        """One forward per query, and four for classes, labels, start and verdict."""
+        return Passes(forward=self.queries + 4)
 
     def member(self, ensemble: Any, num_classes: int) -> Any:
         """Square with p_init 0.8."""
@@ -259,10 +259,10 @@ class AutoAttack:
         return reference_version()
 
     def passes(self, num_classes: int) -> Passes:
-        """Those of a sample that every stage attacks in full."""
-        apgd = Passes(forward=self.steps + 2, input_grad=self.steps + 1)
+        """Those of a sample that every stage attacks in full, with five forwards for labels and verdicts."""
+        apgd = Passes(forward=self.steps + 3, input_grad=self.steps + 1)
         targeted = Passes(forward=3 * self.steps + 8, input_grad=2 * self.steps + 1)
-        return apgd + targeted * min(self.targets, num_classes - 1) + Passes(forward=self.queries + 5)
+        return apgd + targeted * min(self.targets, num_classes - 1) + Passes(forward=self.queries + 12)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Adversarial inputs like x (N, C, H, W): the first stage's that fools the model, else x."""

@@ -109,9 +109,10 @@ class Registry(Generic[T]):
     def sketch(self, name: str) -> Sketch:
         """What is known of a plug-in; built-in ones are read from their source, unimported."""
         known = self.resolve(name)
-        if known in self._objects or known not in self.builtin:
-            return sketch_object(known, self[known], self._facts.get(known, {}))
-        return sketch_source(known, self.builtin[known])
+        if known in self.builtin:
+            return sketch_source(known, self.builtin[known])
+        thing = self[known]
+        return sketch_object(known, thing, self._facts[known])
 
     def _spelling(self, name: str) -> str | None:
         wanted = canonical(name)

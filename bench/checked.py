@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,6 @@ import numpy.typing as npt
 
 from bench.errors import BenchError
 from bench.metrics import Bools, Ints
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BenchError: if the file is missing or does not hold a JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise BenchError(f"{file}: expected JSON, got something else ({error})") from None
-    if not isinstance(content, dict):
-        raise BenchError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def read_columns(file: Path) -> dict[str, npt.NDArray[Any]]:

@@ -75,6 +75,11 @@ def _list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, ...]]
     return split
 
 
+def _names(*names: str, help: str) -> Callable[[Command], Command]:
+    """An option that takes a comma list and may be repeated."""
+    return click.option(*names, callback=_list(), multiple=True, metavar="LIST", help=help)
+
+
 def _radius(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A callback for a number or a fraction."""
     from bench.settings import radius
@@ -120,7 +125,7 @@ EVALUATION_OPTIONS = _options(
     ),
     click.option("--limit", type=int, help="Test on a stratified part of this size."),
     click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
-    click.option("--block", type=int, help="Test samples that are attacked together.  [100]"),
+    click.option("--block", type=int, help="Test samples that are attacked together.  [the data set's]"),
     click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
     click.option("--threads", type=int, help="CPU threads of each job.  [1]"),
     click.option("--workers", type=int, help="Jobs side by side.  [one per core on a CPU, else 1]"),
@@ -139,7 +144,7 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
 
 @main.command()
 @_options(
-    click.option("--methods", "--method", callback=_list(), multiple=True, metavar="LIST", help="Methods, in order.  [all]"),
+    _names("--methods", "--method", help="Methods, in order.  [all]"),
     click.option("--model", help="Architecture of the students.  [the data set's]"),
     click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
     click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
@@ -220,7 +225,7 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
     click.option("--format", "form", default="markdown", show_default=True, help="markdown, latex, csv, json."),
     click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the screen."),
     click.option("--dataset", help="Only this data set."),
-    click.option("--methods", callback=_list(), multiple=True, metavar="LIST", help="Only these rows, in this order."),
+    _names("--methods", help="Only these rows, in this order."),
     click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),

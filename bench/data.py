@@ -10,6 +10,7 @@ Facts of the registration, all plain literals:
     sizes: samples of "train", "select", "steer" and "test".
     eps: the usual radius per norm, in units of x in [0, 1].
     model, teacher_model, recipe: what `bench run` takes when nothing is said.
+    block: test samples that are attacked together.
     augment: "none", "crop", "flip" or "crop_flip".
 """
 

@@ -31,6 +31,7 @@ NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
     model="small_cnn",
     teacher_model="small_cnn_wide",
     recipe="digits",
+    block=200,
     augment="none",
 )
 def digits(root: Path, download: bool) -> Raw:

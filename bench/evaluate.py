@@ -24,17 +24,15 @@ from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel, distance
 from bench import device as devices
 from bench import store
-from bench.checkpoints import fit, load_weights, weights_hash
+from bench.checkpoints import fit, load_weights
 from bench.counting import Counter
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
 from bench.models import build
 from bench.outcomes import Outcomes
-from bench.plan import FORMAT, EvalJob
+from bench.plan import BLOCK, FORMAT, EvalJob
 from bench.progress import Progress
 from bench.streams import forked, generator
-
-BLOCK = 100
 
 
 @dataclass
@@ -96,7 +94,7 @@ def run_attack(
     num_classes = _num_classes(model, x, device)
     blocks = torch.arange(len(y)).split(block)
     for number, stage in enumerate(stages):
-        label = getattr(stage, "name", name) if attack.stages else name
+        label = getattr(stage, "name", f"stage{number + 1}") if attack.stages else name
         reason = getattr(stage, "left_out", lambda _: None)(num_classes)
         if reason is not None:
             verdicts.left_out[label] = reason
@@ -265,7 +263,7 @@ def evaluate_job(
     store.write_json(folder / "eval.json", {
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
         "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
-        "weights": weights_hash(weights), "attack": job.attack, "attack_settings": dict(job.settings),
+        "weights": store.file_hash(file), "attack": job.attack, "attack_settings": dict(job.settings),
         "implementation": getattr(attack, "implementation", "native"), "revision": job.revision,
         "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": len(test),
         "test_subset": len(test) if len(test) < len(parts.test) else None, "block": job.block,
@@ -303,8 +301,7 @@ def _bound(robust: Tensor, blocks: tuple[Tensor, ...], done: int, staged: bool) 
 def _stored(folder: Path | None, stage: str, block: int) -> dict[str, Any] | None:
     if folder is None or not (path := folder / f"{stage}-{block}.json").is_file():
         return None
-    found: dict[str, Any] = store.read_json(path)
-    return found
+    return store.read_json(path)
 
 
 def _store(folder: Path | None, stage: str, block: int, done: Mapping[str, Any]) -> None:

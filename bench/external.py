@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from bench import device as devices
 from bench import store
 from bench.checkpoints import fit, load_weights, save_weights, weights_hash
-from bench.data import DATASETS, Parts, load
+from bench.data import Parts, load
 from bench.models import build
-from bench.plan import FORMAT, EvalJob, evaluation_jobs
+from bench.plan import FORMAT, EvalJob, evaluation_jobs, usual_eps
 from bench.settings import RunSettings
 from bench.teachers import check_model
 
@@ -83,11 +83,10 @@ def store_model(
 
 
 def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, source: str) -> dict[str, Any]:
-    eps = run.eps if run.eps is not None else DATASETS.sketch(run.dataset).facts["eps"][run.norm]
     return {
         "format": FORMAT, "key": key, "dataset": run.dataset, "model": model, "method": METHOD, "label": label,
         "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,
-        "norm": run.norm, "eps": eps, "settings": {}, "training": {}, "checkpoint": source,
+        "norm": run.norm, "eps": usual_eps(run), "settings": {}, "training": {}, "checkpoint": source,
         "data": {
             "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
             "test_size": len(parts.test), "hash": parts.hash,

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from attacks.registry import canonical
 from bench import metrics
-from bench.checked import bools, check_length, check_range, ints, read_columns, read_json
+from bench.checked import bools, check_length, check_range, ints, read_columns
 from bench.errors import BenchError, UsageError
 from bench.metrics import Bools, Floats, Ints
+from bench.store import read_json
 
 if TYPE_CHECKING:
     import pandas as pd

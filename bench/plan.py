@@ -5,7 +5,6 @@ Nothing here imports torch or reads data: what a method declares is read from it
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,12 +16,13 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.settings import RunSettings
-from bench.store import key_of
+from bench.store import file_hash, key_of
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
 TEACHER_METHOD = "trades"
 FORMAT = 1
+BLOCK = 100
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,13 @@ class _Planner:
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
         overrides = _overrides(self.run, method if role == "student" else "teacher", sketch)
-        recipe_name, recipe = self._recipe(method, sketch, overrides, facts)
-        eps = self.run.eps if self.run.eps is not None else facts["eps"][self.run.norm]
+        recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
+        eps = usual_eps(self.run)
         settings = self._settings(method, sketch, recipe, overrides, eps, facts)
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
         changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
         select = self.run.select or recipe.selection
-        if role == "teacher":
-            model = self.run.teacher_model or facts.get("teacher_model", facts["model"])
-        else:
-            model = self.run.model or facts["model"]
+        model = self._teacher_model() if role == "teacher" else usual_model(self.run)
         settings.update(own)
         job = TrainJob(
             dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
@@ -205,10 +202,12 @@ class _Planner:
         return job
 
     def _recipe(
-        self, method: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
+        self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
         known = {**DEFAULT, **sketch.fact("recipes", {})}
         name = (self.run.recipe or facts.get("recipe", "paper")).lower()
+        if role == "teacher" and f"{name}_teacher" in known:
+            name = f"{name}_teacher"
         if name not in known:
             raise UsageError(f"--recipe {name}: {method} has the recipes {', '.join(sorted(known))}")
         recipe: Recipe = known[name]
@@ -260,9 +259,16 @@ class _Planner:
             return {"zoo": given.partition(":")[2], "label": given}
         if not Path(given).is_file():
             raise UsageError(f"--teacher {given}: expected a checkpoint file or robustbench:ID, found neither")
-        facts = DATASETS.sketch(self.run.dataset).facts
-        model = self.run.teacher_model or facts.get("teacher_model", facts["model"])
-        return {"file": given, "model": model, "sha256": _file_hash(Path(given)), "label": Path(given).name}
+        return {
+            "file": given,
+            "model": self._teacher_model(),
+            "sha256": file_hash(Path(given)),
+            "label": Path(given).name,
+        }
+
+    def _teacher_model(self) -> str:
+        usual = DATASETS.sketch(self.run.dataset).fact("teacher_model")
+        return self.run.teacher_model or usual or usual_model(self.run)
 
     def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
         if method is None:
@@ -311,10 +317,11 @@ def evaluation_jobs(
     *, checkpoint: str = "last", seed: int = 0,
 ) -> tuple[EvalJob, ...]:  # fmt: skip
     """Every attack of a run on one checkpoint."""
-    eps = run.eps if run.eps is not None else DATASETS.sketch(run.dataset).facts["eps"][run.norm]
+    block = run.block or DATASETS.sketch(run.dataset).fact("block", BLOCK)
     jobs = []
     for attack in run.attacks:
         sketch = ATTACKS.sketch(attack)
+        plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
         limits = [n for n in (run.limit, run.autoattack_limit if attack == "autoattack" else None) if n is not None]
         jobs.append(
             EvalJob(
@@ -322,14 +329,14 @@ def evaluation_jobs(
                 run_key=key,
                 checkpoint=checkpoint,
                 attack=attack,
-                settings={**sketch.settings, **_overrides(run, attack, sketch)},
+                settings={**plain, **_overrides(run, attack, sketch)},
                 dataset=run.dataset,
                 model=model,
                 norm=run.norm,
-                eps=eps,
+                eps=usual_eps(run),
                 seed=seed,
                 limit=min(limits, default=None),
-                block=run.block,
+                block=block,
                 device=device,
                 threads=run.threads,
                 deterministic=run.deterministic,
@@ -339,6 +346,32 @@ def evaluation_jobs(
             )  # fmt: skip
         )
     return tuple(jobs)
+
+
+def usual_eps(run: RunSettings) -> float:
+    """The radius of a run: the one asked for, or the data set's.
+
+    Raises:
+        UsageError: if neither says one.
+    """
+    usual = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
+    if run.eps is None and usual is None:
+        raise UsageError(
+            f"--eps: the data set {run.dataset} names no usual radius for {run.norm}; give one, e.g. 8/255"
+        )
+    return float(usual if run.eps is None else run.eps)
+
+
+def usual_model(run: RunSettings) -> str:
+    """The architecture of a run: the one asked for, or the data set's.
+
+    Raises:
+        UsageError: if neither says one.
+    """
+    usual = DATASETS.sketch(run.dataset).fact("model")
+    if run.model is None and usual is None:
+        raise UsageError(f"--model: the data set {run.dataset} names no usual model; give one of `bench list models`")
+    return run.model or str(usual)
 
 
 def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
@@ -391,12 +424,4 @@ def _source_hash(name: str, sketch: Sketch) -> str:
     """The hash of a plug-in's file; those of the suite carry a revision instead."""
     if name in METHODS.builtin or name in ATTACKS.builtin or sketch.source is None:
         return ""
-    return _file_hash(sketch.source)
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_hash(sketch.source)

@@ -42,7 +42,7 @@ class RunSettings:
         select: "last", "best" (held-out), "test" (replication only); None takes the recipe's.
         limit, train_limit: stratified parts of test and training samples.
         autoattack_limit: a stratified part of the test samples for AutoAttack alone.
-        block: test samples that are attacked together; part of an evaluation's identity.
+        block: test samples that are attacked together, part of an evaluation's identity; None takes the data set's.
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
         threads: CPU threads of each job; part of a run's identity.
@@ -69,7 +69,7 @@ class RunSettings:
     limit: int | None = None
     train_limit: int | None = None
     autoattack_limit: int | None = None
-    block: int = 100
+    block: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     threads: int = 1

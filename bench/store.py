@@ -44,18 +44,30 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises:
-        BenchError: if it is missing or not JSON.
+        BenchError: if the file is missing or does not hold a JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchError(f"{path}: expected a file, found none; delete the folder and run the command again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: expected JSON, got {error}; delete the folder and run the command again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise BenchError(f"{path}: expected JSON, got something else ({error})") from None
+    if not isinstance(content, dict):
+        raise BenchError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +24,11 @@ from bench.errors import BenchError, Interrupted
 from bench.models import build
 from bench.plan import FORMAT, TrainJob
 from bench.progress import Progress
+from bench.state import load_state, save_state
 from bench.streams import derive, forked, generator
+from bench.tally import Tally
 from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
-from methods.losses import class_sums
+from methods.losses import class_sums, exact
 from methods.tables import METHODS
 
 FINITE_EVERY = 50
@@ -65,9 +65,10 @@ class Trainer:
             fit(self.model, dict(start), where=f"{job.title}: warm start")
         self.model.to(self.device)
         try:
-            self.method: Method = METHODS[job.method](**job.settings).to(self.device)
+            method: Method = METHODS[job.method](**{**job.settings, "num_classes": parts.num_classes})
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
+        self.method = method.to(self.device, exact(self.device))
         self.counter = Counter()
         self.counter.watch(self.model, "student")
         for teacher in teachers.values():
@@ -87,7 +88,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.position = (0, 0)
-        self.tally = _Tally(parts.num_classes, self.device)
+        self.tally = Tally(parts.num_classes, self.device)
 
     def run(self) -> None:
         """Train to the end, storing after every epoch.
@@ -215,16 +216,17 @@ class Trainer:
         part = self.parts.test if job.select == "test" else self.parts.select
         attack = PGD(ThreatModel(job.norm, job.eps), steps=10)  # type: ignore[arg-type]
         y, clean, adv = self._attacked(part, attack, self.method.evaluation_model(self.model), "select")
-        right = ((clean.argmax(1) == y) & (adv.argmax(1) == y)).double()
+        right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
         counts = class_sums(torch.ones_like(right), y, self.parts.num_classes)
         by_class = class_sums(right, y, self.parts.num_classes) / counts
-        score = right.mean().item() + by_class.min().item()
+        average = right.float().mean().item()
+        score = average + by_class.min().item()
         if self.best is None or score > self.best["score"]:
             self.best = {"epoch": epoch, "score": score}
             save_weights(self.folder / "best.safetensors", self._weights())
         return {
-            "clean": (clean.argmax(1) == y).double().mean().item(),
-            "pgd": right.mean().item(), "worst": by_class.min().item(), "score": score,
+            "clean": (clean.argmax(1) == y).float().mean().item(),
+            "pgd": average, "worst": by_class.min().item(), "score": score,
         }  # fmt: skip
 
     # Storing
@@ -234,41 +236,35 @@ class Trainer:
 
     def _state(self) -> dict[str, list[float]]:
         """The method's per-class state, for the history."""
-        return {name: getattr(self.method, name).double().cpu().tolist() for name in self.method.reported}
+        return {name: getattr(self.method, name).cpu().double().tolist() for name in self.method.reported}
 
     def _save(self, epoch: int, step: int) -> None:
-        """Write state.pt: what resuming at (epoch, step) needs, in bytes that depend on nothing else."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
-        for i, parameter in enumerate(self.model.parameters()):
-            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum/{i}"] = momentum
-        tensors |= {f"tally/{name}": tensor for name, tensor in self.tally.tensors().items()}
+        """Store what resuming at (epoch, step) needs."""
+        momentum = {
+            str(i): state["momentum_buffer"]
+            for i, parameter in enumerate(self.model.parameters())
+            if "momentum_buffer" in (state := self.optimiser.state.get(parameter, {}))
+        }
+        groups = {
+            "model": self.model.state_dict(), "method": self.method.state_dict(), "momentum": momentum,
+            "tally": self.tally.tensors(),
+        }  # fmt: skip
         position = {
             "position": [epoch, step], "passes": self.counter.counts, "best": self.best,
             "skipped": self.tally.skipped, "history": self.history,
         }  # fmt: skip
-        state = {f"{name}": tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        buffer = io.BytesIO()
-        torch.save({"tensors": state, "position": json.dumps(position)}, buffer)
-        store.write_bytes(self.folder / "state.pt", buffer.getvalue())
+        save_state(self.folder / "state.pt", groups, position)
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.is_file():
             return
+        groups, position = load_state(path, self.device)
         try:
-            stored = torch.load(path, map_location=self.device, weights_only=True)
-            position = json.loads(stored["position"])
-            groups: dict[str, dict[str, Tensor]] = {"model": {}, "method": {}, "momentum": {}, "tally": {}}
-            for name, tensor in stored["tensors"].items():
-                group, _, rest = name.partition("/")
-                groups[group][rest] = tensor
             self.model.load_state_dict(groups["model"])
             self.method.load_state_dict(groups["method"])
-        except Exception as error:  # whatever is wrong with the file, the remedy is the same
-            raise BenchError(f"{path}: cannot be resumed from ({error}); delete the folder and run again") from error
+        except RuntimeError as error:
+            raise BenchError(f"{path}: does not fit this run ({error}); delete the folder and run again") from None
         for i, parameter in enumerate(self.model.parameters()):
             if str(i) in groups["momentum"]:
                 self.optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)]
@@ -297,51 +293,6 @@ class Trainer:
             "passes": self.counter.counts, "versions": devices.versions(),
             "hardware": devices.describe(job.device, job.threads), "revision": job.revision, "source": job.source,
         }  # fmt: skip
-
-
-class _Tally:
-    """Running sums of an epoch, kept on the device and read when the epoch ends."""
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.num_classes, self.device = num_classes, device
-        self.clear()
-
-    def clear(self) -> None:
-        """Start anew."""
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.count = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.classes: dict[str, Tensor] = {}
-        self.skipped = 0
-
-    def add(self, terms: Terms, y: Tensor) -> None:
-        """Fold in one step."""
-        self.loss += terms.loss.detach().double().sum()
-        self.count += len(terms.loss)
-        for view, logits in terms.logits.items():
-            right = (logits.detach().argmax(1) == y).double()
-            sums = torch.stack([class_sums(v, y, self.num_classes) for v in (right, torch.ones_like(right))])
-            self.classes[view] = self.classes[view] + sums if view in self.classes else sums
-
-    def row(self) -> dict[str, Any]:
-        """Loss and accuracies for the history; null for a class that was not trained on."""
-        train = {}
-        for view, (right, count) in self.classes.items():
-            by_class = (right / count).tolist()
-            train[view] = {
-                "accuracy": (right.sum() / count.sum()).item(),
-                "class_accuracy": [value if value == value else None for value in by_class],
-            }
-        loss = (self.loss / self.count.clamp_min(1)).item()
-        return {"loss": loss, "train": train, "skipped_steps": self.skipped}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a state must hold."""
-        return {"loss": self.loss, "count": self.count, **{f"{view}": sums for view, sums in self.classes.items()}}
-
-    def load(self, tensors: Mapping[str, Tensor], skipped: int) -> None:
-        """Go on from a state."""
-        self.loss, self.count, self.skipped = tensors["loss"], tensors["count"], skipped
-        self.classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}
 
 
 def selection_due(epoch: int, epochs: int) -> bool:

@@ -9,7 +9,6 @@ their hash is kept beside them. robustbench itself only puts what lies in the ca
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.registry import canonical
 from bench.errors import BenchError, UsageError
-from bench.store import write_text
+from bench.store import file_hash, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,14 +128,6 @@ def _resolve(id: str, names: list[str], where: str) -> str:
     return known[canonical(id)]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _files(id: str, gdrive_id: str | list[str] | None, folder: Path) -> list[tuple[str, Path]]:
     """Every file of a network with its place, under the names that robustbench looks for."""
     if isinstance(gdrive_id, str):
@@ -152,7 +143,7 @@ def _provide(gdrive_id: str, path: Path, download: bool) -> None:
 
     if not path.is_file():
         _download(gdrive_id, path, download)
-    found = _sha256(path)
+    found = file_hash(path)
     record = path.with_name(path.name + ".sha256")
     if not record.is_file():
         read_file(path)

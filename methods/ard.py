@@ -45,7 +45,7 @@ class ARD(Method):
             epochs=200, lr=0.1, milestones=(100,), weight_decay=2e-4, augment="crop_flip",
             settings={"clean_pass": True}, source="released script as it runs",
         ),
-        "digits": digits(),
+        "digits": digits(lr=1.0),
     }  # fmt: skip
     teachers = ("robust",)
 

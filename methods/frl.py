@@ -100,7 +100,8 @@ class FRL(Method):
         """Move the multipliers by the class errors on held-out training samples."""
         attack = PGD(ThreatModel(self.norm, self.eps), steps=20, step_size=self.step_size)
         y, clean, adv = ctx.validate(attack, model)
-        clean_right, adv_right = (clean.argmax(1) == y).double(), (adv.argmax(1) == y).double()
+        dtype = self.multiplier_clean.dtype
+        clean_right, adv_right = (clean.argmax(1) == y).to(dtype), (adv.argmax(1) == y).to(dtype)
         counts = class_sums(torch.ones_like(clean_right), y, self.num_classes)
         error = 1 - clean_right
         boundary = clean_right - adv_right

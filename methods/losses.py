@@ -29,13 +29,19 @@ def kl_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The type in which sums are kept: float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Sums of values (N,) over the samples of each class; (K,) float64.
+    """Sums of values (N,) over the samples of each class; (K,), see `exact`.
 
     A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
     on a GPU as well.
     """
-    sums: Tensor = values.double() @ F.one_hot(y, num_classes).double()
+    dtype = exact(values.device)
+    sums: Tensor = values.to(dtype) @ F.one_hot(y, num_classes).to(dtype)
     return sums
 
 

@@ -29,7 +29,7 @@ RECIPES = {
     "paper": Recipe(
         epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, augment="crop_flip", source="released script"
     ),
-    "digits": digits(),
+    "digits": digits(lr=1.0),
 }
 
 

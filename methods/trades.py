@@ -39,6 +39,7 @@ class TRADES(Method):
             epochs=76, lr=0.1, milestones=(74,), weight_decay=2e-4, augment="crop_flip", source="released script"
         ),
         "digits": digits(),
+        "digits_teacher": digits(epochs=50, milestones=(37, 45)),
     }  # fmt: skip
 
     def __init__(self, *, beta: float = 6.0, eps: float = 0.031, step_size: float = 0.007, **inner: Any) -> None:

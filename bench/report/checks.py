@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.checked import read_json
 from bench.errors import BenchError
 from bench.outcomes import CLEAN, Outcomes
 from bench.report.frame import Roots, run_folders
 from bench.report.main import render
+from bench.store import file_hash, read_json
 
 RUN_FACTS = ("key", "dataset", "model", "method", "seed", "data")
 EVAL_FACTS = ("key", "checkpoint", "attack", "weights", "n", "classes", "class_names")
@@ -125,16 +124,8 @@ def _check_weights(run: Path, folder: Path, facts: dict[str, Any]) -> Iterator[s
         if any(run.glob("*.safetensors")) or (run / "state.pt").is_file():
             yield f"{file}: missing, although {folder.name} evaluated it"
         return
-    if _sha256(file) != facts.get("weights"):
+    if file_hash(file) != facts.get("weights"):
         yield f"{file}: its SHA-256 is not that of the weights in {folder / 'eval.json'}; evaluate it again"
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _check_agreement(evaluations: list[Path]) -> Iterator[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.checked import read_json
 from bench.errors import BenchError, UsageError
 from bench.outcomes import CLEAN, Outcomes
+from bench.store import read_json
 
 if TYPE_CHECKING:
     import pandas as pd

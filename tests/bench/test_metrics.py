@@ -148,6 +148,16 @@ def test_bootstrap_covers_the_truth() -> None:
     assert 0.89 <= coverage["nsd"] <= 0.99, coverage
 
 
+def test_reflected_intervals_cover_the_worst_class_where_samples_are_few() -> None:
+    rng = np.random.default_rng(12)
+    y = np.repeat(np.arange(10), 40)
+    hits = 0
+    for _ in range(200):
+        interval = metrics.bootstrap(rng.random(len(y)) < 0.8, y, 10, generator=rng, draws=300)["worst"]
+        hits += interval.low <= 0.8 <= interval.high
+    assert hits / 200 >= 0.85
+
+
 def test_bootstrap_is_narrower_within_classes_than_across_them() -> None:
     correct, y = sample([1.0, 0.0], 100)
     interval = metrics.bootstrap(correct, y, 2, generator=np.random.default_rng(0))["average"]

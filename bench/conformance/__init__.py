@@ -1,0 +1,95 @@
+"""The contract that every registered method and attack keeps, as small named checks.
+
+`bench check NAME` runs them on plug-ins, the test suite on everything that is registered. A check is a function of a
+case - a plug-in with a number of classes - that raises `ContractViolation` with a sentence. What a plug-in needs
+to be checked cheaply, and what does not apply to it, are data with a reason (`bench.conformance.specials`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from attacks.registry import Registry
+from attacks.tables import ATTACKS
+from attacks.threat import Norm
+from bench.conformance.attacks import ATTACK_CHECKS, AttackCase
+from bench.conformance.material import ContractViolation
+from bench.conformance.methods import METHOD_CHECKS, MethodCase
+from bench.conformance.specials import Special, special
+from methods.tables import METHODS
+
+__all__ = [
+    "ATTACK_CHECKS",
+    "METHOD_CHECKS",
+    "AttackCase",
+    "ContractViolation",
+    "MethodCase",
+    "attack_cases",
+    "check_all",
+    "fault",
+    "method_cases",
+    "special",
+]
+
+Case = TypeVar("Case", MethodCase, AttackCase)
+
+CLASSES = (3, 11)
+
+
+def method_cases(name: str) -> list[MethodCase]:
+    """A registered method with few and with many classes."""
+    arguments = special(METHODS, name).arguments
+    return [MethodCase(name, METHODS[name], classes, arguments) for classes in CLASSES]
+
+
+def attack_cases(name: str) -> list[AttackCase]:
+    """A registered attack with few and with many classes and in both norms, as far as it can work with few."""
+    arguments = special(ATTACKS, name).arguments
+    settings: tuple[tuple[int, Norm], ...] = ((CLASSES[0], "linf"), (CLASSES[1], "linf"), (CLASSES[1], "l2"))
+    cases = [AttackCase(name, ATTACKS[name], classes, norm, arguments) for classes, norm in settings]
+    return [case for case in cases if case.left_out() is None]
+
+
+def check_all(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Run every check on methods and attacks.
+
+    Args:
+        names: registered methods and attacks, in any spelling.
+
+    Yields:
+        A line for people, such as "ok    absld  resume_is_bitwise", and whether the check passed.
+
+    Raises:
+        UnknownName: if a name is neither a method nor an attack.
+    """
+    known: Registry[None] = Registry(
+        kind="method or attack", group="", builtin=dict.fromkeys([*METHODS.names(), *ATTACKS.names()], "")
+    )
+    for name in [known.resolve(name) for name in names]:
+        if name in METHODS:
+            yield from _run(name, METHOD_CHECKS, method_cases(name), special(METHODS, name))
+        if name in ATTACKS:
+            yield from _run(name, ATTACK_CHECKS, attack_cases(name), special(ATTACKS, name))
+
+
+def _run(
+    name: str, checks: Mapping[str, Callable[[Case], None]], cases: Iterable[Case], known: Special
+) -> Iterator[tuple[str, bool]]:
+    for check, function in checks.items():
+        if check in known.exempt:
+            yield f"none  {name}  {check}: {known.exempt[check]}", True
+            continue
+        found = next((found for case in cases if (found := fault(function, case)) is not None), None)
+        yield (f"ok    {name}  {check}", True) if found is None else (f"FAIL  {name}  {check}: {found}", False)
+
+
+def fault(check: Callable[[Case], None], case: Case) -> str | None:
+    """What a check finds fault with in a case, as a sentence; None if it passes."""
+    try:
+        check(case)
+    except ContractViolation as violation:
+        return f"{violation} ({case})"
+    except Exception as error:  # a plug-in may raise anything; that it does is the finding
+        return f"{type(error).__name__}: {error} ({case})"
+    return None

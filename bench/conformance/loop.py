@@ -1,0 +1,180 @@
+"""The training loop in small: the order of hooks and the seeding of `bench.train`, on synthetic images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ascent import mode
+from attacks.base import Attack
+from bench.conformance.material import images, network
+from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
+
+EPOCHS, STEPS = 2, 2
+STEERING = 3
+Position = tuple[int, int]
+
+
+def as_it_is(module: nn.Module) -> None:
+    """Leave a network unchanged."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a loop trains on and with.
+
+    Attributes:
+        relabel: map of the class labels (K,), applied to all samples; None leaves them.
+        alter: change to the student and to every teacher before training.
+        lr: learning rate.
+        batch_norm: whether student and teachers have BatchNorm.
+    """
+
+    relabel: Tensor | None = None
+    alter: Callable[[nn.Sequential], None] = as_it_is
+    lr: float = 0.05
+    batch_norm: bool = True
+
+
+@dataclass
+class Loop:
+    """Two epochs of two steps; a batch holds at least two samples of every class."""
+
+    method: Method
+    num_classes: int
+    scene: Scene = field(default_factory=Scene)
+
+    def __post_init__(self) -> None:
+        self.size = max(16, 2 * self.num_classes)
+        self.model = self._network(0)
+        self.teachers = {
+            role: self._network(1 + i).eval().requires_grad_(False) for i, role in enumerate(self.method.teachers)
+        }
+        self.x, self.y = images(STEPS * self.size, 0), self._labels(STEPS * self.size)
+        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=self.scene.lr, momentum=0.9)
+        self.ctx = Context(
+            epochs=EPOCHS, steps=STEPS, device=torch.device("cpu"), num_classes=self.num_classes,
+            class_counts=torch.bincount(self.y, minlength=self.num_classes), generator=torch.Generator(),
+            lr=self.scene.lr, teachers=self.teachers, validator=self._validate,
+        )  # fmt: skip
+        self.method.setup(self.model, self.ctx)
+
+    def _network(self, seed: int) -> nn.Sequential:
+        model = network(self.num_classes, seed, batch_norm=self.scene.batch_norm)
+        self.scene.alter(model)
+        return model.train()
+
+    def _labels(self, n: int) -> Tensor:
+        y = torch.arange(n) % self.num_classes
+        return y if self.scene.relabel is None else self.scene.relabel[y]
+
+    def _validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
+        judged = model or self.model
+        x, y = images(STEERING * self.num_classes, 1), self._labels(STEERING * self.num_classes)
+        with mode(judged, train=False):
+            x_adv = attack(judged, x, y, generator=torch.Generator().manual_seed(self.ctx.epoch))
+            with torch.no_grad():
+                return y, judged(x), judged(x_adv)
+
+    def begin(self, epoch: int) -> Loop:
+        """Enter an epoch."""
+        self.ctx.epoch, self.ctx.step = epoch, 0
+        self.model.train()
+        self.ctx.generator.manual_seed(epoch)
+        self.method.begin_epoch(self.model, self.ctx)
+        return self
+
+    def batch(self, step: int = 0) -> Batch:
+        """The batch of a step."""
+        rows = torch.arange(step * self.size, (step + 1) * self.size)
+        return Batch(self.x[rows], self.y[rows], rows, self.y[rows])
+
+    def perturb(self, batch: Batch) -> Adversarial:
+        """The inner maximisation, from the stream of the current epoch and step."""
+        self.ctx.generator.manual_seed(100 + STEPS * self.ctx.epoch + self.ctx.step)
+        return self.method.perturb(self.model, batch, self.ctx)
+
+    def step(self, batch: Batch) -> Terms:
+        """One optimiser step with its hooks."""
+        adv = self.perturb(batch)
+        with self.method.around_step(self.model, batch, adv, self.ctx):
+            terms = self._backward(batch, adv)
+            self.method.observe(batch, adv, terms, self.ctx)
+            if len(terms.loss):
+                self.optimiser.step()
+        self.method.after_step(self.model, self.ctx)
+        return terms
+
+    def _backward(self, batch: Batch, adv: Adversarial) -> Terms:
+        if len(adv.x) < 2:
+            return Terms(batch.x.new_zeros(0), {})
+        terms = self.method.loss(self.model, batch, adv, self.ctx)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.loss.mean().backward()
+        return terms
+
+    def train(self, start: Position = (0, 0), stop: Position = (EPOCHS, 0)) -> Iterator[Terms]:
+        """Train from one (epoch, step) to another; yields the terms of each step."""
+        for epoch in range(EPOCHS):
+            for step in range(STEPS):
+                if (epoch, step) < start:
+                    self.ctx.epoch = epoch
+                    continue
+                if (epoch, step) >= stop:
+                    return
+                if step == 0:
+                    self.begin(epoch)
+                self.ctx.epoch, self.ctx.step = epoch, step
+                yield self.step(self.batch(step))
+                if step == STEPS - 1:
+                    self.method.end_epoch(self.model, self.ctx)
+
+    def run(self, start: Position = (0, 0), stop: Position = (EPOCHS, 0)) -> Loop:
+        """Train from one (epoch, step) to another."""
+        for _ in self.train(start, stop):
+            pass
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a run stores: model, method, momentum."""
+        stored = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        stored |= {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        for i, parameter in enumerate(self.model.parameters()):
+            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                stored[f"momentum/{i}"] = momentum
+        return {name: tensor.detach().clone() for name, tensor in stored.items()}
+
+    def save(self) -> bytes:
+        """The stored form."""
+        buffer = io.BytesIO()
+        torch.save(self.tensors(), buffer)
+        return buffer.getvalue()
+
+    def load(self, stored: bytes) -> Loop:
+        """Go on from the stored form."""
+        tensors: dict[str, Any] = torch.load(io.BytesIO(stored), weights_only=True)
+        for owner in ("model", "method"):
+            state = {n.removeprefix(f"{owner}/"): t for n, t in tensors.items() if n.startswith(f"{owner}/")}
+            getattr(self, owner).load_state_dict(state)
+        for i, parameter in enumerate(self.model.parameters()):
+            if f"momentum/{i}" in tensors:
+                self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{i}"]
+        return self
+
+
+def part_of(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:
+    """Samples first to last of a batch as a micro-batch of the same optimiser step.
+
+    `extras` of an attack that dropped rows belong to the rows it kept.
+    """
+    rows = torch.arange(len(batch.x)) if adv.rows is None else adv.rows
+    inside = (rows >= first) & (rows < last)
+    part = replace(batch, **{name: getattr(batch, name)[first:last] for name in ("x", "y", "index")})
+    kept = None if adv.rows is None else rows[inside] - first
+    return part, Adversarial(adv.x[inside], kept, {name: extra[inside] for name, extra in adv.extras.items()})

@@ -1,0 +1,95 @@
+"""What checks are made of: a small network with BatchNorm, fingerprints of modules and of the global streams."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SIDE = 8
+
+
+class ContractViolation(Exception):
+    """A plug-in breaks the contract; the text is one sentence that says how."""
+
+
+def require(holds: bool, sentence: str) -> None:
+    """Raise the sentence as a violation unless the condition holds."""
+    if not holds:
+        raise ContractViolation(sentence)
+
+
+def network(num_classes: int, seed: int, *, batch_norm: bool = True) -> nn.Sequential:
+    """A classifier of 1 x 8 x 8 images, the same for the same seed; its last layer is the head (K, 64)."""
+
+    def norm(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False), norm(8), nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), norm(16), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64, num_classes),
+        )  # fmt: skip
+
+
+def images(n: int, seed: int) -> Tensor:
+    """Random images (n, 1, 8, 8) in [0, 1]."""
+    return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def freeze_one_norm(model: nn.Module) -> None:
+    """Train mode but for the first BatchNorm, as in a partly frozen network."""
+    model.train()
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+
+
+def values(module: nn.Module) -> dict[str, Any]:
+    """Copies of weights and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def gradients(module: nn.Module) -> dict[str, Any]:
+    """Copies of the weights' gradients, and whether each weight asks for one."""
+    grads = {f"gradient of {n}": None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
+    return {**grads, **{f"requires_grad of {n}": p.requires_grad for n, p in module.named_parameters()}}
+
+
+def modes(module: nn.Module) -> dict[str, Any]:
+    """Train or eval, of every submodule."""
+    return {f"mode of {name or 'the model'}": child.training for name, child in module.named_modules()}
+
+
+def streams() -> dict[str, Any]:
+    """States of the global random streams."""
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002 - the global stream is what is watched
+        "random": pickle.dumps(random.getstate()),
+    }
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """The first entry in which two fingerprints differ, bit for bit; None if they are equal."""
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in before or name not in after or not _equal(before[name], after[name]):
+            return name
+    return None
+
+
+def require_same(before: Mapping[str, Any], after: Mapping[str, Any], sentence: str) -> None:
+    """Raise "sentence: entry" as a violation unless two fingerprints are equal."""
+    changed = difference(before, after)
+    require(changed is None, f"{sentence}: {changed}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,53 @@
+"""What single plug-ins need in order to be checked, and which checks do not apply to them: data, each with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from attacks.registry import Registry
+
+
+@dataclass(frozen=True)
+class Special:
+    """How one plug-in is checked.
+
+    Attributes:
+        arguments: settings to build it with, where the defaults are too slow or would not start within a check.
+        reason: why those.
+        exempt: check -> why it does not apply. The test suite sees to it that an exempt check would indeed fail.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+
+CHEAP = "at full length a check would take minutes"
+SHORT = {"steps": 5}
+SHORTER = "half as many inner steps show as much"
+NO_CORNER = {"linear_model_closed_form": "random search does not reach the corner of the ball in few queries"}
+
+SPECIALS: Mapping[tuple[str, str], Special] = {
+    **{
+        ("method", name): Special(SHORT, SHORTER)
+        for name in ("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld")
+    },
+    ("method", "ham"): Special(
+        {**SHORT, "begin_epoch_index": 0}, "mining begins in epoch 49, and a check trains for two epochs"
+    ),
+    ("attack", "apgd-ce"): Special({"steps": 6}, CHEAP),
+    ("attack", "apgd-t"): Special({"steps": 6, "targets": 2}, CHEAP),
+    ("attack", "fab-t"): Special({"steps": 6, "targets": 2}, CHEAP),
+    ("attack", "square"): Special({"queries": 20}, CHEAP, exempt=NO_CORNER),
+    ("attack", "autoattack"): Special({"steps": 6, "targets": 1, "queries": 20}, CHEAP),
+}
+
+
+def special(registry: Registry[Any], name: str) -> Special:
+    """How a plug-in is checked: as the table says, or with the `check_arguments` of its registration."""
+    known = registry.resolve(name)
+    if (registry.kind, known) in SPECIALS:
+        return SPECIALS[registry.kind, known]
+    return Special(registry.sketch(known).fact("check_arguments", {}), "its registration says so")

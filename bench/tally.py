@@ -1,0 +1,62 @@
+"""Running sums of a training epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import Terms
+from methods.losses import class_sums, exact
+
+
+class Tally:
+    """Loss and class accuracies of an epoch, kept on the device and read when the epoch ends.
+
+    Args:
+        num_classes: K.
+        device: where the sums live.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes, self.device = num_classes, device
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.loss = torch.zeros((), dtype=exact(self.device), device=self.device)
+        self.count = torch.zeros((), dtype=exact(self.device), device=self.device)
+        self.classes: dict[str, Tensor] = {}
+        self.skipped = 0
+
+    def add(self, terms: Terms, y: Tensor) -> None:
+        """Fold in one step."""
+        self.loss += terms.loss.detach().to(self.loss.dtype).sum()
+        self.count += len(terms.loss)
+        for view, logits in terms.logits.items():
+            right = logits.detach().argmax(1) == y
+            sums = torch.stack([class_sums(v, y, self.num_classes) for v in (right, torch.ones_like(right))])
+            self.classes[view] = self.classes[view] + sums if view in self.classes else sums
+
+    def row(self) -> dict[str, Any]:
+        """Loss and accuracies for the history; null for a class that was not trained on."""
+        train = {}
+        for view, (right, count) in self.classes.items():
+            by_class = (right / count).tolist()
+            train[view] = {
+                "accuracy": (right.sum() / count.sum()).item(),
+                "class_accuracy": [value if value == value else None for value in by_class],
+            }
+        loss = (self.loss / self.count.clamp_min(1)).item()
+        return {"loss": loss, "train": train, "skipped_steps": self.skipped}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state must hold."""
+        return {"loss": self.loss, "count": self.count, **self.classes}
+
+    def load(self, tensors: Mapping[str, Tensor], skipped: int) -> None:
+        """Go on from a state."""
+        self.loss, self.count, self.skipped = tensors["loss"], tensors["count"], skipped
+        self.classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}
