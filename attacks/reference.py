@@ -166,7 +166,7 @@ class APGDT(_Targeted):
     def passes(self, num_classes: int) -> Passes:
         """Per target: a forward and input gradient per step and for the start, and one forward for the target."""
         per_target = Passes(forward=self.steps + 2, input_grad=self.steps + 1)
-        return per_target * self._targets(num_classes) + Passes(forward=2)
+        return per_target * min(self.targets, num_classes - 1) + Passes(forward=2)
 
     def member(self, ensemble: Any, num_classes: int) -> Any:
         """Targeted APGD, one restart per target."""
@@ -191,7 +191,7 @@ class FABT(_Targeted):
     def passes(self, num_classes: int) -> Passes:
         """Per target: a gradient and a check per step, two forwards to start, final search included, one verdict."""
         per_target = Passes(forward=2 * self.steps + 6, input_grad=self.steps)
-        return per_target * self._targets(num_classes) + Passes(forward=1)
+        return per_target * min(self.targets, num_classes - 1) + Passes(forward=1)
 
     def member(self, ensemble: Any, num_classes: int) -> Any:
         """Targeted FAB, one restart per target."""

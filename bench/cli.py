@@ -44,7 +44,7 @@ class _Refusal(click.ClickException):
 
 
 def _dashes(name: str) -> str:
-    return "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+    return name.replace("_", "-")
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes, "max_content_width": 110}
@@ -160,6 +160,7 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
 def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     """Train methods, attack the checkpoints, print the table. Running it again finishes what is missing."""
     from bench import device
+    from bench.describe import plan_text, remember
     from bench.plan import make_plan
 
     settings = _settings(flags)
@@ -167,10 +168,9 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     for note in plan.notes:
         click.echo(f"note: {note}", err=True)
     if dry_run:
-        from bench.describe import plan_text
-
         click.echo(plan_text(plan, Path(settings.out)))
         return
+    remember(plan, Path(settings.out))
     report = _launch(plan, settings, quiet)
     if report.interrupted:
         raise Interrupted("saved; run the same command again to go on")

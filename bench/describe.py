@@ -15,6 +15,8 @@ from bench.launch import title
 from bench.plan import Plan
 from methods.recipes import DEFAULT, Recipe
 
+PLANS = ".plans"
+
 
 def list_text(registry: Registry[Any]) -> str:
     """Names with one line each."""
@@ -123,6 +125,21 @@ def _size(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
+def remember(plan: Plan, out: Path) -> None:
+    """Note what a plan is made of, so that `bench status` can say what is missing."""
+    jobs = [{"title": title(job), "folder": job.folder.as_posix()} for job in plan.jobs]
+    folder = out / PLANS
+    folder.mkdir(parents=True, exist_ok=True)
+    store.write_json(folder / f"{store.key_of({'jobs': jobs})}.json", {"jobs": jobs})
+
+
+def _missing(results: Path) -> list[str]:
+    """Planned jobs that have left nothing in the folder yet."""
+    plans = sorted((results / PLANS).glob("*.json"))
+    jobs = {job["folder"]: job["title"] for plan in plans for job in store.read_json(plan)["jobs"]}
+    return [name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))]
+
+
 def status_text(results: Path) -> str:
     """What a results folder holds, misses, and what failed."""
     runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
@@ -137,8 +154,11 @@ def status_text(results: Path) -> str:
             if line:
                 lines.append(f"  {line}")
     failed = sum("failed" in line for line in lines)
-    summary = f"{results}: {len(runs)} runs" + (f", {failed} failures" if failed else "")
-    return "\n".join([summary, *lines])
+    missing = _missing(results)
+    lines += [f"missing: {name}" for name in missing]
+    counts = [f"{len(runs)} runs", *([f"{failed} failures"] if failed else [])]
+    counts += [f"{len(missing)} planned jobs not begun"] if missing else []
+    return "\n".join([f"{results}: {', '.join(counts)}", *lines])
 
 
 def _state(folder: Path, run: Mapping[str, Any]) -> str:

@@ -133,7 +133,7 @@ def _attack_block(
     watch = counter.watch(model, "attack")
     try:
         with forked(torch.device(device)):
-            x_adv = stage(model, x, y, generator=generator("cpu", seed, "attack", *purpose))
+            x_adv = stage(model, x.clone(), y.clone(), generator=generator("cpu", seed, "attack", *purpose))
     except ValueError as error:
         raise BenchError(f"attack {label}: {error}") from None
     finally:

@@ -194,7 +194,7 @@ def _run_here(schedule: _Schedule, site: Site, display: Display, stopping: threa
         progress = _Local(job, display, stopping)
         outcome, sentence = run_job(job, site, progress)
         schedule.end(job, outcome, sentence)
-        if outcome != "busy":
+        if outcome in ("done", "failed"):
             display.ended(job, sentence)
 
 
@@ -338,7 +338,7 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, displa
     else:
         worker.job = None
         schedule.end(job, *rest)
-        if rest[0] != "busy":
+        if rest[0] in ("done", "failed"):
             display.ended(job, rest[1])
 
 

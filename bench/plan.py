@@ -166,6 +166,11 @@ class Plan:
     evaluate: tuple[EvalJob, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def jobs(self) -> tuple[TrainJob | EvalJob, ...]:
+        """All of them."""
+        return (*self.train, *self.evaluate)
+
 
 @dataclass
 class _Planner:
@@ -223,7 +228,7 @@ class _Planner:
             recipe = replace(recipe, epochs=epochs, milestones=milestones, settings=settings)
         if self.run.batch_size is not None:
             recipe = replace(recipe, batch_size=self.run.batch_size)
-        recipe = replace(recipe, augment=recipe.augment or facts.get("augment", "none"), **changes)
+        recipe = replace(recipe, **{"augment": recipe.augment or facts.get("augment", "none"), **changes})
         if facts.get("augment") == "none" and recipe.augment != "none" and "augment" not in changes:
             recipe = replace(recipe, augment="none")
             self._note(f"{method}: {self.run.dataset} is trained without augmentation")
@@ -410,7 +415,7 @@ def _checked(where: str, value: Any, known: Any) -> Any:
     if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(known, tuple):
-        return value if isinstance(value, tuple) else (value,)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if known is not None and not isinstance(value, type(known)) and not isinstance(known, Mapping):
         raise UsageError(f"{where}: expected {type(known).__name__} like {_show(known)}, got {value!r}")
     return value

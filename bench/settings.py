@@ -244,7 +244,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
         if not isinstance(value, wanted[0]) or (isinstance(value, bool) and wanted[0] is not bool):
             raise ValueError(f"expected {wanted[0].__name__}")
         return value
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UsageError(f"{where}: {error}, got {value!r}") from None
 
 

@@ -116,7 +116,7 @@ class Trainer:
         store.mark_done(self.folder)
 
     def _epoch(self, epoch: int) -> None:
-        ctx, first = self.ctx, self.position[1]
+        ctx, first = self.ctx, self.position[1] if epoch == self.position[0] else 0
         ctx.epoch, ctx.lr = epoch, self.job.recipe.lr_at(epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = ctx.lr

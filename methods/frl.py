@@ -52,7 +52,7 @@ class FRL(Method):
     }
     warm_start = "pgd_at"
     epoch_settings = ("halve_every",)
-    reported = ("weight_clean", "weight_boundary", "radius_scale")
+    reported = ("weight_clean", "weight_boundary")
 
     multiplier_clean: Tensor
     multiplier_boundary: Tensor
@@ -136,6 +136,8 @@ class FRL(Method):
 @register("frl_remargin")
 class FRLRemargin(FRL):
     """Reweight + Remargin: besides the weights, classes with a large boundary error train at larger radii."""
+
+    reported = ("weight_clean", "weight_boundary", "radius_scale")
 
     def __init__(
         self, *, delta: float = 0.07, margin_rate: float = 0.2, max_scale: float = 3.0, **options: Any

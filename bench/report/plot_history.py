@@ -42,7 +42,9 @@ def _training(history: Sequence[dict[str, Any]], measure: str) -> Floats:
     parts = [(line.get("train") or {}).get("adv") or (line.get("train") or {}).get("clean") or {} for line in history]
     if measure == "average":
         return np.asarray([part.get("accuracy", np.nan) for part in parts], dtype=np.float64)
-    return np.asarray([min(part.get("class_accuracy") or [np.nan]) for part in parts], dtype=np.float64)
+    # A class of which no sample was trained on in an epoch has no accuracy there.
+    known = [[a for a in part.get("class_accuracy") or () if a is not None] for part in parts]
+    return np.asarray([min(accuracies, default=np.nan) for accuracies in known], dtype=np.float64)
 
 
 def _mean(curves: Sequence[Floats]) -> Floats:

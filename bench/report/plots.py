@@ -143,9 +143,12 @@ def fairness_figure(table: Table) -> Figure:
 def _scatter(axes: Axes, table: Table, column: Column) -> None:
     names = list(dict.fromkeys(row.name for row in table.rows))
     several = len({row.checkpoint for row in table.rows}) > 1
-    for row in table.rows:
-        if column in row.cells:
+    rows = [row for row in table.rows if column in row.cells]
+    least = max(row.cells[column].mean("average") for row in rows) / 2
+    for row in rows:
+        if row.cells[column].mean("average") >= least:
             _point(axes, row, column, names.index(row.name), hollow=several and row.checkpoint == LAST)
+    _name_outside(axes, [row for row in rows if row.cells[column].mean("average") < least], column)
     left, right = axes.get_xlim()
     top = axes.get_ylim()[1]
     counts = next(row.cells[column].counts for row in table.rows if column in row.cells)
@@ -155,6 +158,13 @@ def _scatter(axes: Axes, table: Table, column: Column) -> None:
     axes.set(xlim=(left, right), ylim=(0, top * 1.05 or 1), title=f"{titles(table.columns)[column]}, n = {column.n:,}")
     axes.set(xlabel="average accuracy (%)", ylabel="NSD (lower is fairer)")
     grid(axes)
+
+
+def _name_outside(axes: Axes, rows: Sequence[Row], column: Column) -> None:
+    """Name the rows below half of the best average: drawn to scale, they would squeeze all others into a corner."""
+    figures = [(row.name, 100 * row.cells[column].mean("average"), row.cells[column].mean("nsd")) for row in rows]
+    text = "\n".join(f"outside: {name} ({average:.0f} %, {nsd:.2f})" for name, average, nsd in figures)
+    axes.text(0.03, 0.04, text, transform=axes.transAxes, fontsize=6, color="0.35")
 
 
 def _point(axes: Axes, row: Row, column: Column, place: int, *, hollow: bool) -> None:

@@ -68,8 +68,13 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG (200 dpi) and PDF, without dates, so that equal figures are equal files."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
     files = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
-    figure.savefig(files[0], metadata={"Software": None})
-    figure.savefig(files[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(files[0], bbox_inches="tight", pad_inches=0.04, metadata={"Software": None})
+    figure.savefig(
+        files[1],
+        bbox_inches="tight",
+        pad_inches=0.04,
+        metadata={"CreationDate": None, "Creator": None, "Producer": None},
+    )
     return files
 
 
