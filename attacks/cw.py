@@ -26,6 +26,8 @@ class CW(PGD):
     steps: int = 30
     start: Start = "zero"
 
+    name = "cw"
+
     def objective(self, y: Tensor) -> Objective:
         """What is maximised: the margin."""
         return margin(y)

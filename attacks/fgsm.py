@@ -22,4 +22,5 @@ class FGSM(PGD):
     steps: int = 1
     start: Start = "zero"
 
+    name = "fgsm"
     step_ratio = 1.0

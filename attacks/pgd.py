@@ -11,6 +11,7 @@ Restarts: the worst point of each sample is kept, misclassified before merely hi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class PGD:
     restarts: int = 1
 
     revision = 1
+    name: ClassVar[str] = "pgd"
     step_ratio = 0.25
 
     @property
@@ -63,7 +65,7 @@ class PGD:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Adversarial inputs like x (N, C, H, W), inside box and ball."""
-        check_inputs(type(self).__name__.lower(), x, y)
+        check_inputs(self.name, x, y)
         if self.restarts == 1:
             return self._once(model, x, y, starting_point(x, self.start, self.threat.eps, self.threat.norm, generator))
         worst = x.detach().clone()
@@ -98,4 +100,5 @@ class PGD:
 class PGDTrades(PGD):
     """PGD with the step size of TRADES' evaluation: 0.003 at eps 8/255, in proportion to eps."""
 
+    name = "pgd-trades"
     step_ratio = TRADES_RATIO

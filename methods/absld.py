@@ -87,7 +87,7 @@ class ABSLD(RSLAD):
         for row, tau in enumerate((self.temperature_adv, self.temperature_clean)):
             gap = class_means(sums[row], sums[2])
             gap = gap - gap.mean()
-            # Where all classes are equally hard there is no direction to move in.
-            step = rate * gap / gap.abs().max().clamp_min(torch.finfo(gap.dtype).tiny)
+            # Where all classes are equally hard, up to rounding, there is no direction to move in.
+            step = rate * gap / gap.abs().max().clamp_min(1e-9)
             tau.copy_((tau - step).clamp(self.temperature_min, self.temperature_max))
         self.sums.zero_()

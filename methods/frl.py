@@ -17,7 +17,7 @@ Departures:     the released start `hot_start.pt` is trained elsewhere; here it 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class FRL(Method):
     }
     warm_start = "pgd_at"
     epoch_settings = ("halve_every",)
-    reported = ("weight_clean", "weight_boundary")
+    reported: ClassVar[tuple[str, ...]] = ("weight_clean", "weight_boundary")
 
     multiplier_clean: Tensor
     multiplier_boundary: Tensor

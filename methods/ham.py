@@ -5,7 +5,7 @@ Inner problem:  maximise  CE(S(x'), y): 10 sign steps of 0.007 at eps 0.031 from
                 `mining_step` steps are easy: they are dropped for good and cost no further pass.
 Outer problem:  minimise  mean CE(S(x'), y)  over the hard samples alone, which BatchNorm alone sees. Before
                 `begin_epoch` plain adversarial training on all.
-State:          kept_share (K,): the share of each class's samples that was trained on in the last epoch.
+State:          kept_share (K,): the share of each class's samples that was hard in the last epoch; 1 before.
 Defaults:       mining from epoch 50 (counted from 1) of 120, after 3 steps (5 on SVHN); SGD 0.1 / 0.9 / 2e-4, rate /
                 10, / 100, / 200 from epochs 60, 90, 110, batch 128. [read in the released CIFAR-10 script; its
                 CIFAR-100 and SVHN attack files are missing]

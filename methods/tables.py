@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from attacks.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from methods.base import Method
 
-METHODS: Registry[type[Method]] = Registry(
+METHODS: Registry[Callable[..., Method]] = Registry(
     kind="method",
     group="bench.methods",
     builtin={

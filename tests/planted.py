@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, cross_entropy
 from methods.pgd_at import PGDAT
 from methods.rslad import RSLAD
-
-Noise = Callable[[Tensor], Tensor]
 
 
 class DemandsAnArgument(PGDAT):
@@ -54,7 +52,7 @@ class WritesStateInLoss(PGDAT):
         self.register_buffer("seen", torch.zeros(self.num_classes))
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
-        self.seen += torch.bincount(batch.y, minlength=self.num_classes)
+        self.get_buffer("seen").add_(torch.bincount(batch.y, minlength=self.num_classes))
         return super().loss(model, batch, adv, ctx)
 
 
@@ -75,7 +73,9 @@ class TrainsTheTeacher(RSLAD):
 
 
 class _Noisy(PGDAT):
-    noise: Noise
+    @abstractmethod
+    def noise(self, x: Tensor) -> Tensor:
+        """Uniform draws like x."""
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         start = (batch.x + self.eps * (2 * self.noise(batch.x) - 1)).clamp(0, 1)
@@ -84,14 +84,15 @@ class _Noisy(PGDAT):
 
 
 class SeedsItself(_Noisy):
-    def noise(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def noise(self, x: Tensor) -> Tensor:
         generator = torch.Generator()
         generator.seed()
         return torch.rand(x.shape, generator=generator)
 
 
 class DrawsFromTheGlobalStream(_Noisy):
-    noise = staticmethod(torch.rand_like)
+    def noise(self, x: Tensor) -> Tensor:
+        return torch.rand_like(x)
 
 
 class LeaksTrainMode(PGDAT):
@@ -166,7 +167,9 @@ class HidesAForward(PGDAT):
 class LoopsOverSamples(PGDAT):
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         logits = model(adv.x)
-        return Terms(torch.stack([F.cross_entropy(z, y) for z, y in zip(logits, batch.y, strict=True)]), {"adv": logits})
+        return Terms(
+            torch.stack([F.cross_entropy(z, y) for z, y in zip(logits, batch.y, strict=True)]), {"adv": logits}
+        )
 
 
 class NormalisesWithinTheMicroBatch(PGDAT):
@@ -253,26 +256,29 @@ class AttackLeaksTrainMode(_Attack):
 
 class AttacksAsItIs(PGD):
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        bn = "train" if model.training else "eval"
         return ascend(
             model, x, self.objective(y), eps=self.threat.eps, step_size=self.threat.eps / 4, steps=self.steps,
-            start=self.start, norm=self.threat.norm, generator=generator, bn=bn,
+            start=self.start, norm=self.threat.norm, generator=generator,
+            bn="train" if model.training else "eval",
         )  # fmt: skip
 
 
 class _Jostled(_Attack):
-    noise: Noise
+    @abstractmethod
+    def noise(self, x: Tensor) -> Tensor:
+        """Uniform draws like x."""
 
     def spoil(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
         return self.threat.project(x_adv + self.threat.eps * (self.noise(x) - 0.5), x)
 
 
 class AttackDrawsFromTheGlobalStream(_Jostled):
-    noise = staticmethod(torch.rand_like)
+    def noise(self, x: Tensor) -> Tensor:
+        return torch.rand_like(x)
 
 
 class AttackSeedsItself(_Jostled):
-    def noise(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def noise(self, x: Tensor) -> Tensor:
         generator = torch.Generator()
         generator.seed()
         return torch.rand(x.shape, generator=generator)

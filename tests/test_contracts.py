@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
 from attacks.pgd import PGD
 from attacks.registry import UnknownName
@@ -22,10 +27,13 @@ from bench.conformance import (
     method_cases,
     special,
 )
+from bench.conformance.loop import EPOCHS, STEPS, Loop
 from bench.conformance.specials import SPECIALS
-from methods.base import Method
+from methods.base import Adversarial, Batch, Context, Method
 from methods.pgd_at import PGDAT
+from methods.recipes import digits
 from methods.tables import METHODS
+from tests.bench.jobs import plan, train_all
 from tests.planted import FAULTY_ATTACKS, FAULTY_METHODS
 
 EXEMPT = [(kind, name, check) for (kind, name), known in SPECIALS.items() for check in known.exempt]
@@ -75,7 +83,7 @@ def test_every_check_has_a_planted_fault() -> None:
 
 def test_every_special_names_a_plug_in_and_its_reason() -> None:
     for (kind, name), known in SPECIALS.items():
-        assert name in {"method": METHODS, "attack": ATTACKS}[kind].names()
+        assert name in (METHODS.names() if kind == "method" else ATTACKS.names())
         assert known.reason and all(known.exempt.values())
         assert set(known.exempt) <= set({"method": METHOD_CHECKS, "attack": ATTACK_CHECKS}[kind])
 
@@ -91,7 +99,9 @@ def test_check_all_runs_every_check_in_any_spelling() -> None:
 
 def test_check_all_gives_the_reason_of_an_exemption() -> None:
     lines = [line for line, passed in check_all(["square"]) if passed and line.startswith("none")]
-    assert lines == [f"none  square  linear_model_closed_form: {SPECIALS['attack', 'square'].exempt['linear_model_closed_form']}"]
+    assert lines == [
+        f"none  square  linear_model_closed_form: {SPECIALS['attack', 'square'].exempt['linear_model_closed_form']}"
+    ]
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
@@ -102,6 +112,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
 PLUGIN = '''
 from methods import register
 from methods.pgd_at import PGDAT
+from methods.recipes import digits
 from methods.base import Terms
 
 
@@ -119,9 +130,15 @@ class Mine(PGDAT):
 '''
 
 
-def test_a_plug_in_is_checked_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def room_for_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered in a test is gone after it."""
     monkeypatch.setattr(METHODS, "_objects", dict(METHODS._objects))
     monkeypatch.setattr(METHODS, "_facts", dict(METHODS._facts))
+
+
+@pytest.mark.usefixtures("room_for_methods")
+def test_a_plug_in_is_checked_from_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "mine_for_checks.py"
     file.write_text(PLUGIN)
     result = CliRunner().invoke(main, ["check", "mine", "--plugin", str(file)])
@@ -129,6 +146,45 @@ def test_a_plug_in_is_checked_from_the_command_line(tmp_path: Path, monkeypatch:
     assert "FAIL  mine  loss_per_sample_finite: expected a loss of shape" in result.output
     assert "ok    mine  default_constructible" in result.output
     assert special(METHODS, "mine").arguments == {"factor": 2.0}
+
+
+HOOKS = ("setup", "begin_epoch", "perturb", "loss", "observe", "after_step", "end_epoch")
+
+
+class Recorder(PGDAT):
+    """Notes the order in which its hooks are called, and how the optimiser's step lies among them."""
+
+    recipes = {"digits": digits(epochs=EPOCHS, batch_size=128)}
+    calls: ClassVar[list[str]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in HOOKS:
+            type(self).calls.append(name)
+        return super().__getattribute__(name)
+
+    @contextmanager
+    def around_step(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Iterator[None]:
+        before = [weight.detach().clone() for weight in model.parameters()]
+        self.calls.append("enter")
+        yield
+        moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        self.calls.append("leave after the step" if moved else "leave before the step")
+
+
+@pytest.mark.usefixtures("room_for_methods")
+def test_the_loop_of_the_checks_calls_hooks_in_the_order_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    METHODS.register("recorder")(Recorder)
+    monkeypatch.setattr(Recorder, "calls", [])
+    Loop(Recorder(num_classes=10), 10).run()
+    checked = list(Recorder.calls)
+    Recorder.calls.clear()
+    # 200 samples in batches of 128: two steps an epoch, as in the checks.
+    train_all(plan(methods=("recorder",), train_limit=200, attacks=("fgsm",)), tmp_path)
+    step = ["perturb", "enter", "loss", "observe", "leave after the step", "after_step"]
+    assert checked == ["setup", *(["begin_epoch", *step * STEPS, "end_epoch"] * EPOCHS)]
+    assert Recorder.calls == checked
 
 
 def test_what_a_plug_in_raises_is_the_finding() -> None:

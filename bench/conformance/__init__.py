@@ -8,7 +8,7 @@ to be checked cheaply, and what does not apply to it, are data with a reason (`b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from attacks.registry import Registry
 from attacks.tables import ATTACKS
@@ -18,6 +18,9 @@ from bench.conformance.material import ContractViolation
 from bench.conformance.methods import METHOD_CHECKS, MethodCase
 from bench.conformance.specials import Special, special
 from methods.tables import METHODS
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 __all__ = [
     "ATTACK_CHECKS",
@@ -40,7 +43,7 @@ CLASSES = (3, 11)
 def method_cases(name: str) -> list[MethodCase]:
     """A registered method with few and with many classes."""
     arguments = special(METHODS, name).arguments
-    return [MethodCase(name, METHODS[name], classes, arguments) for classes in CLASSES]
+    return [MethodCase(name, cast("type[Method]", METHODS[name]), classes, arguments) for classes in CLASSES]
 
 
 def attack_cases(name: str) -> list[AttackCase]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SIDE = 8
 
@@ -87,6 +88,47 @@ def require_same(before: Mapping[str, Any], after: Mapping[str, Any], sentence: 
     """Raise "sentence: entry" as a violation unless two fingerprints are equal."""
     changed = difference(before, after)
     require(changed is None, f"{sentence}: {changed}")
+
+
+class Operations(TorchDispatchMode):
+    """Counts dispatched tensor operations while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Seen:
+    """Remembers every tensor of logits with the version it had; in-place writes raise the version."""
+
+    def __init__(self) -> None:
+        self.logits: list[tuple[str, Tensor, int]] = []
+
+    def note(self, owner: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """A forward hook for one network."""
+        return lambda module, inputs, logits: self.logits.append((owner, logits, logits._version))
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    """Copies of the weights alone."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def zero_head(model: nn.Sequential) -> None:
+    """Make all logits zero."""
+    for parameter in model[-1].parameters():
+        nn.init.zeros_(parameter)
+
+
+def permute_head(model: nn.Sequential, order: Tensor) -> None:
+    """Give the logit of class k to class order[k]."""
+    with torch.no_grad():
+        for parameter in model[-1].parameters():
+            parameter[order] = parameter.clone()
 
 
 def _equal(a: Any, b: Any) -> bool:

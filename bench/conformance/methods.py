@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from attacks.passes import Passes
 from attacks.threat import TOLERANCE, distance
 from bench.conformance.loop import Loop, Scene, part_of
 from bench.conformance.material import (
+    Operations,
+    Seen,
     freeze_one_norm,
     gradients,
     modes,
+    permute_head,
     require,
     require_same,
     streams,
     values,
+    weights,
+    zero_head,
 )
 from bench.counting import KINDS, Counter
 from methods.base import Batch, Method
@@ -102,18 +106,18 @@ def gradient_reaches_every_parameter(case: MethodCase) -> None:
 def perturb_and_loss_write_no_state(case: MethodCase) -> None:
     """Both halves read the method's state and never write it, nor the student's weights and gradients."""
     loop = case.loop().begin(0)
-    state, weights, grads = values(loop.method), _weights(loop.model), gradients(loop.model)
+    state, trained, grads = values(loop.method), weights(loop.model), gradients(loop.model)
     batch = loop.batch()
     loop.method.loss(loop.model, batch, loop.perturb(batch), loop.ctx)
     require_same(state, values(loop.method), "perturb or loss changed the method's state")
-    require_same(weights, _weights(loop.model), "perturb or loss changed a weight")
+    require_same(trained, weights(loop.model), "perturb or loss changed a weight")
     require_same(grads, gradients(loop.model), "perturb or loss left a gradient behind")
 
 
 def tensors_it_gets_unchanged(case: MethodCase) -> None:
     """Batch and logits are not written in place: what is divided in place once is divided for all who hold it."""
     loop = case.loop().begin(0)
-    batch, seen = loop.batch(), _Seen()
+    batch, seen = loop.batch(), Seen()
     given = {name: getattr(batch, name) for name in ("x", "y", "index", "step_labels")}
     before = {name: tensor.clone() for name, tensor in given.items()}
     for role, network in {"the student": loop.model, **loop.teachers}.items():
@@ -208,13 +212,13 @@ def class_missing_stays_finite(case: MethodCase) -> None:
 
 def equal_classes_stay_finite(case: MethodCase) -> None:
     """Loss and state stay finite if all classes are exactly equally hard."""
-    _require_finite(case.loop(Scene(alter=_zero_head, lr=0.0)))
+    _require_finite(case.loop(Scene(alter=zero_head, lr=0.0)))
 
 
 def label_permutation_equivariance(case: MethodCase) -> None:
     """Renaming the classes renames the per-class state, and changes no loss."""
     order = torch.arange(case.num_classes).roll(1)
-    plain, renamed = case.loop(), case.loop(Scene(relabel=order, alter=lambda model: _permute_head(model, order)))
+    plain, renamed = case.loop(), case.loop(Scene(relabel=order, alter=lambda model: permute_head(model, order)))
     for step, (a, b) in enumerate(zip(plain.train(), renamed.train(), strict=True)):
         same = a.loss.shape == b.loss.shape and torch.allclose(a.loss, b.loss, rtol=1e-2, atol=1e-3)
         require(same, f"the loss of step {step} changes when the classes are renamed")
@@ -258,7 +262,7 @@ def op_count_independent_of_batch(case: MethodCase) -> None:
         loop = case.loop().begin(0)
         rows = torch.arange(8).repeat(copies)
         batch = Batch(loop.x[rows], loop.y[rows], rows, loop.y[rows])
-        with _Operations() as operations:
+        with Operations() as operations:
             loop.step(batch)
         counts[len(rows)] = operations.count
     require(counts[8] == counts[32], f"{counts[8]} operations on 8 samples, {counts[32]} on 32; vectorise over samples")
@@ -266,7 +270,7 @@ def op_count_independent_of_batch(case: MethodCase) -> None:
 
 def micro_batches_agree(case: MethodCase) -> None:
     """The loss of two halves equals that of the whole, given the labels of the whole step (without BatchNorm)."""
-    loop = case.loop(Scene(batch_norm=False)).begin(0)
+    loop = case.loop(Scene(batch_norm=False)).run().begin(1)
     batch = loop.batch()
     adv, middle = loop.perturb(batch), len(batch.x) // 2
     whole = loop.method.loss(loop.model, batch, adv, loop.ctx).loss
@@ -274,44 +278,6 @@ def micro_batches_agree(case: MethodCase) -> None:
     parts = torch.cat([loop.method.loss(loop.model, *half, loop.ctx).loss for half in halves])
     same = parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-4, atol=1e-6)
     require(same, "the losses of two micro-batches are not those of the whole; normalise by batch.step_labels")
-
-
-class _Operations(TorchDispatchMode):
-    """Counts dispatched tensor operations."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-class _Seen:
-    """Remembers every tensor of logits with the version it had; in-place writes raise the version."""
-
-    def __init__(self) -> None:
-        self.logits: list[tuple[str, Tensor, int]] = []
-
-    def note(self, owner: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        """A forward hook for one network."""
-        return lambda module, inputs, logits: self.logits.append((owner, logits, logits._version))
-
-
-def _weights(model: nn.Module) -> dict[str, Any]:
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
-
-
-def _zero_head(model: nn.Sequential) -> None:
-    for parameter in model[-1].parameters():
-        nn.init.zeros_(parameter)
-
-
-def _permute_head(model: nn.Sequential, order: Tensor) -> None:
-    with torch.no_grad():
-        for parameter in model[-1].parameters():
-            parameter[order] = parameter.clone()
 
 
 def _require_finite(loop: Loop) -> None:

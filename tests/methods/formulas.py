@@ -1,0 +1,93 @@
+"""The papers' formulas in NumPy and double precision, written from the formulas and not from the code under test.
+
+B samples, K classes; z are logits (B, K), y labels (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+def log_softmax(z: Array) -> Array:
+    shifted = z - z.max(axis=1, keepdims=True)
+    scores: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return scores
+
+
+def softmax(z: Array) -> Array:
+    return np.exp(log_softmax(z))
+
+
+def ce(z: Array, y: Labels) -> Array:
+    return np.array([-row[label] for row, label in zip(log_softmax(z), y, strict=True)])
+
+
+def kl(p: Array, z: Array) -> Array:
+    """KL(p || softmax(z)) per sample, summed over classes."""
+    divergence: Array = (p * (np.log(p) - log_softmax(z))).sum(axis=1)
+    return divergence
+
+
+def mean_bk(values: Array, num_classes: int) -> float:
+    """The default reduction of a KL of shape (B, K): a mean over samples and classes."""
+    return float(values.sum() / (len(values) * num_classes))
+
+
+def trades(z: Array, z_adv: Array, y: Labels, beta: float) -> float:
+    return float(ce(z, y).mean() + beta * kl(softmax(z), z_adv).mean())
+
+
+def frl(z: Array, z_adv: Array, y: Labels, l0: Array, l1: Array, beta: float) -> float:
+    w0, w1 = frl_weights(l0)[y], frl_weights(l1)[y]
+    clean = (w0 * ce(z, y)).sum() / w0.sum()
+    return float(clean + beta * (w1 * kl(softmax(z), z_adv)).sum() / w1.sum())
+
+
+def frl_weights(multiplier: Array) -> Array:
+    k = len(multiplier)
+    return np.array([1 / k + multiplier[i] - sum(multiplier) / k for i in range(k)])
+
+
+def frl_project(multiplier: Array, limit: float) -> Array:
+    positive = np.array([max(value, 0.0) for value in multiplier])
+    return positive * limit / positive.sum() if positive.sum() > limit else positive
+
+
+def ard(teacher: Array, z: Array, z_adv: Array, y: Labels, alpha: float, t: float) -> float:
+    distilled = mean_bk(kl(softmax(teacher / t), z_adv / t), z.shape[1])
+    return float(alpha * t**2 * distilled + (1 - alpha) * ce(z, y).mean())
+
+
+def rslad(teacher: Array, z: Array, z_adv: Array) -> float:
+    p = softmax(teacher)
+    return 5 / 6 * mean_bk(kl(p, z_adv), z.shape[1]) + 1 / 6 * mean_bk(kl(p, z), z.shape[1])
+
+
+def absld(teacher: Array, z: Array, z_adv: Array, y: Labels, tau_adv: Array, tau_clean: Array, product: bool) -> float:
+    if product:
+        tau_adv = tau_clean = tau_adv * tau_clean
+    p_adv = np.stack([softmax(row[None] / tau_adv[k])[0] for row, k in zip(teacher, y, strict=True)])
+    p_clean = np.stack([softmax(row[None] / tau_clean[k])[0] for row, k in zip(teacher, y, strict=True)])
+    return 5 / 6 * mean_bk(kl(p_adv, z_adv), z.shape[1]) + 1 / 6 * mean_bk(kl(p_clean, z), z.shape[1])
+
+
+def absld_update(tau: Array, means: Array, rate: float) -> Array:
+    gap = means - means.mean()
+    moved: Array = np.clip(tau - rate * gap / np.abs(gap).max(), 0.5, 5.0)
+    return moved
+
+
+def gradient(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
+    """Central differences."""
+    found = np.zeros_like(at)
+    for place in np.ndindex(*at.shape):
+        move = np.zeros_like(at)
+        move[place] = step
+        found[place] = (function(at + move) - function(at - move)) / (2 * step)
+    return found

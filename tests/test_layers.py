@@ -1,0 +1,116 @@
+"""The three storeys: imports only go down, importing is light and silent, and nothing shadows the packages."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attacks
+import bench
+import methods
+from attacks.tables import ATTACKS
+from methods.tables import METHODS
+
+HOME = Path(__file__).resolve().parents[1]
+BELOW = {"attacks": {"attacks"}, "methods": {"attacks", "methods"}, "bench": {"attacks", "methods", "bench"}}
+FILES = [path for package in BELOW for path in sorted((HOME / package).rglob("*.py"))]
+HEAVY = ("torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "robustbench")
+FRAME = {"__init__", "base", "losses", "recipes", "tables"}
+
+
+def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HOME), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the storey"
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOME)))
+def test_imports_only_go_down(path: Path) -> None:
+    storey = path.relative_to(HOME).parts[0]
+    above = imported(path) & set(BELOW) - BELOW[storey]
+    assert not above, f"{storey} must not know {above}"
+    assert "tests" not in imported(path)
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_every_storey_has_files(package: str) -> None:
+    assert sum(path.relative_to(HOME).parts[0] == package for path in FILES) > 5
+    assert (HOME / package / "py.typed").is_file()
+
+
+def test_attacks_know_torch_only() -> None:
+    outside = {name for path in FILES if path.parent.name == "attacks" for name in imported(path)}
+    outside -= {"attacks", *sys.stdlib_module_names}
+    assert outside == {"torch"}, "the reference package is imported by name, in one adapter"
+
+
+def test_importing_the_packages_is_light(tmp_path: Path) -> None:
+    code = f"import sys, bench, attacks, methods, bench.cli\nprint(sorted(set(sys.modules) & set({HEAVY!r})))"
+    result = run(code, tmp_path)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+def test_importing_every_module_prints_nothing_and_writes_no_file(tmp_path: Path) -> None:
+    names = [m.name for p in (attacks, methods, bench) for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
+    assert "bench.conformance.methods" in names and "attacks.reference" in names
+    before = {path: path.stat().st_mtime_ns for path in FILES}
+    quiet = [name for name in names if not name.endswith("__main__")]
+    code = f"import importlib\nfor name in {quiet!r}:\n    importlib.import_module(name)\n"
+    result = run(code, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["attacks", "methods"])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "package"])
+def test_a_file_that_shadows_a_storey_is_named(tmp_path: Path, name: str, folder: bool) -> None:
+    if folder:
+        (tmp_path / name).mkdir()
+        shadow = tmp_path / name / "__init__.py"
+    else:
+        shadow = tmp_path / f"{name}.py"
+    shadow.write_text("raise RuntimeError('a stranger was imported')\n")
+    result = run("import bench", tmp_path)
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: bench: expected the package {name!r} beside {HOME / 'bench'}, got {shadow}; ")
+    assert "rename that file or folder, or run from another directory" in last
+
+
+def test_every_method_file_is_registered() -> None:
+    files = {path.stem for path in (HOME / "methods").glob("*.py")} - FRAME
+    assert files == {module.removeprefix("methods.") for module in METHODS.builtin.values()}
+
+
+def test_every_registered_module_registers_its_names() -> None:
+    for registry in (METHODS, ATTACKS):
+        for name, module in registry.builtin.items():
+            assert registry[name].__module__ == module
+
+
+def test_the_public_names_are_there() -> None:
+    for package in (attacks, methods, bench):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match=f"module {package.__name__!r} has no attribute 'nothing'"):
+            package.nothing  # noqa: B018
