@@ -36,16 +36,14 @@ def ascend(
         x: (N, C, H, W) in [0, 1].
         objective: `objective(logits, rows) -> (M,)`, see `attacks.objectives`.
         eps: radius in the units of x, a number or (N,).
-        step_size: length of a step in the units of x, a number or (N,).
-        steps: number of steps; each is one forward and one input-gradient pass per moving sample.
-        start: "zero", "uniform", "uniform_unclipped", "gaussian" or the starting points (N, C, H, W).
+        step_size: length of a step, likewise.
+        steps: each is one forward and one input-gradient pass per moving sample.
+        start: see `attacks.threat.starting_point`.
         norm: "linf" (sign steps) or "l2" (normalised gradient steps).
         generator: source of the random start.
-        observe: `observe(step, x_adv, logits, rows)` sees each iterate that is evaluated: the one after `step`
-            moves, step 0 to steps - 1. It may return keep (M,) bool: the others stop where they are for good, cost no
-            further pass and stay in the result.
-        bn: "eval" puts the whole model in eval mode; "train" in train mode, so that every pass uses and moves batch
-            statistics.
+        observe: `observe(step, x_adv, logits, rows)` sees each iterate that is evaluated, the one after `step`
+            moves. It may return keep (M,) bool: the others stop where they are, for good and for free.
+        bn: mode of the whole model; in "train" every pass uses and moves batch statistics.
 
     Returns:
         (N, C, H, W), detached, inside box and ball.

@@ -84,43 +84,61 @@ def run_attack(
         BenchError: if the attack returns another shape, what is not finite, or what lies outside box or ball.
         Interrupted: if asked to stop.
     """
-    progress = progress or Progress()
-    timer = store.Timer()
     clean = predict(model, x, device, block)
-    verdicts = Verdicts(y.cpu(), clean)
-    verdicts.passes = {"forward": 0, "input_grad": 0}
-    prediction, robust = clean.clone(), clean == y.cpu()
-    stages = attack.stages or (attack,)
+    verdicts = Verdicts(y.cpu(), clean, passes={"forward": 0, "input_grad": 0})
+    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress or Progress(), verdicts)
     num_classes = _num_classes(model, x, device)
-    blocks = torch.arange(len(y)).split(block)
-    for number, stage in enumerate(stages):
+    for number, stage in enumerate(attack.stages or (attack,)):
         label = getattr(stage, "name", f"stage{number + 1}") if attack.stages else name
         reason = getattr(stage, "left_out", lambda _: None)(num_classes)
-        if reason is not None:
+        if reason is None:
+            walk.stage(number, label, stage)
+        else:
             verdicts.left_out[label] = reason
-            progress.line(f"{name}: {label} is left out: {reason}")
-            continue
-        for b, rows in enumerate(blocks):
-            target = rows[robust[rows]] if attack.stages else rows
-            if len(target):
-                done = _stored(folder, label, b)
-                if done is None:
-                    progress.check()
-                    purpose = (name, label, b)
-                    done = _attack_block(model, x[target], y[target], stage, label, seed, purpose, device)
-                    _store(folder, label, b, done)
-                prediction[target] = torch.tensor(done["prediction"])
-                robust[target] &= prediction[target] == verdicts.label[target]
-                for kind in verdicts.passes:
-                    verdicts.passes[kind] += done["passes"][kind]
-            progress.update(
-                number * len(blocks) + b + 1, len(stages) * len(blocks),
-                f"{label} {_bound(robust, blocks, b, attack.stages != ()):.2%} robust so far",
-            )  # fmt: skip
-        verdicts.stages[label] = (prediction.clone(), robust.clone())
-        share = robust.double().mean().item() * 100
-        progress.line(f"robust accuracy after {label.upper()}: {share:.2f} % (total time {timer.seconds:.1f} s)")
+            walk.progress.line(f"{name}: {label} is left out: {reason}")
     return verdicts
+
+
+class _Walk:
+    """The state of an evaluation as it goes through stages and blocks."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int, block: int,
+        device: torch.device | str, folder: Path | None, progress: Progress, verdicts: Verdicts,
+    ) -> None:  # fmt: skip
+        self.model, self.x, self.y, self.attack, self.name = model, x, y, attack, name
+        self.seed, self.device, self.folder, self.progress, self.verdicts = seed, device, folder, progress, verdicts
+        self.blocks = torch.arange(len(y)).split(block)
+        self.prediction, self.robust = verdicts.clean.clone(), verdicts.clean == verdicts.label
+        self.timer = store.Timer()
+
+    def stage(self, number: int, label: str, stage: Attack) -> None:
+        """Run one stage over all blocks, on the samples that it is due, and note where that leaves every sample."""
+        total = len(self.blocks) * max(1, len(self.attack.stages))
+        for b, rows in enumerate(self.blocks):
+            due = rows[self.robust[rows]] if self.attack.stages else rows
+            if len(due):
+                self._block(label, stage, b, due)
+            share = _bound(self.robust, self.blocks, b, self.attack.stages != ())
+            self.progress.update(number * len(self.blocks) + b + 1, total, f"{label} {share:.2%} robust so far")
+        self.verdicts.stages[label] = (self.prediction.clone(), self.robust.clone())
+        share = self.robust.double().mean().item() * 100
+        seconds = self.timer.seconds
+        self.progress.line(f"robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)")
+
+    def _block(self, label: str, stage: Attack, b: int, due: Tensor) -> None:
+        done = _stored(self.folder, label, b)
+        if done is None:
+            self.progress.check()
+            purpose = (self.name, label, b)
+            done = _attack_block(
+                self.model, self.x[due], self.y[due], stage, label, self.seed, purpose, self.device
+            )  # fmt: skip
+            _store(self.folder, label, b, done)
+        self.prediction[due] = torch.tensor(done["prediction"])
+        self.robust[due] &= self.prediction[due] == self.verdicts.label[due]
+        for kind in self.verdicts.passes:
+            self.verdicts.passes[kind] += done["passes"][kind]
 
 
 def _attack_block(

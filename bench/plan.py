@@ -185,7 +185,10 @@ class _Planner:
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
         overrides = _overrides(self.run, method if role == "student" else "teacher", sketch)
-        recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
+        try:
+            recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
+        except ValueError as error:
+            raise UsageError(f"--set {method}.{error}") from None
         eps = usual_eps(self.run)
         settings = self._settings(method, sketch, recipe, overrides, eps, facts)
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}

@@ -45,6 +45,15 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
+            got = f"{self.epochs}, {self.batch_size} and {self.lr}"
+            raise ValueError(f"recipe: expected epochs >= 1, batch_size >= 2 and lr > 0, got {got}")
+        if isinstance(self.factors, tuple) and len(self.factors) != len(self.milestones):
+            raise ValueError(
+                f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"
+            )
+
     def lr_at(self, epoch: int) -> float:
         """Learning rate in an epoch, counted from 0."""
         factors = self.factors if isinstance(self.factors, tuple) else (self.factors,) * len(self.milestones)
