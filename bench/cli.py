@@ -13,7 +13,7 @@ from attacks.registry import Registry, UnknownName
 from bench.errors import BenchError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from bench.launch import Report
+    from bench.launch import Report, Site
     from bench.plan import Plan
     from bench.settings import RunSettings
 
@@ -170,6 +170,9 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     if dry_run:
         click.echo(plan_text(plan, Path(settings.out)))
         return
+    from bench.preflight import preflight
+
+    preflight(plan, _site(settings))
     remember(plan, Path(settings.out))
     report = _launch(plan, settings, quiet)
     if report.interrupted:
@@ -364,18 +367,23 @@ def _settings(flags: dict[str, Any]) -> RunSettings:
     return combined(*layers, given)
 
 
+def _site(settings: RunSettings) -> Site:
+    from bench.launch import Site
+
+    return Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
+
+
 def _launch(plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = ()) -> Report:
     import os
 
     from bench.display import Bars, Lines
-    from bench.launch import Site, launch
+    from bench.launch import launch
 
     on_cpu = all(job.device == "cpu" for job in plan.evaluate)
     workers = settings.workers or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else 1)
-    site = Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
     display = Bars() if sys.stderr.isatty() and not quiet else Lines()
     with display:
-        return launch(plan, site, workers=workers, display=display, done=done)
+        return launch(plan, _site(settings), workers=workers, display=display, done=done)
 
 
 def _print_table(plan: Plan, settings: RunSettings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from attacks.registry import Registry
 from attacks.sketch import Sketch
 from bench import store
+from bench.errors import UsageError
 from bench.estimate import Cost, totals
 from bench.launch import title
 from bench.plan import Plan
@@ -129,8 +130,8 @@ def remember(plan: Plan, out: Path) -> None:
     """Note what a plan is made of, so that `bench status` can say what is missing."""
     jobs = [{"title": title(job), "folder": job.folder.as_posix()} for job in plan.jobs]
     folder = out / PLANS
-    folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / f"{store.key_of({'jobs': jobs})}.json", {"jobs": jobs})
+    with store.locked(folder, wait=True):
+        store.write_json(folder / f"{store.key_of({'jobs': jobs})}.json", {"jobs": jobs})
 
 
 def _missing(results: Path) -> list[str]:
@@ -141,7 +142,13 @@ def _missing(results: Path) -> list[str]:
 
 
 def status_text(results: Path) -> str:
-    """What a results folder holds, misses, and what failed."""
+    """What a results folder holds, misses, and what failed.
+
+    Raises:
+        UsageError: if there is no such folder.
+    """
+    if not results.is_dir():
+        raise UsageError(f"status: no folder {results}; run `bench run` first, or name the folder it wrote to")
     runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
     lines = []
     for folder in runs:

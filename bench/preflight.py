@@ -1,0 +1,49 @@
+"""What can be refused before hours are spent: missing data, impossible settings, implausible teachers."""
+
+from __future__ import annotations
+
+from attacks.tables import ATTACKS
+from attacks.threat import ThreatModel
+from bench import store
+from bench.errors import UsageError
+from bench.launch import Site
+from bench.parts import load
+from bench.plan import EvalJob, Plan, TrainJob
+from bench.teachers import load_teacher
+from methods.tables import METHODS
+
+
+def preflight(plan: Plan, site: Site) -> None:
+    """Read the data once, build every method and attack, and judge teachers that are given.
+
+    Jobs that are done already are passed over; a plan without others costs nothing.
+
+    Raises:
+        UsageError: for the first thing that cannot work.
+        BenchError: if a given teacher is refused.
+    """
+    missing = [job for job in plan.jobs if not store.is_done(site.out / job.folder)]
+    if not missing:
+        return
+    for job in missing:
+        try:
+            _build(job)
+        except (TypeError, ValueError) as error:
+            raise UsageError(str(error)) from None
+    parts = load(missing[0].dataset, site.data_dir, download=site.download)
+    given = {
+        source["label"]: (source, job)
+        for job in missing
+        if isinstance(job, TrainJob)
+        for source in job.teachers.values()
+        if "run" not in source
+    }
+    for source, job in given.values():
+        load_teacher(source, job, parts, site.out, site.data_dir, site.download)
+
+
+def _build(job: TrainJob | EvalJob) -> None:
+    if isinstance(job, TrainJob):
+        METHODS[job.method](**job.settings)
+    else:
+        ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
