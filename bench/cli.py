@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from attacks.registry import Registry, UnknownName
 from bench.errors import BenchError, Interrupted, UsageError
+from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
 if TYPE_CHECKING:
     from bench.launch import Report, Site
     from bench.plan import Plan
     from bench.settings import RunSettings
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Group(click.Group):
@@ -59,92 +58,12 @@ def main() -> None:
     """
 
 
-# Values
-
-
-def _list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, ...]]:
-    """A callback for comma lists; the option may also be repeated."""
-
-    def split(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> tuple[Any, ...]:
-        texts = (value,) if isinstance(value, str) else value or ()
-        try:
-            return tuple(convert(item.strip()) for text in texts for item in text.split(",") if item.strip())
-        except ValueError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-
-    return split
-
-
-def _names(*names: str, help: str) -> Callable[[Command], Command]:
-    """An option that takes a comma list and may be repeated."""
-    return click.option(*names, callback=_list(), multiple=True, metavar="LIST", help=help)
-
-
-def _radius(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """A callback for a number or a fraction."""
-    from bench.settings import radius
-
-    try:
-        return None if value is None else radius(value)
-    except (ValueError, ZeroDivisionError):
-        raise click.BadParameter(f"expected a number or a fraction such as 8/255, got {value!r}", ctx, param) from None
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-EVALUATION_OPTIONS = _options(
-    click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
-    click.option(
-        "--attacks",
-        callback=_list(),
-        multiple=True,
-        metavar="LIST",
-        help="Attacks of the table.  [fgsm,pgd,cw,autoattack]",
-    ),
-    click.option(
-        "--seeds",
-        "--seed",
-        callback=_list(int),
-        multiple=True,
-        metavar="LIST",
-        help="One run per method and seed.  [0]",
-    ),
-    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
-    click.option(
-        "--eps",
-        callback=_radius,
-        metavar="NUMBER|a/b",
-        help="Its radius in units of x in [0, 1], e.g. 8/255.  [the data set's]",
-    ),
-    click.option("--limit", type=int, help="Test on a stratified part of this size."),
-    click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
-    click.option("--block", type=int, help="Test samples that are attacked together.  [the data set's]"),
-    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
-    click.option("--threads", type=int, help="CPU threads of each job.  [1]"),
-    click.option("--workers", type=int, help="Jobs side by side.  [one per core on a CPU, else 1]"),
-    click.option("--deterministic", is_flag=True, default=None, help="Bit-reproducible on a GPU as well; slower."),
-    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
-    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
-    click.option("--download", is_flag=True, default=None, help="Fetch missing data."),
-    click.option("--set", "sets", multiple=True, metavar="NAME.FIELD=VALUE", help="Set one field, e.g. pgd.steps=50."),
-    click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
-)
-
-
 SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
 
 
 @main.command()
-@_options(
-    _names("--methods", "--method", help="Methods, in order.  [all]"),
+@options(
+    names("--methods", "--method", help="Methods, in order.  [all]"),
     click.option("--model", help="Architecture of the students.  [the data set's]"),
     click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
     click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
@@ -182,12 +101,12 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
 
 
 @main.command()
-@_options(
+@options(
     click.option("--checkpoint", type=click.Path(dir_okay=False), help="Weights: safetensors, or .pt without code."),
     click.option("--model", help="Its architecture, or PACKAGE.MODULE:BUILDER, or FILE.py:BUILDER."),
     click.option("--robustbench", metavar="ID", help="A model of the RobustBench zoo instead."),
-    click.option("--mean", callback=_list(float), metavar="LIST", help="Normalisation of its training, per channel."),
-    click.option("--std", callback=_list(float), metavar="LIST", help="Likewise."),
+    click.option("--mean", callback=comma_list(float), metavar="LIST", help="Its normalisation, per channel."),
+    click.option("--std", callback=comma_list(float), metavar="LIST", help="Likewise."),
     click.option("--label", help="Its name in tables.  [the file's]"),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip
@@ -224,11 +143,11 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
 
 @main.command()
 @RESULTS
-@_options(
+@options(
     click.option("--format", "form", default="markdown", show_default=True, help="markdown, latex, csv, json."),
     click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the screen."),
     click.option("--dataset", help="Only this data set."),
-    _names("--methods", help="Only these rows, in this order."),
+    names("--methods", help="Only these rows, in this order."),
     click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),

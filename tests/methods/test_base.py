@@ -132,7 +132,7 @@ def test_the_defaults_of_each_method() -> None:
 def test_factors_may_differ_between_milestones() -> None:
     recipe = Recipe(epochs=9, lr=1.0, milestones=(2, 4), factors=(0.5, 0.1))
     assert [recipe.lr_at(epoch) for epoch in (1, 2, 3, 4)] == pytest.approx([1.0, 0.5, 0.5, 0.05])
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="one factor for each of 1 milestones, got 2"):
         Recipe(epochs=9, lr=1.0, milestones=(2,), factors=(0.5, 0.1)).lr_at(0)
 
 

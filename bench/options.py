@@ -1,0 +1,76 @@
+"""Options of the command line that commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, ...]]:
+    """A callback for comma lists; the option may also be repeated."""
+
+    def split(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> tuple[Any, ...]:
+        texts = (value,) if isinstance(value, str) else value or ()
+        try:
+            return tuple(convert(item.strip()) for text in texts for item in text.split(",") if item.strip())
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return split
+
+
+def names(*spellings: str, help: str, convert: Callable[[str], Any] = str) -> Callable[[Command], Command]:
+    """An option that takes a comma list and may be repeated."""
+    return click.option(*spellings, callback=comma_list(convert), multiple=True, metavar="LIST", help=help)
+
+
+def fraction(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A callback for a number or a fraction."""
+    from bench.settings import radius
+
+    try:
+        return None if value is None else radius(value)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"expected a number or a fraction such as 8/255, got {value!r}", ctx, param) from None
+
+
+def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+EVALUATION_OPTIONS = options(
+    click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
+    names("--attacks", help="Attacks of the table.  [fgsm,pgd,cw,autoattack]"),
+    names("--seeds", "--seed", convert=int, help="One run per method and seed.  [0]"),
+    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
+    click.option(
+        "--eps",
+        callback=fraction,
+        metavar="NUMBER|a/b",
+        help="Its radius in units of x in [0, 1], e.g. 8/255.  [the data set's]",
+    ),
+    click.option("--limit", type=int, help="Test on a stratified part of this size."),
+    click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
+    click.option("--block", type=int, help="Test samples that are attacked together.  [the data set's]"),
+    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
+    click.option("--threads", type=int, help="CPU threads of each job.  [1]"),
+    click.option("--workers", type=int, help="Jobs side by side.  [one per core on a CPU, else 1]"),
+    click.option("--deterministic", is_flag=True, default=None, help="Bit-reproducible on a GPU as well; slower."),
+    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
+    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    click.option("--download", is_flag=True, default=None, help="Fetch missing data."),
+    click.option("--set", "sets", multiple=True, metavar="NAME.FIELD=VALUE", help="Set one field, e.g. pgd.steps=50."),
+    click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+)

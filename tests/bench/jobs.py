@@ -1,0 +1,118 @@
+"""Small plans on digits, and what a results folder holds, for the tests of planning, training and launching."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attacks.registry import Registry
+from attacks.tables import ATTACKS
+from bench.data import DATASETS, Parts, load
+from bench.errors import Interrupted
+from bench.models import MODELS
+from bench.plan import Plan, TrainJob, make_plan
+from bench.progress import Progress
+from bench.settings import RunSettings, combined
+from bench.train import train
+from methods.tables import METHODS
+
+# The real command, as an installed `bench` runs it.
+COMMAND = [sys.executable, "-c", "from bench.cli import main; main()"]
+# What may differ between two equal runs.
+FREE = ("timing.jsonl", "log.txt")
+
+
+def settings(**changes: Any) -> RunSettings:
+    """Validated settings of a run on digits; everything not named stays at its default."""
+    return combined(changes)
+
+
+def plan(**changes: Any) -> Plan:
+    """The plan of a run on the CPU."""
+    return make_plan(settings(**changes), "cpu")
+
+
+def small(**changes: Any) -> Plan:
+    """A plan that trains in a second or two: three epochs of three steps, one attack."""
+    return plan(**{"epochs": 3, "train_limit": 300, "limit": 40, "attacks": ("fgsm",), **changes})
+
+
+def job_of(plan: Plan, method: str, role: str = "student") -> TrainJob:
+    """The one training job of a method in a plan."""
+    (job,) = [job for job in plan.train if job.method == method and job.role == role]
+    return job
+
+
+def train_all(plan: Plan, out: Path, progress: Progress | None = None) -> None:
+    """Train every job of a plan in this process, in the plan's order."""
+    for job in plan.train:
+        train(job, parts_of(job), out, Path("data"), progress)
+
+
+def parts_of(job: TrainJob) -> Parts:
+    """The data of a job."""
+    return load(job.dataset, train_limit=job.train_limit)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder by its relative path, but of times and logs."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in FREE)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """The content of run.json."""
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+class StopAt(Progress):
+    """Asks a job to stop at the n-th time it looks; remembers the lines it was given."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.asked = n, 0
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    @property
+    def stopping(self) -> bool:
+        self.asked += 1
+        return self.asked == self.n
+
+
+def in_pieces(start: Any, n: int = 2) -> int:
+    """Call `start(progress)` until it ends by itself, stopping it each time at its n-th look; the number of stops."""
+    for stops in range(200):
+        try:
+            start(StopAt(n))
+        except Interrupted:
+            continue
+        return stops
+    raise AssertionError("200 sessions made no end of it")
+
+
+@contextmanager
+def own_registrations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let plug-ins register in copies of the tables, so that other tests do not meet them."""
+    tables: list[Registry[Any]] = [METHODS, ATTACKS, DATASETS, MODELS]
+    loaded = set(sys.modules)
+    for table in tables:
+        monkeypatch.setattr(table, "_objects", dict(table._objects))
+        monkeypatch.setattr(table, "_facts", dict(table._facts))
+    yield
+    for name in [name for name in sys.modules if name.startswith("bench_plugin_") and name not in loaded]:
+        del sys.modules[name]

@@ -1,0 +1,369 @@
+"""The evaluation harness trusts no attack, and can stop anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from attacks.passes import Passes
+from attacks.pgd import PGD
+from attacks.tables import ATTACKS
+from attacks.threat import ThreatModel
+from bench import store
+from bench.data import Parts, load, to_float
+from bench.errors import BenchError
+from bench.evaluate import Verdicts, columns, evaluate, evaluate_job, run_attack
+from bench.models import build
+from bench.outcomes import Outcomes
+from bench.plan import EvalJob
+from tests.bench.jobs import StopAt, in_pieces, plan, small, train_all, tree
+
+THREAT = ThreatModel("linf", 0.15)
+Move = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """An attack that does what a test tells it to, and remembers what it was given."""
+
+    move: Move
+    threat: ThreatModel = THREAT
+    stages: tuple[Any, ...] = ()
+    name: str = "scripted"
+    seen: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        self.seen.append(x.clone())
+        return self.move(model, x, y, generator)
+
+    def passes(self, num_classes: int) -> Passes:
+        return Passes()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Parts:
+    return load("digits", test_limit=60)
+
+
+@pytest.fixture(scope="module")
+def samples(digits: Parts) -> tuple[Tensor, Tensor]:
+    return to_float(digits.test.x), digits.test.y
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with one short run of PGD-AT in it."""
+    out = tmp_path_factory.mktemp("trained")
+    train_all(small(methods=("pgd_at",), epochs=4, train_limit=600), out)
+    return out
+
+
+def jobs(**changes: Any) -> dict[str, EvalJob]:
+    """The evaluations of that run, by attack."""
+    quick = {"autoattack.steps": 4, "autoattack.queries": 20, "autoattack.targets": 3}
+    facts = {"methods": ("pgd_at",), "epochs": 4, "train_limit": 600, "limit": 60, "block": 20, "overrides": quick}
+    return {job.attack: job for job in plan(**{**facts, **changes}).evaluate}
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> nn.Module:
+    network = build("small_cnn", 10, 1, 8, seed=0)
+    (file,) = trained.glob("*/*/*/*/last.safetensors")
+    from bench.checkpoints import fit, load_weights
+
+    return fit(network, load_weights(file)).eval()
+
+
+# No attack is trusted
+
+
+@pytest.mark.parametrize(
+    ("move", "sentence"),
+    [
+        (
+            lambda model, x, y, g: x + 0.2 * (0.5 - x).sign(),
+            r"expected x_adv in \[0, 1\] and within linf 0.15 of x, got \[.*\] at distance 0\.2\d*; project before",
+        ),
+        (
+            lambda model, x, y, g: x - 0.1,
+            r"expected x_adv in \[0, 1\] and within linf 0.15 of x, got \[-0\.1, 0\.9\] at distance 0\.1\d*; project",
+        ),
+        (lambda model, x, y, g: x / 0, "expected finite x_adv, got NaN or infinity; the attack or the model overflows"),
+        (lambda model, x, y, g: x[:-1], r"expected x_adv of shape \(20, 1, 8, 8\), got \(19, 1, 8, 8\)"),
+        (lambda model, x, y, g: x.flatten(1), r"expected x_adv of shape \(20, 1, 8, 8\), got \(20, 64\)"),
+        (lambda model, x, y, g: (x, y), r"expected x_adv of shape \(20, 1, 8, 8\), got tuple"),
+    ],
+    ids=["outside the ball", "outside the box", "not finite", "a sample less", "another shape", "a tuple"],
+)
+def test_an_attack_that_returns_what_it_may_not_is_named(
+    move: Move, sentence: str, model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(BenchError, match=f"^attack scripted: {sentence}"):
+        run_attack(model, *samples, Scripted(move), "scripted", block=20)
+
+
+def test_an_attack_that_changes_its_inputs_does_not_change_the_samples(
+    model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
+    """Drifting away from an original that moves along would look like staying close."""
+    x, y = samples
+    before = x.clone()
+
+    def drift(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return x.fill_(0.5)
+
+    with pytest.raises(BenchError, match=r"^attack scripted: expected x_adv in \[0, 1\] and within linf 0.15 of x"):
+        run_attack(model, x, y, Scripted(drift), "scripted", block=20)
+    assert torch.equal(x, before)
+
+
+def test_a_refused_input_is_the_attacks_own_sentence(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(BenchError, match=r"expected x in \[0, 1\], got max 2\.000; put the normalisation inside"):
+        evaluate(model, samples[0] * 2, samples[1], attacks=["pgd"], threat=THREAT)
+
+
+def test_the_verdict_is_the_models_in_eval_mode_whatever_an_attack_leaves(samples: tuple[Tensor, Tensor]) -> None:
+    """In train mode the statistics of the batch would fool this network for the attack."""
+
+    def switch(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        model.train()
+        return x.clone()
+
+    x, y = samples
+    network = build("small_cnn", 10, 1, 8, seed=3).eval()
+    with torch.no_grad():
+        given = network(x).argmax(1)
+        in_train_mode = build("small_cnn", 10, 1, 8, seed=3)(x).argmax(1)
+    assert not torch.equal(given, in_train_mode)
+    verdicts = run_attack(network, x, y, Scripted(switch), "scripted", block=60)
+    assert torch.equal(verdicts.stages["scripted"][0], given)
+    assert torch.equal(verdicts.stages["scripted"][1], given == y)
+
+
+class ByBrightness(nn.Module):
+    """Class 1 for bright images and class 0 for dark ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3)) - 0.5
+        return torch.stack([-bright, bright], 1)
+
+
+def test_robust_means_right_before_and_right_after() -> None:
+    """All four cases: right-right, right-wrong, wrong-right, wrong-wrong."""
+    x = torch.tensor([0.9, 0.55, 0.45, 0.1]).view(4, 1, 1, 1).expand(4, 1, 8, 8).contiguous()
+    y = torch.ones(4, dtype=torch.int64)
+    delta = torch.tensor([0.0, -0.1, 0.1, 0.0]).view(4, 1, 1, 1)
+    attack = Scripted(lambda model, x, y, g: x + delta)
+    verdicts = run_attack(ByBrightness(), x, y, attack, "scripted")
+    prediction, robust = verdicts.stages["scripted"]
+    assert verdicts.clean.tolist() == [1, 1, 0, 0]
+    assert prediction.tolist() == [1, 0, 1, 0], "an attack without stages attacks every sample"
+    assert robust.tolist() == [True, False, False, False]
+
+
+def test_a_stage_gets_what_is_right_and_still_standing_and_nothing_else() -> None:
+    values = torch.tensor([0.9, 0.55, 0.45, 0.8, 0.6, 0.1])
+    x = values.view(6, 1, 1, 1).expand(6, 1, 8, 8).contiguous()
+    y = torch.ones(6, dtype=torch.int64)
+    first = Scripted(lambda model, x, y, g: x - 0.06, name="first")
+    second = Scripted(lambda model, x, y, g: x - 0.14, name="second")
+    both = Scripted(lambda model, x, y, g: x, stages=(first, second))
+    verdicts = run_attack(ByBrightness(), x, y, both, "both", block=4)
+    seen = [[[round(float(v), 2) for v in batch[:, 0, 0, 0]] for batch in stage.seen] for stage in (first, second)]
+    assert seen == [[[0.9, 0.55, 0.8], [0.6]], [[0.9, 0.8], [0.6]]]
+    assert verdicts.stages["first"][1].tolist() == [True, False, False, True, True, False]
+    assert verdicts.stages["second"][1].tolist() == [True, False, False, True, False, False]
+    assert both.seen == [], "the harness walks the stages, not the attack"
+    assert list(columns("both", verdicts)) == ["both", "both/first", "both/second"]
+    assert columns("both", verdicts)["both"] is columns("both", verdicts)["both/second"]
+
+
+def test_stages_that_need_more_classes_are_left_out_and_named() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(6, 1, 8, 8)
+    with torch.no_grad():
+        y = network(x).argmax(1)
+    attack = ATTACKS["autoattack"](threat=ThreatModel("linf", 0.01), steps=2, queries=5)
+    progress = StopAt(0)
+    verdicts = run_attack(network, x, y, attack, "autoattack", progress=progress)
+    assert verdicts.left_out == {"apgd-t": "needs at least 4 classes, the model has 3"}
+    assert list(verdicts.stages) == ["apgd-ce", "fab-t", "square"]
+    assert "autoattack: apgd-t is left out: needs at least 4 classes, the model has 3" in progress.lines
+    last = next(line for line in progress.lines if line.startswith("robust accuracy after SQUARE"))
+    assert re.fullmatch(r"robust accuracy after SQUARE: \d+\.\d\d % \(total time \d+\.\d s\)", last)
+
+
+def test_passes_are_counted_in_samples(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    verdicts = run_attack(model, *samples, PGD(THREAT, steps=3), "pgd", block=25)
+    assert verdicts.passes == {"forward": 180, "input_grad": 180}
+
+
+# Draws
+
+
+def run(model: nn.Module, samples: tuple[Tensor, Tensor], **changes: Any) -> Verdicts:
+    """AutoAttack, quickly; or another attack."""
+    attack = changes.pop("attack", ATTACKS["autoattack"](threat=THREAT, steps=4, targets=3, queries=20))
+    return run_attack(model, *samples, attack, changes.pop("name", "autoattack"), **{"block": 20, **changes})
+
+
+def same(a: Verdicts, b: Verdicts) -> bool:
+    return list(a.stages) == list(b.stages) and all(
+        torch.equal(mine, theirs)
+        for stage in a.stages
+        for mine, theirs in zip(a.stages[stage], b.stages[stage], strict=True)
+    )
+
+
+def test_stopped_after_every_stored_block_the_outcome_is_the_same(
+    model: nn.Module, samples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    whole = run(model, samples)
+    ends: list[Verdicts] = []
+    stops = in_pieces(lambda progress: ends.append(run(model, samples, folder=tmp_path, progress=progress)))
+    blocks = len(list(tmp_path.glob("*.json")))
+    assert stops == blocks - 1 >= 8
+    assert same(ends[0], whole)
+    assert ends[0].passes == whole.passes
+
+
+def test_a_lost_block_is_computed_again_to_the_same_end(
+    model: nn.Module, samples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    whole = run(model, samples, folder=tmp_path)
+    for name in ("apgd-ce-1.json", "square-0.json"):
+        (tmp_path / name).unlink()
+    assert same(run(model, samples, folder=tmp_path), whole)
+
+
+def test_what_was_drawn_before_changes_nothing_and_nothing_is_drawn_from_the_global_stream(
+    model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(1)
+    first = run(model, samples)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = run(model, samples)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(first, second)
+
+
+def noise(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    moved = x + 0.15 * (2 * torch.rand(x.shape, generator=generator) - 1)
+    return moved.clamp(0, 1)
+
+
+def test_each_seed_stage_and_block_has_a_stream_of_its_own(model: nn.Module) -> None:
+    x, y = torch.full((4, 1, 8, 8), 0.5), torch.zeros(4, dtype=torch.int64)
+
+    def drawn(name: str, **changes: Any) -> list[Tensor]:
+        results: list[Tensor] = []
+
+        def record(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+            results.append(noise(model, x, y, generator))
+            return results[-1]
+
+        run_attack(model, x, y, Scripted(record), name, block=2, **changes)
+        return results
+
+    first, second = drawn("a")
+    assert not torch.equal(first, second), "two blocks"
+    assert torch.equal(drawn("a")[1], second)
+    assert not torch.equal(drawn("b")[0], first)
+    assert not torch.equal(drawn("a", seed=1)[0], first)
+
+
+# Evaluations of a plan
+
+
+def test_an_evaluation_writes_what_happened_to_every_sample(trained: Path, digits: Parts) -> None:
+    job = jobs()["autoattack"]
+    folder = evaluate_job(job, load("digits"), trained)
+    facts = store.read_json(folder / "eval.json")
+    assert facts["key"] == job.key == folder.name
+    assert (facts["n"], facts["test_subset"], facts["block"], facts["epoch"]) == (60, 60, 20, 3)
+    assert (facts["norm"], facts["eps"], facts["seed"], facts["checkpoint"]) == ("linf", 0.15, 0, "last")
+    assert facts["stages"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert facts["left_out"] == {}
+    assert facts["attack_settings"] == {"steps": 4, "targets": 3, "queries": 20}
+    assert re.fullmatch(r"(py)?autoattack \d.*", facts["implementation"])
+    assert facts["weights"] == store.file_hash(trained / job.run / "last.safetensors")
+    assert facts["passes"]["forward"] > facts["passes"]["input_grad"] > 0
+    table = pq.ParquetFile(folder / "outcomes.parquet").read().to_pydict()
+    assert table["index"] == digits.test.index.tolist()
+    assert table["label"] == digits.test.y.tolist()
+    assert table["autoattack_robust"] == table["autoattack/square_robust"]
+    assert store.is_done(folder)
+    assert not (folder / "partial").exists()
+    outcomes = Outcomes.read(folder)
+    robust = [outcomes.average(f"autoattack/{stage}") for stage in facts["stages"]]
+    assert outcomes.average() >= robust[0] >= robust[1] >= robust[2] >= robust[3] == outcomes.average("autoattack")
+
+
+def test_an_interrupted_evaluation_ends_in_the_same_files(trained: Path, tmp_path: Path) -> None:
+    job, parts = jobs()["autoattack"], load("digits")
+    whole = evaluate_job(job, parts, trained)
+    (tmp_path / job.run).parent.mkdir(parents=True)
+    (tmp_path / job.run).mkdir()
+    for name in ("run.json", "last.safetensors"):
+        (tmp_path / job.run / name).symlink_to(trained / job.run / name)
+    stops = in_pieces(lambda progress: evaluate_job(job, parts, tmp_path, progress), n=4)
+    assert stops >= 2
+    assert tree(tmp_path / job.folder) == tree(whole)
+
+
+def test_the_block_size_is_part_of_the_key_and_of_the_draws(trained: Path) -> None:
+    parts = load("digits")
+    twenty, sixty = (jobs(attacks=("pgd",), block=block)["pgd"] for block in (20, 60))
+    assert twenty.key != sixty.key
+    folders = [evaluate_job(job, parts, trained) for job in (twenty, sixty)]
+    first, second = (Outcomes.read(folder) for folder in folders)
+    assert np.array_equal(first.clean, second.clean)
+    assert [store.read_json(folder / "eval.json")["block"] for folder in folders] == [20, 60]
+
+
+def test_weights_of_another_network_are_refused(trained: Path) -> None:
+    job = replace(jobs()["fgsm"], model="small_cnn_wide")
+    with pytest.raises(BenchError, match=r"last\.safetensors: the weights do not fit the model"):
+        evaluate_job(job, load("digits"), trained)
+
+
+# From Python
+
+
+def test_from_python_names_and_objects_give_outcomes(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    outcomes = evaluate(model, x, y, attacks=["FGSM", Scripted(noise)], threat=THREAT, class_names=tuple("abcdefghij"))
+    assert outcomes.attacks == ["clean", "fgsm", "scripted"]
+    assert len(outcomes) == 60
+    assert outcomes.class_names[0] == "a"
+    assert outcomes.average("fgsm") <= outcomes.average("scripted") <= outcomes.average()
+    with torch.no_grad():
+        assert outcomes.clean.tolist() == model(x).argmax(1).tolist()
+    again = evaluate(model, x, y, attacks=["fgsm"], threat=THREAT)
+    assert np.array_equal(again.verdict("fgsm").robust, outcomes.verdict("fgsm").robust)
+    stronger = evaluate(model, x, y, attacks=["fgsm"], threat=ThreatModel("linf", 0.3))
+    assert stronger.average("fgsm") < outcomes.average("fgsm")
+
+
+def test_the_model_is_left_as_it_was(samples: tuple[Tensor, Tensor]) -> None:
+    network = build("small_cnn", 10, 1, 8, seed=0).train()
+    network.get_submodule("features.1").eval()
+    modes = [module.training for module in network.modules()]
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    attacks: list[str | Attack] = ["pgd", ATTACKS["autoattack"](threat=THREAT, steps=2, targets=2, queries=5)]
+    evaluate(network, *samples, attacks=attacks, threat=THREAT)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())

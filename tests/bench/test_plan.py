@@ -1,0 +1,369 @@
+"""From settings to jobs: what comes first, what is adapted, and what a key depends on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import UsageError
+from bench.estimate import totals
+from bench.plan import EvalJob, Plan, make_plan
+from bench.plugins import load_plugins
+from bench.settings import TABLE_ATTACKS
+from bench.store import file_hash
+from methods.tables import METHODS
+from tests.bench.jobs import job_of, own_registrations, plan, settings
+
+PLUGIN = '''
+"""A method of a user's own."""
+from methods import register
+from methods.pgd_at import PGDAT
+
+@register("own")
+class Own(PGDAT):
+    """PGD-AT under another name."""
+'''
+
+
+def key(method: str = "absld", **changes: Any) -> str:
+    """The key of a method's run in a plan."""
+    return job_of(plan(**{"methods": (method,), **changes}), method).key
+
+
+def evaluations(plan: Plan) -> dict[tuple[str, str], EvalJob]:
+    return {(job.title, job.attack): job for job in plan.evaluate}
+
+
+# Order
+
+
+def test_every_job_comes_after_what_it_needs_and_what_others_need_comes_along() -> None:
+    found = plan(methods=("absld", "frl"), seeds=(0, 1))
+    assert sorted((job.method, job.seed, job.role) for job in found.train) == [
+        ("absld", 0, "student"), ("absld", 1, "student"), ("frl", 0, "student"), ("frl", 1, "student"),
+        ("pgd_at", 0, "student"), ("pgd_at", 1, "student"), ("trades", 0, "teacher"),
+    ]  # fmt: skip
+    before: set[str] = set()
+    for job in found.train:
+        assert set(job.requires) <= before
+        before.add(job.key)
+    assert {job.run_key for job in found.evaluate} <= before
+
+
+def test_one_teacher_serves_all_students_and_seeds_and_has_a_row_of_its_own() -> None:
+    found = plan(methods=("ard", "rslad", "absld"), seeds=(0, 1, 2))
+    teacher = job_of(found, "trades", "teacher")
+    assert (teacher.model, teacher.seed) == ("small_cnn_wide", 0)
+    students = [job for job in found.train if job.role == "student"]
+    assert len(students) == 9
+    assert {job.teachers["robust"]["run"] for job in students} == {teacher.key}
+    assert [job.attack for job in found.evaluate if job.run_key == teacher.key] == list(TABLE_ATTACKS)
+
+
+def test_frl_starts_from_the_pgd_at_run_of_its_seed_which_is_not_trained_twice() -> None:
+    alone, both = plan(methods=("frl",), seeds=(5,)), plan(methods=("pgd_at", "frl"), seeds=(5,))
+    assert {job.key for job in alone.train} == {job.key for job in both.train}
+    start = job_of(alone, "frl").warm_start
+    assert start is not None
+    assert start["run"] == job_of(both, "pgd_at").key
+    assert {job.run_key for job in alone.evaluate} == {job_of(alone, "frl").key}, "a row only for what was asked for"
+
+
+def test_a_student_that_equals_the_teacher_is_the_teacher() -> None:
+    shared = plan(methods=("trades", "absld"), teacher_model="resnet18", dataset="cifar10")
+    assert [job.method for job in shared.train] == ["trades", "absld"]
+    assert job_of(shared, "absld").teachers["robust"]["run"] == job_of(shared, "trades").key
+
+
+def test_a_given_teacher_is_known_by_its_bytes_and_trains_nothing(tmp_path: Path) -> None:
+    file, copy = tmp_path / "a.pt", tmp_path / "b.pt"
+    file.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    found = plan(methods=("absld",), teacher=str(file))
+    assert [job.method for job in found.train] == ["absld"]
+    assert job_of(found, "absld").teachers["robust"] == {
+        "file": str(file), "model": "small_cnn_wide", "sha256": file_hash(file), "label": "a.pt",
+    }  # fmt: skip
+    assert key(teacher=str(copy)) == key(teacher=str(file))
+    copy.write_bytes(b"other weights")
+    assert key(teacher=str(copy)) != key(teacher=str(file))
+    assert key(teacher="robustbench:Some2024Model") != key(teacher="RobustBench:Other2024Model")
+
+
+def test_a_missing_teacher_is_refused() -> None:
+    sentence = "--teacher none.pt: expected a checkpoint file or robustbench:ID, found neither"
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        plan(methods=("absld",), teacher="none.pt")
+
+
+def test_a_selected_checkpoint_is_evaluated_beside_the_last() -> None:
+    assert [job.checkpoint for job in plan(methods=("pgd_at",), attacks=("pgd",), select="best").evaluate] == [
+        "best",
+        "last",
+    ]
+    assert [job.checkpoint for job in plan(methods=("pgd_at",), attacks=("pgd",)).evaluate] == ["last"]
+
+
+# Keys
+
+
+def test_keys_say_the_same_twice() -> None:
+    assert key() == key()
+    assert re.fullmatch("[0-9a-f]{16}", key())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": (1,)},
+        {"epochs": 12},
+        {"batch_size": 64},
+        {"eps": 0.1},
+        {"norm": "l2"},
+        {"select": "best"},
+        {"select": "test"},
+        {"train_limit": 500},
+        {"threads": 2},
+        {"deterministic": True},
+        {"model": "small_cnn_wide"},
+        {"dataset": "cifar10"},
+        {"teacher_model": "small_cnn"},
+        {"recipe": "paper"},
+        {"overrides": {"absld.temperature_rate": 0.05}},
+        {"overrides": {"absld.recipe.lr": 0.05}},
+        {"overrides": {"absld.recipe.weight_decay": 1e-3}},
+        {"overrides": {"absld.recipe.augment": "crop"}},
+        {"overrides": {"teacher.beta": 3}},
+        {"overrides": {"teacher.recipe.lr": 0.05}},
+    ],
+    ids=str,
+)
+def test_a_key_changes_with_what_the_weights_depend_on(change: dict[str, Any]) -> None:
+    assert key(**change) != key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"methods": ("absld", "natural", "ham")},
+        {"seeds": (0, 1)},
+        {"workers": 7},
+        {"out": "elsewhere"},
+        {"data_dir": "elsewhere"},
+        {"download": True},
+        {"attacks": ("pgd",)},
+        {"limit": 40},
+        {"autoattack_limit": 40},
+        {"block": 17},
+        {"overrides": {"ham.mining_step": 2}},
+        {"overrides": {"pgd.steps": 50}},
+        {"overrides": {"absld.temperature_rate": 0.1}},  # what it is anyway
+    ],
+    ids=str,
+)
+def test_a_key_does_not_change_with_anything_else(change: dict[str, Any]) -> None:
+    found = plan(**{"methods": ("absld",), **change})
+    assert min(job.key for job in found.train if job.method == "absld" and job.seed == 0) == key()
+
+
+def test_a_key_knows_the_warm_start() -> None:
+    assert key("frl", overrides={"pgd_at.recipe.lr": 0.05}) != key("frl")
+    assert key("frl", overrides={"trades.beta": 3}) == key("frl")
+
+
+def test_a_key_knows_the_kind_of_device_but_not_its_number() -> None:
+    run = settings(methods=("natural",))
+    on = {device: make_plan(run, device).train[0].key for device in ("cpu", "cuda", "cuda:1", "mps")}
+    assert on["cuda"] == on["cuda:1"]
+    assert len(set(on.values())) == 3
+
+
+def test_a_key_knows_the_revision_and_neither_label_nor_role() -> None:
+    job = job_of(plan(methods=("absld",)), "absld")
+    assert replace(job, revision=job.revision + 1).key != job.key
+    assert replace(job, source="abc").key != job.key
+    assert replace(job, label="other", role="teacher", recipe_name="other").key == job.key
+
+
+def test_a_key_knows_the_source_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for folder, text in (("a", PLUGIN), ("b", PLUGIN + "# a change\n"), ("c", PLUGIN)):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "own.py"
+        file.write_text(text)
+        with monkeypatch.context() as patch, own_registrations(patch):
+            load_plugins([str(file)])
+            keys.append(key("own"))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_runs_of_one_plan_have_folders_of_their_own() -> None:
+    found = plan(seeds=(0, 1))
+    assert len({job.folder for job in found.train}) == len(found.train)
+    assert len({job.folder for job in found.evaluate}) == len(found.evaluate)
+    job = job_of(plan(methods=("natural",), model="my/file.py:build"), "natural")
+    assert job.folder == Path("digits", "my_file.py_build", "natural", job.key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"block": 50}, {"limit": 100}, {"eps": 0.1}, {"overrides": {"pgd.steps": 10}}, {"threads": 2}, {"norm": "l2"}],
+    ids=str,
+)
+def test_an_evaluations_key_changes_with_what_the_outcomes_depend_on(change: dict[str, Any]) -> None:
+    (job,) = plan(methods=("natural",), attacks=("pgd",)).evaluate
+    (changed,) = plan(methods=("natural",), attacks=("pgd",), **change).evaluate
+    assert changed.key != job.key
+    assert replace(job, revision=job.revision + 1).key != job.key
+    assert replace(job, title="other", run=Path("elsewhere")).key == job.key
+
+
+def test_an_attack_more_is_an_evaluation_more_and_nothing_else() -> None:
+    before = plan(methods=("absld",), attacks=("fgsm", "pgd"))
+    after = plan(methods=("absld",), attacks=("fgsm", "cw", "pgd"))
+    assert after.train == before.train
+    new = {job.folder for job in after.evaluate} - {job.folder for job in before.evaluate}
+    assert {job.attack for job in after.evaluate if job.folder in new} == {"cw"}
+    assert len(new) == 2, "student and teacher"
+
+
+def test_autoattack_alone_may_run_on_a_part() -> None:
+    found = evaluations(plan(methods=("natural",), limit=100, autoattack_limit=40))
+    limits = {attack: job.limit for (_, attack), job in found.items()}
+    assert limits == {"fgsm": 100, "pgd": 100, "cw": 100, "autoattack": 40}
+
+
+# What is adapted
+
+
+def test_fewer_epochs_move_everything_that_is_counted_in_epochs_and_say_so() -> None:
+    found = plan(methods=("absld", "ham", "frl"), epochs=6)
+    assert {job.recipe.epochs for job in found.train} == {6}
+    absld, ham, frl = (job_of(found, name) for name in ("absld", "ham", "frl"))
+    assert absld.recipe.milestones == (4, 5)  # 22 and 27 of 30
+    assert absld.settings["rate_milestones"] == (4, 5, 6)  # 214, 259 and 284 of 300
+    assert ham.settings["begin_epoch_index"] == 2  # 49 of 120
+    assert frl.settings["halve_every"] == 6  # 40 of 40
+    for method, before in (("absld", 30), ("ham", 30), ("frl", 10), ("pgd_at", 30)):
+        assert f"{method}: {before} epochs become 6; epoch-valued settings follow in proportion" in found.notes
+
+
+def test_on_the_papers_own_schedule_nothing_is_adapted() -> None:
+    found = plan(methods=("absld", "ham"), dataset="cifar10", teacher_model="resnet18", eps=8 / 255)
+    absld, ham = job_of(found, "absld"), job_of(found, "ham")
+    assert (absld.recipe.epochs, absld.recipe.milestones) == (300, (215, 260, 285))
+    assert absld.settings["rate_milestones"] == (214, 259, 284)
+    assert (absld.settings["eps"], absld.settings["step_size"]) == (8 / 255, 2 / 255)
+    assert (ham.recipe.epochs, ham.settings["begin_epoch_index"]) == (120, 49)
+    assert (ham.settings["eps"], ham.settings["step_size"]) == (0.031, 0.007), "the released radius stands"
+    assert found.notes == ()
+
+
+def test_epochs_of_one_method_alone() -> None:
+    found = plan(methods=("ham", "natural"), overrides={"ham.recipe.epochs": 15})
+    assert (job_of(found, "ham").recipe.epochs, job_of(found, "natural").recipe.epochs) == (15, 30)
+    assert job_of(found, "ham").settings["begin_epoch_index"] == 6
+    assert job_of(found, "ham").recipe.milestones == (11, 14)
+
+
+def test_a_setting_that_is_given_is_not_rescaled() -> None:
+    given = {"ham.begin_epoch_index": 1, "ham.recipe.milestones": (2,)}
+    ham = job_of(plan(methods=("ham",), epochs=6, overrides=given), "ham")
+    assert (ham.settings["begin_epoch_index"], ham.recipe.milestones) == (1, (2,))
+
+
+def test_another_radius_scales_the_training_attack_and_says_so() -> None:
+    found = plan(methods=("pgd_at", "ham"), eps=0.3)
+    for job in found.train:
+        assert job.settings["eps"] == pytest.approx(0.3)
+        assert job.settings["step_size"] == pytest.approx(0.075)
+        assert f"{job.method}: training radius and step are scaled by 2, to eps 0.3" in found.notes
+    assert {job.eps for job in found.evaluate} == {0.3}
+    on_cifar = job_of(plan(methods=("ham",), dataset="cifar10", eps=16 / 255), "ham")
+    assert on_cifar.settings["eps"] == pytest.approx(0.062)
+    assert on_cifar.settings["step_size"] == pytest.approx(0.014)
+
+
+def test_l2_takes_the_data_sets_l2_radius() -> None:
+    found = plan(methods=("pgd_at",), attacks=("pgd",), norm="l2")
+    (job,) = found.train
+    assert (job.norm, job.eps, job.settings["norm"]) == ("l2", 0.5, "l2")
+    assert job.settings["eps"] == pytest.approx(0.5)
+    assert (found.evaluate[0].norm, found.evaluate[0].eps) == ("l2", 0.5)
+
+
+def test_a_list_of_a_file_is_a_tuple_of_a_setting() -> None:
+    given = {"absld.rate_milestones": [3, 5], "absld.recipe.milestones": [2, 4]}
+    job = job_of(plan(methods=("absld",), overrides=given), "absld")
+    assert (job.settings["rate_milestones"], job.recipe.milestones) == ((3, 5), (2, 4))
+
+
+def test_labels_name_what_was_changed() -> None:
+    given = {"ABSLD.temperature-rate": 0.05, "absld.recipe.lr": 1, "teacher.beta": 3}
+    found = plan(methods=("absld", "natural"), overrides=given)
+    assert job_of(found, "absld").label == "absld (temperature_rate=0.05, recipe.lr=1)"
+    assert job_of(found, "absld").recipe.lr == 1.0
+    assert job_of(found, "natural").label == "natural"
+    assert job_of(found, "trades", "teacher").label == "trades (beta=3)"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"absld.rate": 1}, "--set absld.rate: absld has no setting 'rate'; it has adv_weight, eps, norm, "),
+        ({"absld.recipe.rate": 1}, "--set absld.recipe.rate: absld has no setting 'rate'; it has augment, "),
+        ({"pgd.queries": 1}, "--set pgd.queries: pgd has no setting 'queries'; it has restarts, start, "),
+        (
+            {"absdl.eps": 1},
+            "--set absdl.eps: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD",
+        ),
+        ({"eps": 1}, "--set eps: expected METHOD.FIELD, "),
+        ({"absld.steps": 2.5}, "--set absld.steps: expected int like 10, got 2.5"),
+        ({"absld.steps": True}, "--set absld.steps: expected a value, got True"),
+        ({"absld.temperature_rate": "fast"}, "--set absld.temperature_rate: expected float like 0.1, got 'fast'"),
+        ({"absld.recipe.holdout": 1}, "--set absld.recipe.holdout: expected true or false, got 1"),
+        (
+            {"absld.num_classes": 7},
+            "--set absld.num_classes: comes from the data set and --norm; leave it out",
+        ),
+        ({"absld.norm": "l2"}, "--set absld.norm: comes from the data set and --norm; leave it out"),
+    ],
+)  # fmt: skip
+def test_an_override_that_fits_nothing_is_refused(overrides: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}"):
+        plan(methods=("absld",), attacks=("pgd",), overrides=overrides)
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"^--recipe papr: ard has the recipes digits, paper, released$"):
+        plan(methods=("ard",), recipe="papr")
+    released = job_of(plan(methods=("ard",), recipe="Released", teacher="robustbench:Any"), "ard")
+    assert (released.recipe.milestones, released.settings["clean_pass"]) == ((100,), True)
+
+
+# What it will cost
+
+
+def test_the_estimate_counts_the_declared_passes_over_the_whole_training(tmp_path: Path) -> None:
+    found = plan(methods=("absld",), attacks=("pgd",), epochs=4, train_limit=300, limit=40)
+    train, evaluate = totals(found, tmp_path)
+    costs = {job.method: cost for job, cost in train}
+    assert costs["absld"].passes.as_dict() == {
+        "forward": 12 * 1200, "input_grad": 10 * 1200, "backward": 2 * 1200, "teacher": 1200, "teacher_grad": 0,
+    }  # fmt: skip
+    assert [cost.passes.forward for _, cost in evaluate] == [800, 800]
+    assert all(cost.seconds > 0 and cost.bytes > 0 and not cost.done for _, cost in [*train, *evaluate])
+
+
+def test_every_method_and_attack_can_be_planned_on_every_data_set() -> None:
+    for dataset in ("digits", "cifar10", "cifar100", "svhn"):
+        found = plan(dataset=dataset)
+        assert {job.method for job in found.train} == set(METHODS.names())
+        assert {job.settings["num_classes"] for job in found.train} == {100 if dataset == "cifar100" else 10}
