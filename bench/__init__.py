@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench import metrics
-    from bench.evaluate import evaluate
+    from bench.evaluation import evaluate
     from bench.outcomes import Outcomes
     from bench.report import load_results
 
 __all__ = ["Outcomes", "evaluate", "load_results", "metrics"]
 
-_HOMES = {"Outcomes": "bench.outcomes", "evaluate": "bench.evaluate", "load_results": "bench.report"}
+_HOMES = {"Outcomes": "bench.outcomes", "evaluate": "bench.evaluation", "load_results": "bench.report"}
 
 
 def _check_neighbours() -> None:
@@ -43,7 +43,5 @@ def __getattr__(name: str) -> Any:
     if name == "metrics":
         return importlib.import_module("bench.metrics")
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value  # the submodule of the same name must not take the function's place
-        return value
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

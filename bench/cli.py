@@ -118,8 +118,11 @@ def evaluate(
     """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
     from bench import external
     from bench.plan import Plan
+    from bench.settings import model_name
 
     settings = _settings(flags)
+    if len(settings.seeds) > 1:
+        raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
     if robustbench is not None:
         if checkpoint or model:
             raise UsageError("--robustbench: takes the place of --checkpoint and --model; leave those out")
@@ -128,7 +131,7 @@ def evaluate(
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
         folder, jobs = external.adopt(
-            settings, model, Path(checkpoint), label=label, mean=mean or None, std=std or None
+            settings, model_name(model), Path(checkpoint), label=label, mean=mean or None, std=std or None
         )
     plan = Plan((), jobs)
     report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])

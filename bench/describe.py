@@ -160,6 +160,9 @@ def status_text(results: Path) -> str:
             line = _evaluation_line(evaluation)
             if line:
                 lines.append(f"  {line}")
+    for failure in sorted(results.glob(f"*/*/*/*/{store.FAILED}")):
+        if not (failure.parent / "run.json").is_file():
+            lines.append(f"{failure.parent.relative_to(results).as_posix()}: failed: {store.failure(failure.parent)}")
     failed = sum("failed" in line for line in lines)
     missing = _missing(results)
     lines += [f"missing: {name}" for name in missing]

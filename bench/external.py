@@ -79,7 +79,8 @@ def store_model(
                 Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, source)
             )
             store.mark_done(Path(run.out) / folder)
-    return folder, evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label)
+    jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
+    return folder, jobs
 
 
 def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, source: str) -> dict[str, Any]:

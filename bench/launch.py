@@ -147,9 +147,9 @@ class _Schedule:
     def _drop_hopeless(self) -> None:
         for job in [job for job in self.waiting if any(key in self.failed for key in job.requires)]:
             self.waiting.remove(job)
-            self.failed[job.key] = "not tried"
+            cause = next(self.failed[key] for key in job.requires if key in self.failed)
+            self.failed[job.key] = cause
             if isinstance(job, TrainJob):
-                cause = next(self.failed[key] for key in job.requires if key in self.failed)
                 self.report.failures[title(job)] = f"not tried, because what it starts from failed: {cause}"
 
     def _fail(self, job: Job, sentence: str) -> None:
@@ -222,7 +222,7 @@ def run_job(job: Job, site: Site, progress: Progress) -> tuple[str, str | None]:
     """
     from bench import device
     from bench.data import load
-    from bench.evaluate import evaluate_job
+    from bench.evaluation import evaluate_job
     from bench.train import train
 
     folder = site.out / job.folder
@@ -272,18 +272,18 @@ class _Worker:
 
 def _run_workers(schedule: _Schedule, site: Site, number: int, display: Display, stopping: threading.Event) -> None:
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    stop = context.RawValue("b", 0)  # no lock: a worker that dies must not hold one
     workers: list[_Worker] = []
     try:
         while schedule.waiting or any(w.job for w in workers):
             if stopping.is_set():
-                stop.set()
+                stop.value = 1
                 if not any(w.job for w in workers):
                     return
             else:
                 _hand_out(schedule, workers, number, lambda: _start(context, stop, site))
             for worker in _ready([w for w in workers if w.job]):
-                _listen(worker, workers, schedule, display)
+                _listen(worker, workers, schedule, site, display)
     finally:
         for worker in workers:
             with contextlib.suppress(OSError):
@@ -317,7 +317,7 @@ def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
     return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout=0.25)]  # type: ignore[index]
 
 
-def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, display: Display) -> None:
+def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, site: Site, display: Display) -> None:
     """Handle one message of a worker; a worker that died fails its job."""
     job = worker.job
     if job is None:
@@ -328,6 +328,7 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, displa
         workers.remove(worker)
         worker.process.join()
         sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
+        store.write_text(site.out / job.folder / store.FAILED, sentence + "\n")
         schedule.end(job, "failed", sentence)
         display.ended(job, sentence)
         return
@@ -368,7 +369,7 @@ class _Remote(Progress):
 
     @property
     def stopping(self) -> bool:
-        return bool(self._stop.is_set())
+        return bool(self._stop.value)
 
 
 def _work(pipe: Connection, stop: Any, site: Site) -> None:

@@ -9,6 +9,7 @@ samples only.
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench import metrics
 from bench.checked import bools, check_length, check_range, ints, read_columns
 from bench.errors import BenchError, UsageError
 from bench.metrics import Bools, Floats, Ints
-from bench.store import read_json
+from bench.store import read_json, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,9 @@ class Outcomes:
         columns: dict[str, npt.NDArray[Any]] = {"index": self.index, "label": self.label, CLEAN: self.clean}
         for name, verdict in self._verdicts.items():
             columns |= {name: verdict.prediction, name + _SUFFIX: verdict.robust}
-        pq.write_table(pa.table(columns), file, compression="zstd", version="2.6")
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer, compression="zstd", version="2.6")
+        write_bytes(Path(file), buffer.getvalue())
 
     def frame(self) -> pd.DataFrame:
         """One row per sample; where an attack covers a part only, its columns are nullable."""

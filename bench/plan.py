@@ -23,6 +23,9 @@ from methods.tables import METHODS
 TEACHER_METHOD = "trades"
 FORMAT = 1
 BLOCK = 100
+RECIPE_FIELDS = {
+    f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class TrainJob:
         norm, eps: the threat model it is evaluated under.
         select: checkpoint rule.
         train_limit: stratified part of the training samples.
-        teachers: role -> where the teacher comes from: {"run": key, "folder": ...} or {"file": ...} or {"zoo": ...}.
-        warm_start: {"run": key, "folder": ...}, or None.
+        teachers: role -> where the teacher comes from: {"key": ..., "folder": ...} or {"file": ...} or {"zoo": ...}.
+        warm_start: {"key": ..., "folder": ...}, or None.
         device, threads, deterministic: what the bits depend on besides.
         source: hash of the plug-in's file, or "" for a method of the suite.
     """
@@ -67,8 +70,8 @@ class TrainJob:
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
-        recipe = replace(self.recipe, source="", selection="", settings={})  # what these say stands elsewhere
-        identity = asdict(replace(self, recipe=recipe))
+        identity = asdict(self)
+        identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
         for name in ("role", "label", "recipe_name"):
             del identity[name]
         identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
@@ -88,7 +91,7 @@ class TrainJob:
     def requires(self) -> tuple[str, ...]:
         """Keys of the runs it starts from."""
         sources = [*self.teachers.values(), *([self.warm_start] if self.warm_start else [])]
-        return tuple(source["run"] for source in sources if "run" in source)
+        return tuple(source["key"] for source in sources if "key" in source)
 
     @property
     def title(self) -> str:
@@ -213,7 +216,10 @@ class _Planner:
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
         known = {**DEFAULT, **sketch.fact("recipes", {})}
-        name = (self.run.recipe or facts.get("recipe", "paper")).lower()
+        usual = facts.get("recipe", "paper")
+        name = (self.run.recipe or usual).lower()
+        if name not in known and method not in self.run.methods:
+            name = usual  # a teacher or a start that was not asked for by name trains as usual
         if role == "teacher" and f"{name}_teacher" in known:
             name = f"{name}_teacher"
         if name not in known:
@@ -262,7 +268,7 @@ class _Planner:
         if given is None:
             job = self.job(TEACHER_METHOD, 0, role="teacher")
             self.evaluated.setdefault(job.key)
-            return {"run": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
+            return {"key": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
         if ":" in given and given.partition(":")[0].lower() == "robustbench":
             return {"zoo": given.partition(":")[2], "label": given}
         if not Path(given).is_file():
@@ -282,7 +288,7 @@ class _Planner:
         if method is None:
             return None
         job = self.job(METHODS.resolve(method), seed)
-        return {"run": job.key, "folder": str(job.folder), "label": job.label}
+        return {"key": job.key, "folder": str(job.folder), "label": job.label}
 
     def _note(self, sentence: str) -> None:
         self.notes.setdefault(sentence)
@@ -298,13 +304,8 @@ def make_plan(run: RunSettings, device: str) -> Plan:
     Raises:
         UsageError: if a setting does not fit the method, the recipe or the data set.
     """
+    check_overrides(run)
     planner = _Planner(run, device)
-    owners = {canonical(name) for name in (*METHODS.names(), *ATTACKS.names(), "teacher")}
-    for dotted in run.overrides:
-        if "." not in dotted or canonical(dotted.partition(".")[0]) not in owners:
-            raise UsageError(
-                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
-            )
     for method in run.methods:
         for seed in run.seeds:
             planner.evaluated.setdefault(planner.job(method, seed).key)
@@ -320,11 +321,30 @@ def make_plan(run: RunSettings, device: str) -> Plan:
     return Plan(tuple(planner.train.values()), tuple(evaluate), tuple(planner.notes))
 
 
+def check_overrides(run: RunSettings) -> None:
+    """See that every `--set` names something that is registered.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    owners = {canonical(name) for name in (*METHODS.names(), *ATTACKS.names(), "teacher")}
+    for dotted in run.overrides:
+        if "." not in dotted or canonical(dotted.partition(".")[0]) not in owners:
+            raise UsageError(
+                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
+            )
+
+
 def evaluation_jobs(
     run: RunSettings, device: str, folder: Path, key: str, model: str, title: str,
     *, checkpoint: str = "last", seed: int = 0,
 ) -> tuple[EvalJob, ...]:  # fmt: skip
-    """Every attack of a run on one checkpoint."""
+    """Every attack of a run on one checkpoint.
+
+    Raises:
+        UsageError: if a setting does not fit.
+    """
+    check_overrides(run)
     block = run.block or DATASETS.sketch(run.dataset).fact("block", BLOCK)
     jobs = []
     for attack in run.attacks:
@@ -390,7 +410,7 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
         if canonical(owner) != canonical(name):
             continue
         of_recipe = rest.startswith("recipe.")
-        known = {f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe)} if of_recipe else sketch.settings
+        known = RECIPE_FIELDS if of_recipe else sketch.settings
         word = rest.removeprefix("recipe.").replace("-", "_")
         if word not in known:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
@@ -400,7 +420,7 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
 
 def _origin(source: Mapping[str, str]) -> dict[str, str]:
     """What identifies a teacher: the key of its run, the hash of its file, or its id."""
-    return {name: source[name] for name in ("run", "sha256", "zoo", "model") if name in source}
+    return {name: source[name] for name in ("key", "sha256", "zoo", "model") if name in source}
 
 
 def _rescaled(value: Any, ratio: float) -> Any:

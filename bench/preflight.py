@@ -36,7 +36,7 @@ def preflight(plan: Plan, site: Site) -> None:
         for job in missing
         if isinstance(job, TrainJob)
         for source in job.teachers.values()
-        if "run" not in source
+        if "key" not in source
     }
     for source, job in given.values():
         load_teacher(source, job, parts, site.out, site.data_dir, site.download)

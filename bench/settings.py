@@ -231,8 +231,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
             return radius(value)
         if typing.get_origin(hint) is tuple:
             items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-            convert = int if name == "seeds" else str
-            return tuple(convert(item) for item in items)
+            return tuple(_whole(item) if name == "seeds" else str(item).strip() for item in items)
         wanted = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
         if typing.get_origin(hint) is Literal or typing.get_origin(wanted[0]) is Literal:
             allowed = [
@@ -246,6 +245,12 @@ def _typed(where: str, name: str, value: Any) -> Any:
         return value
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UsageError(f"{where}: {error}, got {value!r}") from None
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, (float, bool)):
+        raise ValueError("expected whole numbers")
+    return int(value)
 
 
 def _flatten(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:

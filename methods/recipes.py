@@ -49,6 +49,8 @@ class Recipe:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
             got = f"{self.epochs}, {self.batch_size} and {self.lr}"
             raise ValueError(f"recipe: expected epochs >= 1, batch_size >= 2 and lr > 0, got {got}")
+        if self.selection not in ("best", "last"):
+            raise ValueError(f"recipe: expected selection 'best' or 'last', got {self.selection!r}")
         if isinstance(self.factors, tuple) and len(self.factors) != len(self.milestones):
             raise ValueError(
                 f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"

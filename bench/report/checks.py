@@ -22,7 +22,7 @@ TABLES = {"table.md": "markdown", "table.tex": "latex", "table.csv": "csv", "tab
 def verify(results: Roots) -> list[str]:
     """Check one or several results folders.
 
-    Read are run.json, eval.json, history.jsonl, timing.jsonl and the outcomes; recomputed are all figures and
+    Read are run.json, eval.json, history.jsonl and the outcomes; recomputed are all figures and
     the tables that lie in the folder itself (`table.md`, `.tex`, `.csv`, `.json`); hashed are the weights.
 
     Returns:
@@ -52,8 +52,7 @@ def _check_run(folder: Path) -> Iterator[str]:
     yield from _missing(folder / "run.json", facts, RUN_FACTS)
     if facts.get("key", folder.name) != folder.name:
         yield f"{folder / 'run.json'}: expected the key {folder.name}, the name of its folder, got {facts['key']}"
-    for name in ("history.jsonl", "timing.jsonl"):
-        yield from _check_lines(folder / name)
+    yield from _check_lines(folder / "history.jsonl")
     if facts.get("method") != "external" and (folder / "done").is_file():
         yield from _check_history(folder, facts)
     evaluations = sorted(path for path in folder.glob("eval/*") if path.is_dir())

@@ -97,7 +97,7 @@ class Run:
     @property
     def teacher_keys(self) -> set[str]:
         """Keys of the runs that taught this one."""
-        return {str(teacher.get("key")) for teacher in (self.facts.get("teachers") or {}).values() if teacher}
+        return {teacher["key"] for teacher in (self.facts.get("teachers") or {}).values() if "key" in teacher}
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -86,7 +86,8 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
     facts["teachers"] = {
-        role: (teacher or {}).get("key") for role, teacher in (run.facts.get("teachers") or {}).items()
+        role: teacher.get("key") or teacher.get("sha256") or teacher.get("zoo")
+        for role, teacher in (run.facts.get("teachers") or {}).items()
     }
     start = run.facts.get("warm_start") or {}
     before = known.get(str(start.get("key")))

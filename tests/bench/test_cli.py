@@ -374,3 +374,32 @@ def test_reports_by_class_and_on_a_selection(results: tuple[Path, Result]) -> No
     assert "natural" in by_class.stdout
     assert bench("report", results[0], "--methods", "ham").exit_code == 2
     assert bench("report", results[0], "--dataset", "svhn").exit_code == 2
+
+
+def test_settings_are_tried_out_before_anything_is_trained(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = bench("run", "--methods", "absld", "--set", "absld.temperature_mode=sum", *QUICK, "--out", out)
+    assert result.exit_code == 2
+    assert "absld: expected temperature_mode 'separate' or 'product', got 'sum'" in result.stderr
+    assert not out.exists()
+
+
+def test_status_names_a_failure_that_left_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "digits" / "small_cnn" / "ham" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "failed").write_text("ham: mining begins too late\n")
+    result = bench("status", tmp_path)
+    assert "1 failures" in result.stdout
+    assert "digits/small_cnn/ham/0123456789abcdef: failed: ham: mining begins too late" in result.stdout
+
+
+def test_a_missing_folder_is_a_sentence() -> None:
+    result = bench("status", "nowhere")
+    assert result.exit_code == 2
+    assert "no folder nowhere" in result.stderr
+
+
+def test_a_checkpoint_takes_one_seed(tmp_path: Path) -> None:
+    result = bench("evaluate", "--checkpoint", tmp_path / "x.pt", "--model", "small_cnn", "--seeds", "0,1")
+    assert result.exit_code == 2
+    assert "--seeds: expected one seed for a checkpoint, got 2" in result.stderr

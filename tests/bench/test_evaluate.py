@@ -22,7 +22,7 @@ from attacks.threat import ThreatModel
 from bench import store
 from bench.data import Parts, load, to_float
 from bench.errors import BenchError
-from bench.evaluate import Verdicts, columns, evaluate, evaluate_job, run_attack
+from bench.evaluation import Verdicts, columns, evaluate, evaluate_job, run_attack
 from bench.models import build
 from bench.outcomes import Outcomes
 from bench.plan import EvalJob
@@ -148,6 +148,27 @@ def test_the_verdict_is_the_models_in_eval_mode_whatever_an_attack_leaves(sample
     verdicts = run_attack(network, x, y, Scripted(switch), "scripted", block=60)
     assert torch.equal(verdicts.stages["scripted"][0], given)
     assert torch.equal(verdicts.stages["scripted"][1], given == y)
+
+
+def test_an_attack_that_moves_the_model_is_refused(samples: tuple[Tensor, Tensor]) -> None:
+    def disarm(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            model.linear.bias[2] += 100  # type: ignore[union-attr, index, operator]
+        return x.clone()
+
+    with pytest.raises(BenchError, match=r"attack scripted: expected the model unchanged, got another linear\.bias"):
+        run_attack(build("small_cnn", 10, 1, 8, seed=3), *samples, Scripted(disarm), "scripted", block=60)
+
+
+def test_an_attack_none_of_which_can_run_is_a_sentence(samples: tuple[Tensor, Tensor]) -> None:
+    network = build("small_cnn", 3, 1, 8, seed=3)
+    with pytest.raises(BenchError, match="attack apgd-t: nothing of it can run: apgd-t needs at least 4 classes"):
+        evaluate(network, samples[0], samples[1] % 3, attacks=["apgd-t"])
+
+
+def test_two_attacks_of_one_name_are_refused(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match="two attacks are called 'fgsm'"):
+        evaluate(model, *samples, attacks=["fgsm", "FGSM"])
 
 
 class ByBrightness(nn.Module):

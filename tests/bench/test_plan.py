@@ -60,7 +60,7 @@ def test_one_teacher_serves_all_students_and_seeds_and_has_a_row_of_its_own() ->
     assert (teacher.model, teacher.seed) == ("small_cnn_wide", 0)
     students = [job for job in found.train if job.role == "student"]
     assert len(students) == 9
-    assert {job.teachers["robust"]["run"] for job in students} == {teacher.key}
+    assert {job.teachers["robust"]["key"] for job in students} == {teacher.key}
     assert [job.attack for job in found.evaluate if job.run_key == teacher.key] == list(TABLE_ATTACKS)
 
 
@@ -69,14 +69,14 @@ def test_frl_starts_from_the_pgd_at_run_of_its_seed_which_is_not_trained_twice()
     assert {job.key for job in alone.train} == {job.key for job in both.train}
     start = job_of(alone, "frl").warm_start
     assert start is not None
-    assert start["run"] == job_of(both, "pgd_at").key
+    assert start["key"] == job_of(both, "pgd_at").key
     assert {job.run_key for job in alone.evaluate} == {job_of(alone, "frl").key}, "a row only for what was asked for"
 
 
 def test_a_student_that_equals_the_teacher_is_the_teacher() -> None:
     shared = plan(methods=("trades", "absld"), teacher_model="resnet18", dataset="cifar10")
     assert [job.method for job in shared.train] == ["trades", "absld"]
-    assert job_of(shared, "absld").teachers["robust"]["run"] == job_of(shared, "trades").key
+    assert job_of(shared, "absld").teachers["robust"]["key"] == job_of(shared, "trades").key
 
 
 def test_a_given_teacher_is_known_by_its_bytes_and_trains_nothing(tmp_path: Path) -> None:
@@ -367,3 +367,21 @@ def test_every_method_and_attack_can_be_planned_on_every_data_set() -> None:
         found = plan(dataset=dataset)
         assert {job.method for job in found.train} == set(METHODS.names())
         assert {job.settings["num_classes"] for job in found.train} == {100 if dataset == "cifar100" else 10}
+
+
+def test_a_teacher_that_was_not_asked_for_trains_as_usual_where_the_recipe_is_not_its_own() -> None:
+    (teacher,) = (job for job in plan(methods=("ard",), recipe="released").train if job.role == "teacher")
+    assert teacher.recipe_name == "digits_teacher"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("absld.recipe.selection", "foo", "expected selection 'best' or 'last', got 'foo'"),
+        ("absld.recipe.settings", 5, "absld has no setting 'settings'"),
+        ("pdg.steps", 5, "expected METHOD.FIELD"),
+    ],
+)
+def test_what_no_run_could_use_is_refused_before_it(setting: str, value: object, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        plan(methods=("absld",), overrides={setting: value})

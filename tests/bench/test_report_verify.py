@@ -50,7 +50,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "history": (lambda run: (run / "history.jsonl").write_text('{"epoch": 0}\n{'), r"history\.jsonl, line 2: expected"),
     "epochs": (lambda run: (run / "history.jsonl").write_text("{}\n"), r"expected 30 epochs, got 1"),
     "no history": (lambda run: (run / "history.jsonl").unlink(), r"history\.jsonl: missing"),
-    "timing": (lambda run: (run / "timing.jsonl").write_text("x"), r"timing\.jsonl, line 1: expected JSON"),
     "run.json": (lambda run: (run / "run.json").write_text("["), r"run\.json: expected JSON"),
     "key": (lambda run: edit(run / "run.json", key="0"), "the name of its folder, got 0"),
     "eval unfinished": (lambda run: (evaluation(run) / "done").unlink(), "not finished"),

@@ -149,19 +149,34 @@ def _attack_block(
     x, y = x.to(device), y.to(device)
     counter = Counter()
     watch = counter.watch(model, "attack")
+    given = _snapshot(model)
     try:
-        with forked(torch.device(device)):
+        with forked(torch.device(device)), mode(model, train=False):
             x_adv = stage(model, x.clone(), y.clone(), generator=generator("cpu", seed, "attack", *purpose))
     except ValueError as error:
         raise BenchError(f"attack {label}: {error}") from None
     finally:
         watch.remove()
+    _check_untouched(label, model, given)
     check_result(label, x_adv, x, stage.threat)
     column = counter.counts.get("attack", {})
     return {
         "prediction": predict(model, x_adv, device, len(x)).tolist(),
         "passes": {kind: column.get(kind, 0) for kind in ("forward", "input_grad")},
     }
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of weights and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _check_untouched(name: str, model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Refuse an attack that moved the model: its verdicts would be those of another one."""
+    now = model.state_dict()
+    moved = [key for key in given if not torch.equal(given[key], now[key])]
+    if moved:
+        raise BenchError(f"attack {name}: expected the model unchanged, got another {moved[0]}; attack a copy of it")
 
 
 def check_result(name: str, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
@@ -230,6 +245,8 @@ def evaluate(
     for item in attacks:
         known = ATTACKS.resolve(item) if isinstance(item, str) else getattr(item, "name", type(item).__name__.lower())
         attack = ATTACKS[known](threat=threat) if isinstance(item, str) else item
+        if known in predictions:
+            raise ValueError(f"evaluate: two attacks are called {known!r}; give one a `name` of its own")
         verdicts = run_attack(model, x, y, attack, known, seed=seed, block=block, device=device, progress=progress)
         named = columns(known, verdicts)
         predictions |= {name: prediction.numpy() for name, (prediction, _) in named.items()}
@@ -242,6 +259,9 @@ def evaluate(
 
 def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
     """The columns of an attack: its own, and one per stage where it has several."""
+    if not verdicts.stages:
+        reasons = "; ".join(f"{label} {reason}" for label, reason in verdicts.left_out.items())
+        raise BenchError(f"attack {name}: nothing of it can run: {reasons}; leave it out of --attacks")
     last = list(verdicts.stages.values())[-1]
     stages = {f"{name}/{label}": pair for label, pair in verdicts.stages.items() if list(verdicts.stages) != [name]}
     return {name: last, **stages}
