@@ -14,8 +14,8 @@ from bench.errors import BenchError, Interrupted, UsageError
 from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
 if TYPE_CHECKING:
+    from bench.jobs import Plan
     from bench.launch import Report, Site
-    from bench.plan import Plan
     from bench.settings import RunSettings
 
 
@@ -117,7 +117,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
     from bench import external
-    from bench.plan import Plan
+    from bench.jobs import Plan
     from bench.settings import model_name
 
     settings = _settings(flags)

@@ -12,8 +12,8 @@ from attacks.sketch import Sketch
 from bench import store
 from bench.errors import UsageError
 from bench.estimate import Cost, totals
+from bench.jobs import Plan
 from bench.launch import title
-from bench.plan import Plan
 from methods.recipes import DEFAULT, Recipe
 
 PLANS = ".plans"
@@ -166,7 +166,7 @@ def status_text(results: Path) -> str:
     failed = sum("failed" in line for line in lines)
     missing = _missing(results)
     lines += [f"missing: {name}" for name in missing]
-    counts = [f"{len(runs)} runs", *([f"{failed} failures"] if failed else [])]
+    counts = [f"{len(runs)} runs", *([f"{failed} failed"] if failed else [])]
     counts += [f"{len(missing)} planned jobs not begun"] if missing else []
     return "\n".join([f"{results}: {', '.join(counts)}", *lines])
 

@@ -10,8 +10,8 @@ from typing import Any
 from attacks.passes import Passes
 from attacks.tables import ATTACKS
 from bench.data import DATASETS
+from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import MODELS
-from bench.plan import EvalJob, Plan, TrainJob
 from bench.store import is_done
 from methods.tables import METHODS
 

@@ -28,9 +28,10 @@ from bench.checkpoints import fit, load_weights
 from bench.counting import Counter
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
+from bench.jobs import FORMAT, EvalJob
 from bench.models import build
 from bench.outcomes import Outcomes
-from bench.plan import BLOCK, FORMAT, EvalJob
+from bench.plan import BLOCK
 from bench.progress import Progress
 from bench.streams import forked, generator
 

@@ -12,8 +12,9 @@ from bench import device as devices
 from bench import store
 from bench.checkpoints import fit, load_weights, save_weights, weights_hash
 from bench.data import Parts, load
+from bench.jobs import FORMAT, EvalJob
 from bench.models import build
-from bench.plan import FORMAT, EvalJob, evaluation_jobs, usual_eps
+from bench.plan import evaluation_jobs, usual_eps
 from bench.settings import RunSettings
 from bench.teachers import check_model
 

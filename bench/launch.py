@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import store
 from bench.errors import BenchError, Interrupted
-from bench.plan import EvalJob, Plan, TrainJob
+from bench.jobs import EvalJob, Plan, TrainJob
 from bench.progress import Progress, log_to
 
 Job = TrainJob | EvalJob

@@ -12,8 +12,8 @@ from attacks.ascent import mode
 from bench.checkpoints import fit, load_weights
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError
+from bench.jobs import TrainJob
 from bench.models import build
-from bench.plan import TrainJob
 
 PROBE = 500
 

@@ -21,8 +21,8 @@ from bench.checkpoints import fit, load_weights, save_weights
 from bench.counting import Counter
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError, Interrupted
+from bench.jobs import FORMAT, TrainJob
 from bench.models import build
-from bench.plan import FORMAT, TrainJob
 from bench.progress import Progress
 from bench.state import load_state, save_state
 from bench.streams import derive, forked, generator

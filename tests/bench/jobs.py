@@ -16,8 +16,9 @@ from attacks.registry import Registry
 from attacks.tables import ATTACKS
 from bench.data import DATASETS, Parts, load
 from bench.errors import Interrupted
+from bench.jobs import Plan, TrainJob
 from bench.models import MODELS
-from bench.plan import Plan, TrainJob, make_plan
+from bench.plan import make_plan
 from bench.progress import Progress
 from bench.settings import RunSettings, combined
 from bench.train import train

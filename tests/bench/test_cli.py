@@ -310,7 +310,7 @@ def test_the_command_itself_exits_as_it_says(tmp_path: Path) -> None:
 
 def test_status_says_what_is_there_what_is_missing_and_what_failed(results: tuple[Path, Result]) -> None:
     lines = bench("status", results[0]).stdout.splitlines()
-    assert lines[0] == f"{results[0]}: 2 runs, 1 failures, 1 planned jobs not begun"
+    assert lines[0] == f"{results[0]}: 2 runs, 1 failed, 1 planned jobs not begun"
     assert re.fullmatch(r"digits small_cnn natural seed 0 \([0-9a-f]{16}\): done", lines[1])
     assert lines[2] == "  fgsm on last, eps 0.15, n 20: done"
     assert re.fullmatch(
@@ -389,7 +389,7 @@ def test_status_names_a_failure_that_left_no_run(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "failed").write_text("ham: mining begins too late\n")
     result = bench("status", tmp_path)
-    assert "1 failures" in result.stdout
+    assert "1 failed" in result.stdout
     assert "digits/small_cnn/ham/0123456789abcdef: failed: ham: mining begins too late" in result.stdout
 
 

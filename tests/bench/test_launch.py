@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from bench import store
+from bench.jobs import Plan
 from bench.launch import Display, Job, Report, Site, launch, title
-from bench.plan import Plan, make_plan
+from bench.plan import make_plan
 from bench.plugins import load_plugins
 from bench.settings import combined
 from tests.bench.jobs import job_of, own_registrations, plan, small, tree

@@ -11,7 +11,8 @@ import pytest
 
 from bench.errors import UsageError
 from bench.estimate import totals
-from bench.plan import EvalJob, Plan, make_plan
+from bench.jobs import EvalJob, Plan
+from bench.plan import make_plan
 from bench.plugins import load_plugins
 from bench.settings import TABLE_ATTACKS
 from bench.store import file_hash

@@ -16,8 +16,8 @@ from bench import store
 from bench.checkpoints import load_weights
 from bench.data import Part, Parts, load
 from bench.errors import BenchError, Interrupted
+from bench.jobs import Plan, TrainJob
 from bench.launch import Site, run_job
-from bench.plan import Plan, TrainJob
 from bench.progress import Progress
 from bench.train import Trainer, selection_due, train
 from methods.base import Adversarial, Batch, Context, Terms
