@@ -42,11 +42,14 @@ def log_to(path: Path) -> Iterator[None]:
     """Append what is logged meanwhile to a file."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root = logging.getLogger("bench")
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    # The reference implementation of AutoAttack says under its own name what it finds odd about a model.
+    loggers = [logging.getLogger(name) for name in ("bench", "auto-attack")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()
