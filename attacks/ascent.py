@@ -57,18 +57,12 @@ def ascend(
     with mode(model, train=bn == "train"), torch.enable_grad():
         for step in range(steps):
             here = (x_adv if len(rows) == len(x) else x_adv[rows]).detach().requires_grad_()
-            logits = model(here)
-            keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
-            if keep is not None and not bool(keep.all()):
-                if step == 0:  # a start may lie outside the ball; what stops there must not
-                    x_adv = project(x_adv, x, eps, norm)
-                rows = rows[keep]
-                if len(rows) == 0:
-                    break
-                (grad,) = torch.autograd.grad(objective(logits[keep], rows).sum(), here)
-                here, grad = here[keep], grad[keep]
-            else:
-                (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+            here, grad, kept = _gradient(model, here, objective, rows, step, observe)
+            if step == 0 and len(kept) < len(rows):  # a start may lie outside the ball; what stops there must not
+                x_adv = project(x_adv, x, eps, norm)
+            rows = kept
+            if len(rows) == 0:
+                break
             if len(rows) == len(x):
                 x_adv = _step(here, grad, x, radius, stride, norm)
             else:
@@ -87,6 +81,22 @@ def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def _gradient(
+    model: nn.Module, here: Tensor, objective: Objective, rows: Tensor, step: int, observe: Observer | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Iterates, gradients and rows of the samples that go on after the observer has seen them."""
+    logits = model(here)
+    keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
+    if keep is None or bool(keep.all()):
+        (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+        return here, grad, rows
+    rows = rows[keep]
+    if len(rows) == 0:
+        return here[keep], here[keep], rows
+    (grad,) = torch.autograd.grad(objective(logits[keep], rows).sum(), here)
+    return here[keep], grad[keep], rows
 
 
 def _of(value: Tensor, rows: Tensor) -> Tensor:
