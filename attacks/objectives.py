@@ -41,6 +41,27 @@ def dlr(y: Tensor) -> Objective:
     return objective
 
 
+def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
+    """The ratio towards a class target (N,): z_t - z_y over the 1st logit minus the mean of 3rd and 4th.
+
+    Croce and Hein 2020, eq. 7.
+
+    Raises:
+        ValueError: with fewer than four classes, where the ratio is not defined.
+    """
+
+    def objective(logits: Tensor, rows: Tensor) -> Tensor:
+        if logits.shape[1] < 4:
+            raise ValueError(
+                f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead"
+            )
+        top = logits.topk(4, dim=1).values
+        scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+        return (_own(logits, target[rows]) - _own(logits, y[rows])) / scale
+
+    return objective
+
+
 def kl(probs: Tensor) -> Objective:
     """KL(probs || softmax(logits)) with fixed targets probs (N, K), summed over classes."""
     entropy = torch.special.entr(probs).sum(1)

@@ -112,7 +112,8 @@ class Stage(ABC):
         """The configured sub-attack of the reference object."""
 
     def _ensemble(self, package: ModuleType, model: nn.Module, x: Tensor, seed: int) -> Any:
-        selection = {"attacks" if package.__name__ == "pyautoattack" else "attacks_to_run": [self.name]}
+        chosen = "attacks" if package.__name__ == "pyautoattack" else "attacks_to_run"
+        selection = {chosen: [self.name]}
         norm, eps = NORMS[self.threat.norm], self.threat.eps
         return package.AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, version="custom", **selection)
 
@@ -242,6 +243,7 @@ class AutoAttack:
     queries: int = 5000
 
     revision = 1
+    name = "autoattack"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -266,7 +268,7 @@ class AutoAttack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         """Adversarial inputs like x (N, C, H, W): the first stage's that fools the model, else x."""
-        check_inputs("autoattack", x, y)
+        check_inputs(self.name, x, y)
         x_adv = x.detach().clone()
         with mode(model, train=False), torch.no_grad():
             logits = model(x)

@@ -24,6 +24,11 @@ ATTACKS: Registry[Callable[..., Attack]] = Registry(
         "apgd-t": "attacks.reference",
         "fab-t": "attacks.reference",
         "square": "attacks.reference",
+        "autoattack-native": "attacks.autoattack",
+        "apgd-ce-native": "attacks.apgd",
+        "apgd-t-native": "attacks.apgd",
+        "fab-t-native": "attacks.fab",
+        "square-native": "attacks.square",
     },
 )
 register = ATTACKS.register

@@ -114,7 +114,7 @@ class _Schedule:
         self.later: dict[str, float] = {}
         jobs: list[Job] = [
             *_urgent_first(plan.train),
-            *sorted(plan.evaluate, key=lambda job: job.attack != "autoattack"),
+            *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
         ]
         for job in jobs:
             if store.is_done(site.out / job.folder):

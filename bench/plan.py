@@ -203,7 +203,9 @@ def evaluation_jobs(
     for attack in run.attacks:
         sketch = ATTACKS.sketch(attack)
         plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
-        limits = [n for n in (run.limit, run.autoattack_limit if attack == "autoattack" else None) if n is not None]
+        limits = [
+            n for n in (run.limit, run.autoattack_limit if attack.startswith("autoattack") else None) if n is not None
+        ]
         jobs.append(
             EvalJob(
                 run=folder,

@@ -37,11 +37,17 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
     ("method", "ham"): Special(
         {**SHORT, "begin_epoch_index": 0}, "mining begins in epoch 49, and a check trains for two epochs"
     ),
-    ("attack", "apgd-ce"): Special({"steps": 6}, CHEAP),
-    ("attack", "apgd-t"): Special({"steps": 6, "targets": 2}, CHEAP),
-    ("attack", "fab-t"): Special({"steps": 6, "targets": 2}, CHEAP),
-    ("attack", "square"): Special({"queries": 20}, CHEAP, exempt=NO_CORNER),
-    ("attack", "autoattack"): Special({"steps": 6, "targets": 1, "queries": 20}, CHEAP),
+    **{
+        ("attack", f"{name}{suffix}"): Special(arguments, CHEAP, exempt)
+        for suffix in ("", "-native")
+        for name, arguments, exempt in (
+            ("apgd-ce", {"steps": 6}, {}),
+            ("apgd-t", {"steps": 6, "targets": 2}, {}),
+            ("fab-t", {"steps": 6, "targets": 2}, {}),
+            ("square", {"queries": 20}, NO_CORNER),
+            ("autoattack", {"steps": 6, "targets": 1, "queries": 20}, {}),
+        )
+    },
 }
 
 

@@ -31,7 +31,9 @@ def labelled(classes: int) -> tuple[nn.Sequential, Tensor]:
 
 def test_the_standard_version_has_four_stages_in_order() -> None:
     attack = AutoAttack(THREAT)
-    assert [stage.name for stage in attack.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [stage.name for stage in attack.stages] == [
+        "apgd-ce", "apgd-t", "fab-t", "square",
+    ]  # fmt: skip
     assert attack.stages == (APGDCE(THREAT, 100), APGDT(THREAT, 100, 9), FABT(THREAT, 100, 9), Square(THREAT, 5000))
     assert attack.implementation == reference_version() and "autoattack " in reference_version()
 

@@ -1,0 +1,131 @@
+"""What the members of the native ensemble share: who still stands, and gradients of models that may have none."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ascent import mode
+from attacks.base import Attack, check_inputs
+from attacks.passes import Passes
+from attacks.threat import ThreatModel
+
+
+class Standing:
+    """The samples of a batch, and which of them no point has fooled yet.
+
+    Args:
+        x: (N, C, H, W) originals.
+        y: (N,) labels.
+        logits: (N, K) of the model at x; a sample that is wrong already has fallen and stays where it is.
+
+    Attributes:
+        x_adv: (N, C, H, W) the point that fooled a sample, else x.
+        left: (N,) bool, whether it stands.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
+        self.x, self.y, self.logits = x, y, logits
+        self.x_adv = x.clone()
+        self.left = logits.argmax(1) == y
+
+    @property
+    def rows(self) -> Tensor:
+        """Positions (M,) of the samples that stand."""
+        return torch.where(self.left)[0]
+
+    def fall(self, rows: Tensor, points: Tensor) -> None:
+        """Keep the points (M, C, H, W) that fool the samples at rows (M,), for good."""
+        self.x_adv[rows] = points
+        self.left[rows] = False
+
+    def target(self, rank: int) -> Tensor:
+        """The wrong class (N,) that is the rank-th most likely at x, from 1."""
+        others = self.logits.scatter(1, self.y[:, None], -torch.inf)
+        return others.argsort(dim=1, descending=True, stable=True)[:, rank - 1]
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """A search that ends for a sample at the first point which fools the model.
+
+    Args:
+        threat: norm and radius.
+    """
+
+    threat: ThreatModel = ThreatModel()
+
+    revision = 1
+    implementation = "native"
+    min_classes = 2
+    name: ClassVar[str]
+
+    @property
+    def stages(self) -> tuple[Attack, ...]:
+        """() - one stage, itself."""
+        return ()
+
+    def left_out(self, num_classes: int) -> str | None:
+        """Why the stage cannot run with so few classes; None if it can."""
+        if num_classes < self.min_classes:
+            return f"needs at least {self.min_classes} classes, the model has {num_classes}"
+        return None
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Adversarial inputs like x (N, C, H, W), inside box and ball; x itself where the attack failed.
+
+        Raises:
+            ValueError: if the inputs cannot be worked with, or the model has too few classes for this stage.
+        """
+        check_inputs(self.name, x, y)
+        x = x.detach().contiguous()
+        if len(x) == 0:
+            return x.clone()
+        with mode(model, train=False), torch.no_grad():
+            logits = model(x)
+            reason = self.left_out(logits.shape[1])
+            if reason is not None:
+                raise ValueError(f"{self.name}: {reason}")
+            standing = Standing(x, y, logits)
+            if bool(standing.left.any()):
+                self.search(model, standing, generator)
+        return standing.x_adv
+
+    @abstractmethod
+    def search(self, model: nn.Module, standing: Standing, generator: torch.Generator) -> None:
+        """Look for a point that fools each standing sample; gradients are off and the model is in eval mode.
+
+        Draws are made for every sample of the batch, standing or not, so that what one sample gets does not depend
+        on the others.
+        """
+
+    @abstractmethod
+    def passes(self, num_classes: int) -> Passes:
+        """Passes per attacked sample, at most."""
+
+
+def input_gradient(values: Tensor, x: Tensor) -> Tensor:
+    """The gradient of each value (M,) with respect to its own input; zero where the model passes none on.
+
+    Args:
+        values: (M,) one per sample.
+        x: (M, C, H, W), requires grad.
+
+    Returns:
+        (M, C, H, W), finite.
+    """
+    if not values.requires_grad:
+        return torch.zeros_like(x)
+    (grad,) = torch.autograd.grad(values, x, torch.ones_like(values), allow_unused=True)
+    return torch.zeros_like(x) if grad is None else grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def lengths(delta: Tensor, norm: str) -> Tensor:
+    """The norm of each sample's perturbation (M, ...), shaped to divide it."""
+    flat = delta.flatten(1)
+    size = flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return size.view(-1, *[1] * (delta.ndim - 1))
