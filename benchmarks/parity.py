@@ -27,7 +27,7 @@ from attacks.reference import NORMS, fenced, reference_package, reference_versio
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel, distance
 from bench.checkpoints import fit, load_weights
-from bench.evaluate import Verdicts, predict, run_attack
+from bench.evaluation import Verdicts, predict, run_attack
 from bench.models import build
 from bench.parts import Parts, limit, load, to_float
 
