@@ -131,16 +131,13 @@ def auto_pgd(
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
             loss = objective(logits, climb.rows)
-        fooled = logits.argmax(1) != standing.y[climb.rows]
-        some = bool(fooled.any())
-        if some:
-            standing.fall(climb.rows[fooled], here.detach()[fooled])
-        if step == steps or (some and bool(fooled.all())):
+        gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != standing.y[climb.rows])
+        if step == steps or (gone is not None and bool(gone.all())):
             return
         grad, loss = input_gradient(loss, here), loss.detach()
-        if some:
-            climb.keep(~fooled)
-            grad, loss = grad[~fooled], loss[~fooled]
+        if gone is not None:
+            climb.keep(~gone)
+            grad, loss = grad[~gone], loss[~gone]
         climb.note(loss, grad)
         if step in intervals:
             climb.checkpoint(intervals[step])

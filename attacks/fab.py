@@ -4,15 +4,15 @@ Looks for the nearest point beyond the boundary to a class t, for the most likel
 Step: f = z_t - z_y is linearised at the current point x_i; d_i and d_0 are the shortest moves (in the norm, within the
     box) from x_i and from the original x to the hyperplane where the linearisation is zero. The next point is
     (1 - a) (x_i + 1.05 d_i) + a (x + 1.05 d_0), clipped to the box, with a = min(|d_i| / (|d_i| + |d_0|), 0.1).
-    Where it fools the model (as any class) it is kept if nearer than what was found so far, and the search goes on
-    from x + 0.9 (x_next - x).
+    Where it fools the model (as any class) the search goes on from x + 0.9 (x_next - x).
 Start: the original. Defaults: 100 steps, 9 targets, one run each; nothing is drawn.
 Departures: as an attack a sample leaves at the first point that fools the model within eps, which decides the verdict;
-    `nearest` alone runs every step. As in AutoAttack's released code there is no final line search.
+    `minimal_norms` runs every step. As in AutoAttack's released code there is no final line search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,10 +64,11 @@ def to_hyperplane(point: Tensor, normal: Tensor, value: Tensor, norm: Norm) -> T
     return direction * torch.where(free, speed * time[..., None], room)
 
 
-def nearest(
-    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: Norm, steps: int, enough: float
-) -> tuple[Tensor, Tensor]:
-    """Points near x that the model does not classify as y, found along the boundary to one class.
+Found = Callable[[Tensor, Tensor, Tensor, Tensor], "Tensor | None"]
+
+
+def approach(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: Norm, steps: int, found: Found) -> None:
+    """Look for points near x that the model does not classify as y, along the boundary to one class.
 
     Args:
         model: in eval mode.
@@ -76,27 +77,20 @@ def nearest(
         target: (N,) the class whose boundary is approached.
         norm: in which points are near.
         steps: number of steps, each two forwards and one input gradient per sample.
-        enough: a sample whose point is as near as this leaves the search.
-
-    Returns:
-        The nearest point of each sample (N, C, H, W), x where there is none, and its distance (N,), infinite then.
+        found: `found(rows, points, sizes, fooled)` sees every point (M, C, H, W) of the samples at rows (M,), its
+            distance from x and whether the model is fooled there. It may return gone (M,) bool: those leave.
     """
-    points, sizes = x.clone(), torch.full_like(x.flatten(1)[:, 0], torch.inf)
     rows, here = torch.arange(len(x), device=x.device), x
     for _ in range(steps):
-        value, normal = _linearised(model, here, y[rows], target[rows])
-        moved = _step(here, x[rows], value, normal, norm)
-        fooled = model(moved).argmax(1) != y[rows]
-        size = distance(moved, x[rows], norm)
-        better = fooled & (size < sizes[rows])
-        points[rows[better]], sizes[rows[better]] = moved[better], size[better]
-        here = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), torch.lerp(x[rows], moved, BETA), moved)
-        going = sizes[rows] > enough
-        if not bool(going.all()):
-            rows, here = rows[going], here[going]
+        value, normal = _linearised(model, here, y, target)
+        moved = _step(here, x, value, normal, norm)
+        fooled = model(moved).argmax(1) != y
+        gone = found(rows, moved, distance(moved, x, norm), fooled)
+        here = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), torch.lerp(x, moved, BETA), moved)
+        if gone is not None:
+            rows, here, x, y, target = (of[~gone] for of in (rows, here, x, y, target))
             if len(rows) == 0:
                 break
-    return points, sizes
 
 
 def _linearised(model: nn.Module, here: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,13 +139,14 @@ class FABT(Stage):
             rows = standing.rows
             if len(rows) == 0:
                 return
-            target = standing.target(rank)[rows]
-            points, sizes = nearest(
-                model, standing.x[rows], standing.y[rows], target,
-                norm=self.threat.norm, steps=self.steps, enough=self.threat.eps,
+
+            def within(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, rows: Tensor = rows) -> Tensor | None:
+                return standing.judge(rows[at], points, fooled & (sizes <= self.threat.eps))
+
+            approach(
+                model, standing.x[rows], standing.y[rows], standing.target(rank)[rows],
+                norm=self.threat.norm, steps=self.steps, found=within,
             )  # fmt: skip
-            near = sizes <= self.threat.eps
-            standing.fall(rows[near], points[near])
 
 
 def minimal_norms(
@@ -172,12 +167,15 @@ def minimal_norms(
     """
     check_inputs("fab-t-native", x, y)
     with mode(model, train=False), torch.no_grad():
-        standing = Standing(x.detach(), y, model(x))
+        standing = Standing(model, x.detach(), y)
         rows = standing.rows
-        found = torch.zeros_like(x.flatten(1)[:, 0])
-        found[rows] = torch.inf
+        norms = torch.zeros_like(x.flatten(1)[:, 0])
+        norms[rows] = torch.inf
+
+        def shortest(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor) -> None:
+            norms[rows[at]] = torch.where(fooled, sizes, torch.inf).minimum(norms[rows[at]])
+
         for rank in range(1, min(targets, standing.logits.shape[1] - 1) + 1):
             target = standing.target(rank)[rows]
-            _, sizes = nearest(model, x[rows], y[rows], target, norm=norm, steps=steps, enough=0.0)
-            found[rows] = torch.minimum(found[rows], sizes)
-    return found
+            approach(model, x[rows], y[rows], target, norm=norm, steps=steps, found=shortest)
+    return norms

@@ -98,10 +98,9 @@ def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> b
     better = margin < walk.margin
     walk.here = torch.where(better[:, None, None], points, walk.here)
     walk.margin = torch.where(better, margin, walk.margin)
-    fooled = logits.argmax(1) != walk.y
-    if bool(fooled.any()):
-        standing.fall(walk.rows[fooled], images[fooled])
-        walk.keep(~fooled)
+    gone = standing.judge(walk.rows, images, logits.argmax(1) != walk.y)
+    if gone is not None:
+        walk.keep(~gone)
     return len(walk.rows) > 0
 
 

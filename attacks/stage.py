@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.ascent import mode
 from attacks.base import Attack, check_inputs
 from attacks.passes import Passes
+from attacks.prepared import verdict_of
 from attacks.threat import ThreatModel
 
 
@@ -19,29 +20,48 @@ class Standing:
     """The samples of a batch, and which of them no point has fooled yet.
 
     Args:
-        x: (N, C, H, W) originals.
+        model: whose verdicts count; those of a prepared model are the verdicts of the model it was made from.
+        x: (N, C, H, W) originals; a sample that is wrong already has fallen and stays where it is.
         y: (N,) labels.
-        logits: (N, K) of the model at x; a sample that is wrong already has fallen and stays where it is.
 
     Attributes:
+        logits: (N, K) at x.
         x_adv: (N, C, H, W) the point that fooled a sample, else x.
         left: (N,) bool, whether it stands.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
-        self.x, self.y, self.logits = x, y, logits
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self._verdict = verdict_of(model)
+        self.logits: Tensor = model(x) if self._verdict is None else self._verdict(x)
         self.x_adv = x.clone()
-        self.left = logits.argmax(1) == y
+        self.left = self.logits.argmax(1) == y
 
     @property
     def rows(self) -> Tensor:
         """Positions (M,) of the samples that stand."""
         return torch.where(self.left)[0]
 
-    def fall(self, rows: Tensor, points: Tensor) -> None:
-        """Keep the points (M, C, H, W) that fool the samples at rows (M,), for good."""
-        self.x_adv[rows] = points
-        self.left[rows] = False
+    def judge(self, rows: Tensor, points: Tensor, fooled: Tensor) -> Tensor | None:
+        """Keep the points that fool their sample, which falls for good.
+
+        Args:
+            rows: (M,) positions in the batch, each once.
+            points: (M, C, H, W) where the search is.
+            fooled: (M,) bool, whether the searched model is fooled there.
+
+        Returns:
+            (M,) bool, which of them fell: the fooled ones, but where the model was prepared and its original is not
+            fooled. None if none did.
+        """
+        (hits,) = torch.where(fooled)
+        if len(hits) and self._verdict is not None:
+            hits = hits[self._verdict(points[hits]).argmax(1) != self.y[rows[hits]]]
+        if len(hits) == 0:
+            return None
+        self.x_adv[rows[hits]] = points[hits]
+        self.left[rows[hits]] = False
+        return torch.zeros_like(fooled).index_fill_(0, hits, True)
 
     def target(self, rank: int) -> Tensor:
         """The wrong class (N,) that is the rank-th most likely at x, from 1."""
@@ -61,6 +81,7 @@ class Stage(ABC):
 
     revision = 1
     implementation = "native"
+    prepared = True
     min_classes = 2
     name: ClassVar[str]
 
@@ -86,11 +107,10 @@ class Stage(ABC):
         if len(x) == 0:
             return x.clone()
         with mode(model, train=False), torch.no_grad():
-            logits = model(x)
-            reason = self.left_out(logits.shape[1])
+            standing = Standing(model, x, y)
+            reason = self.left_out(standing.logits.shape[1])
             if reason is not None:
                 raise ValueError(f"{self.name}: {reason}")
-            standing = Standing(x, y, logits)
             if bool(standing.left.any()):
                 self.search(model, standing, generator)
         return standing.x_adv

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.fab import FABT, minimal_norms, nearest, to_hyperplane
+from attacks.fab import FABT, approach, minimal_norms, to_hyperplane
 from attacks.reference import fenced, reference_package
 from attacks.threat import Norm, ThreatModel, distance
 from bench.conformance.material import images, network
@@ -86,16 +86,34 @@ def test_points_fool_at_the_distance_that_is_reported_and_more_steps_come_nearer
     model, x, y = labelled(5)
     target = (y + 1) % 5
     before = torch.full((len(x),), torch.inf, dtype=x.dtype)
-    with torch.no_grad():
-        for steps in (1, 5, 25):
-            points, sizes = nearest(model, x, y, target, norm=norm, steps=steps, enough=0.0)
-            found = sizes.isfinite()
-            assert (~robust(model, points, y))[found].all() and points.min() >= 0 and points.max() <= 1
-            assert torch.equal(distance(points, x, norm)[found], sizes[found])
-            assert torch.equal(points[~found], x[~found])
-            assert (sizes <= before).all()
-            before = sizes
+    for steps in (1, 5, 25):
+        nearest = torch.full_like(before, torch.inf)
+
+        def found(rows: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, nearest: Tensor = nearest) -> None:
+            assert torch.equal(~robust(model, points, y[rows]), fooled)
+            assert points.min() >= 0 and points.max() <= 1
+            assert torch.equal(distance(points, x[rows], norm), sizes)
+            nearest[rows] = nearest[rows].minimum(sizes.where(fooled, torch.inf))
+
+        with torch.no_grad():
+            approach(model, x, y, target, norm=norm, steps=steps, found=found)
+        assert (nearest <= before).all()
+        before = nearest
     assert before.isfinite().all()
+
+
+def test_samples_that_leave_are_not_moved_again() -> None:
+    model, x, y = labelled(5)
+    seen: list[list[int]] = []
+
+    def found(rows: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor) -> Tensor:
+        seen.append(rows.tolist())
+        return rows % 3 == len(seen) - 1
+
+    with torch.no_grad():
+        approach(model, x, y, (y + 1) % 5, norm="linf", steps=9, found=found)
+    everyone = list(range(len(x)))
+    assert seen == [everyone, [r for r in everyone if r % 3], [r for r in everyone if r % 3 == 2]]
 
 
 def test_samples_that_are_wrong_already_have_norm_zero() -> None:
