@@ -27,9 +27,9 @@ from attacks.reference import NORMS, fenced, reference_package, reference_versio
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel, distance
 from bench.checkpoints import fit, load_weights
-from bench.evaluation import Verdicts, predict, run_attack
 from bench.models import build
 from bench.parts import Parts, limit, load, to_float
+from bench.walk import Verdicts, predict, run_attack
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 SIDES = ("-native", "")

@@ -17,7 +17,7 @@ from attacks.stage import Stage
 from attacks.tables import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
 from bench.counting import Counter
-from bench.evaluation import run_attack
+from bench.walk import run_attack
 from tests.attacks.watched import labelled, robust, stream, watch
 
 NAMES = ["apgd-ce-native", "apgd-t-native", "fab-t-native", "square-native"]

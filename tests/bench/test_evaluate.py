@@ -22,10 +22,11 @@ from attacks.threat import ThreatModel
 from bench import store
 from bench.data import Parts, load, to_float
 from bench.errors import BenchError
-from bench.evaluation import Verdicts, columns, evaluate, evaluate_job, run_attack
+from bench.evaluation import columns, evaluate, evaluate_job
 from bench.jobs import EvalJob
 from bench.models import build
 from bench.outcomes import Outcomes
+from bench.walk import Verdicts, run_attack
 from tests.bench.jobs import StopAt, in_pieces, plan, small, train_all, tree
 
 THREAT = ThreatModel("linf", 0.15)
