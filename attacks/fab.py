@@ -49,19 +49,19 @@ def to_hyperplane(point: Tensor, normal: Tensor, value: Tensor, norm: Norm) -> T
     weight = normal.abs()
     direction = normal.sign() * torch.where(value > 0, -1, 1)[..., None]
     room = torch.where(direction > 0, 1 - point, point)
-    speed = torch.ones_like(weight) if norm == "linf" else weight
-    rate, price = weight * speed, weight * room
-    wanted, time = value.abs(), torch.zeros_like(value)
-    free = (speed > 0).expand_as(room)
+    speed = torch.ones_like(weight[..., :1]) if norm == "linf" else weight
+    rate, price = (weight * speed).expand_as(room), weight * room
+    wanted, time, endless = value.abs()[..., None], torch.zeros_like(value)[..., None], torch.finfo(value.dtype).max
+    free = torch.ones_like(room)  # 1 and 0 as numbers: products are several times as fast as masks
     for _ in range(point.shape[-1] + 1):
-        gain = (rate * free).sum(-1)
-        left = wanted - price.masked_fill(free, 0).sum(-1)
-        time = torch.maximum(time, torch.where(gain > 0, left / gain, torch.inf))
-        still = free & (speed * time[..., None] < room)
+        gain = (rate * free).sum(-1, keepdim=True)
+        left = wanted - (price - price * free).sum(-1, keepdim=True)
+        time = torch.maximum(time, torch.where(gain > 0, left / gain, endless))
+        still = (speed * time < room).to(room.dtype)
         if torch.equal(still, free):
             break
         free = still
-    return direction * torch.where(free, speed * time[..., None], room)
+    return direction * torch.minimum(speed * time, room)
 
 
 Found = Callable[[Tensor, Tensor, Tensor, Tensor], "Tensor | None"]

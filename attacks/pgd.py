@@ -46,6 +46,7 @@ class PGD:
     restarts: int = 1
 
     revision = 1
+    prepared = True
     name: ClassVar[str] = "pgd"
     step_ratio = 0.25
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +81,10 @@ class Square(Stage):
         going = _look(model, standing, walk, walk.here)
         shape = standing.x.shape
         propose, count = (square_of_one_sign, LINF_DRAWS) if linf else (moved_hills, L2_DRAWS)
-        draws = _draws(self.queries, (shape[0], count + shape[1]), generator, x.device)
-        for query in range(self.queries):
+        for query, draw in enumerate(_draws(self.queries, count, generator, standing.x)):
             if not going:
                 return
             size = side(query, shape[-2:], odd=not linf)
-            draw = next(draws)
             going = _look(model, standing, walk, propose(walk, draw[walk.rows], size, shape[-2:], eps))
 
 
@@ -104,11 +103,17 @@ def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> b
     return len(walk.rows) > 0
 
 
-def _draws(queries: int, shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
-    """U(0, 1) draws for every sample of the batch, query by query; made many at a time, which is faster."""
+def _draws(queries: int, places: int, generator: torch.Generator, x: Tensor) -> Iterator[Tensor]:
+    """Draws (N, places + C) for every sample of the batch, query by query: from U(0, 1), then a sign per channel.
+
+    They are made many queries at a time, which is faster.
+    """
     for first in range(0, queries, CHUNK):
         many = min(CHUNK, queries - first)
-        yield from torch.rand(many, *shape, generator=generator, device=generator.device).to(device)
+        draws = torch.rand(many, len(x), places + x.shape[1], generator=generator, device=generator.device)
+        draws = draws.to(x.device, torch.promote_types(x.dtype, draws.dtype))
+        draws[..., places:] = signs(draws[..., places:])
+        yield from draws
 
 
 def side(query: int, size: torch.Size, *, odd: bool) -> int:
@@ -125,26 +130,32 @@ def window(draw: Tensor, side: int, size: torch.Size) -> Tensor:
     height, width = size
     top = (draw[:, 0] * (height - side + 1)).long()
     left = (draw[:, 1] * (width - side + 1)).long()
-    step = torch.arange(side, device=draw.device)
-    return (top * width + left)[:, None, None] + (step[:, None] * width + step).flatten()
+    return (top * width + left)[:, None, None] + _offsets(side, width, draw.device)
 
 
-def signs(draw: Tensor, like: Tensor) -> Tensor:
-    """-1 or 1 by draws from U(0, 1), in the precision of a tensor."""
-    return torch.where(draw < 0.5, -1, 1).to(like.dtype)
+@cache
+def _offsets(side: int, width: int, device: torch.device) -> Tensor:
+    """Positions (side * side,) of the pixels of a square relative to its first one."""
+    step = torch.arange(side, device=device)
+    return (step[:, None] * width + step).flatten()
+
+
+def signs(draw: Tensor) -> Tensor:
+    """-1 or 1 by draws from U(0, 1)."""
+    return torch.where(draw < 0.5, -1, 1).to(draw.dtype)
 
 
 def stripes(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """Vertical stripes of +-eps, one pixel wide, each channel and column with a sign of its own; (N, C, H, W)."""
     n, channels, _, width = x.shape
-    draw = torch.rand(n, channels, 1, width, generator=generator, device=generator.device).to(x.device)
-    return (x + eps * signs(draw, x)).clamp_(0, 1)
+    draw = torch.rand(n, channels, 1, width, generator=generator, device=generator.device).to(x)
+    return (x + eps * signs(draw)).clamp_(0, 1)
 
 
 def square_of_one_sign(walk: Walk, draw: Tensor, side: int, size: torch.Size, eps: float) -> Tensor:
-    """A proposal in Linf (M, C, H W), from draws (M, 2 + C): the perturbation of a square becomes +-eps."""
+    """A proposal in Linf (M, C, H W), from draws (M, 2) and signs (M, C): a square becomes x +- eps."""
     pixels = window(draw, side, size).expand(-1, walk.x.shape[1], -1)
-    patch = (walk.x.gather(2, pixels) + eps * signs(draw[:, LINF_DRAWS:, None], walk.x)).clamp_(0, 1)
+    patch = (walk.x.gather(2, pixels) + eps * draw[:, LINF_DRAWS:, None]).clamp_(0, 1)
     return walk.here.scatter(2, pixels, patch)
 
 
@@ -172,9 +183,9 @@ def grid_of_hills(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     n, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
-    draw = torch.rand(n, channels + 1, rows, columns, generator=generator, device=generator.device).to(x.device)
+    draw = torch.rand(n, channels + 1, rows, columns, generator=generator, device=generator.device).to(x)
     shapes = profiles(side, x).view(2, side, side)[(draw[:, :1] < 0.5).long()]  # (N, 1, rows, columns, side, side)
-    tiles = shapes * signs(draw[:, 1:], x)[..., None, None]
+    tiles = shapes * signs(draw[:, 1:])[..., None, None]
     delta = torch.zeros_like(x)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     field = tiles.permute(0, 1, 2, 4, 3, 5).reshape(n, channels, rows * side, columns * side)
@@ -183,7 +194,7 @@ def grid_of_hills(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
 
 
 def moved_hills(walk: Walk, draw: Tensor, side: int, size: torch.Size, eps: float) -> Tensor:
-    """A proposal in L2 (M, C, H W), from draws (M, 5 + C): mass moves from one square to hills on another."""
+    """A proposal in L2 (M, C, H W), from draws (M, 5) and signs (M, C): mass moves from a square to hills elsewhere."""
     channels = walk.x.shape[1]
     to, source = (window(d, side, size).expand(-1, channels, -1) for d in (draw[:, :2], draw[:, 2:4]))
     delta = walk.here - walk.x
@@ -193,7 +204,7 @@ def moved_hills(walk: Walk, draw: Tensor, side: int, size: torch.Size, eps: floa
     unused = (eps**2 - mass.sum(1, keepdim=True)).clamp_min(0) / channels
     budget = (unused + (mass - kept).clamp_min(0)).sqrt()[..., None]
     shape = profiles(side, walk.x)[(draw[:, 4] < 0.5).long()][:, None]
-    new = shape * signs(draw[:, L2_DRAWS:, None], walk.x) + old / (old.norm(dim=2, keepdim=True) + TINY)
+    new = shape * draw[:, L2_DRAWS:, None] + old / (old.norm(dim=2, keepdim=True) + TINY)
     moved = rest.scatter_(2, to, new * (budget / (new.norm(dim=2, keepdim=True) + TINY)))
     return (walk.x + _scaled(moved, eps)).clamp_(0, 1)
 

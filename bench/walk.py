@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import mode
 from attacks.base import Attack
+from attacks.prepared import Prepared
 from attacks.threat import ThreatModel, distance
 from bench import store
 from bench.counting import Counter
@@ -103,6 +104,7 @@ class _Walk:
         self.blocks = torch.arange(len(y)).split(block)
         self.prediction, self.robust = verdicts.clean.clone(), verdicts.clean == verdicts.label
         self.timer = store.Timer()
+        self._prepared: Prepared | None = None
 
     def stage(self, number: int, label: str, stage: Attack) -> None:
         """Run one stage over all blocks, on the samples that it is due, and note where that leaves every sample."""
@@ -118,13 +120,23 @@ class _Walk:
         seconds = self.timer.seconds
         self.progress.line(f"robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)")
 
+    def searched(self, stage: Attack) -> nn.Module:
+        """What a stage works on: the model, or its prepared form where the stage knows what that is."""
+        if not getattr(stage, "prepared", False):
+            return self.model
+        if self._prepared is None:
+            self._prepared = Prepared(self.model, self.x[self.blocks[0]].to(self.device))
+            if self._prepared.note:
+                self.progress.line(f"{self.name}: the model is searched as it is: {self._prepared.note}")
+        return self._prepared
+
     def _block(self, label: str, stage: Attack, b: int, due: Tensor) -> None:
         done = _stored(self.folder, label, b)
         if done is None:
             self.progress.check()
             purpose = (self.name, label, b)
             done = _attack_block(
-                self.model, self.x[due], self.y[due], stage, label, self.seed, purpose, self.device
+                self.model, self.searched(stage), self.x[due], self.y[due], stage, label, self.seed, purpose, self.device
             )  # fmt: skip
             _store(self.folder, label, b, done)
         self.prediction[due] = torch.tensor(done["prediction"])
@@ -134,21 +146,23 @@ class _Walk:
 
 
 def _attack_block(
-    model: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str, seed: int,
+    model: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str, seed: int,
     purpose: tuple[str | int, ...], device: torch.device | str,
 ) -> dict[str, Any]:  # fmt: skip
     """Predictions under attack of one block, and the passes it took."""
     x, y = x.to(device), y.to(device)
     counter = Counter()
-    watch = counter.watch(model, "attack")
+    networks = searched.networks if isinstance(searched, Prepared) else (searched,)
+    watches = [counter.watch(network, "attack") for network in networks]
     given = _snapshot(model)
     try:
         with forked(torch.device(device)), mode(model, train=False):
-            x_adv = stage(model, x.clone(), y.clone(), generator=generator("cpu", seed, "attack", *purpose))
+            x_adv = stage(searched, x.clone(), y.clone(), generator=generator("cpu", seed, "attack", *purpose))
     except ValueError as error:
         raise BenchError(f"attack {label}: {error}") from None
     finally:
-        watch.remove()
+        for watch in watches:
+            watch.remove()
     _check_untouched(label, model, given)
     check_result(label, x_adv, x, stage.threat)
     column = counter.counts.get("attack", {})

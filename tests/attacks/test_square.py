@@ -64,9 +64,23 @@ def test_windows_lie_in_the_image_and_reach_every_place() -> None:
     assert extreme.item() == 14
 
 
+def draws(n: int, places: int, channels: int) -> Tensor:
+    """What a proposal is made from, in double precision."""
+    return next(square._draws(1, places, stream(), torch.zeros(n, channels, 1, 1, dtype=torch.float64)))
+
+
+def test_draws_are_the_same_however_many_queries_there_are() -> None:
+    x = torch.zeros(7, 3, 4, 4)
+    few, many = ([*square._draws(n, 2, stream(), x)] for n in (3, 200))
+    assert len(many) == 200 and all(draw.shape == (7, 5) for draw in many)
+    everything = torch.stack(many)
+    assert everything[..., 2:].unique().tolist() == [-1, 1] and everything[..., :2].unique().numel() > 2000
+    assert len(few) == 3 and few[0].dtype == torch.float32
+
+
 def test_a_linf_proposal_sets_one_square_to_the_faces_of_the_ball() -> None:
     state, size = walk(50, 3, 7, 9, 0.1, "linf")
-    new = square_of_one_sign(state, torch.rand(50, 5, generator=stream()), 4, size, 0.1)
+    new = square_of_one_sign(state, draws(50, 2, 3), 4, size, 0.1)
     faces = (state.x - 0.1).clamp(0, 1), (state.x + 0.1).clamp(0, 1)
     assert ((new == faces[0]) | (new == faces[1])).all()
     changed = (new != state.here).view(50, 3, 7, 9)
@@ -94,7 +108,7 @@ def test_hills_and_profiles_are_those_of_the_released_code(length: int) -> None:
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 12, 7), (4, 5, 20), (2, 3, 3)])
 def test_an_l2_proposal_moves_mass_between_two_squares(channels: int, height: int, width: int) -> None:
     state, size = walk(40, channels, height, width, 0.5, "l2")
-    draw = torch.rand(40, 5 + channels, generator=stream())
+    draw = draws(40, 5, channels)
     new = moved_hills(state, draw, 3, size, 0.5)
     assert ((new - state.x).flatten(1).norm(dim=1) <= 0.5 + 1e-9).all() and new.min() >= 0 and new.max() <= 1
     inner = Walk(state.rows, state.y, 0 * state.x + 0.5, 0.5 + (state.here - state.x), state.margin)  # far from the box
