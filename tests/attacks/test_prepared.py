@@ -45,7 +45,7 @@ def batchnorms(model: Prepared) -> int:
 
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18", "preact_resnet18", "mobilenet_v2"])
 def test_the_prepared_form_is_the_same_function_in_double_precision(name: str) -> None:
-    model, x = trained_statistics(name, 16, 3)
+    model, x = trained_statistics(name, 8, 3)
     model, x = model.double(), x[:4].double()
     before = copy.deepcopy(model.state_dict())
     prepared = Prepared(model, x, channels_last=name == "resnet18")
@@ -213,3 +213,16 @@ def test_padded_sizes_cover_and_are_few() -> None:
     sizes = [padded_size(n) for n in range(1, 1025)]
     assert all(n <= size <= max(8, 1.5 * n) for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) == 15 and sizes[-1] == 1024
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_form_is_the_same_function_at_every_batch_size() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.rand(20, 1, 8, 8, generator=stream())
+    prepared = Prepared(model, x, compile=True)
+    assert prepared.note is None
+    for n in (5, 8):
+        here = x[:n].clone().requires_grad_()
+        logits = prepared(here)
+        torch.testing.assert_close(logits, model(x[:n]), rtol=1e-5, atol=1e-6)
+        assert torch.autograd.grad(logits.sum(), here)[0].shape == here.shape
