@@ -1,222 +1,228 @@
-"""Native AutoAttack against the released implementation: verdicts, minimal norms, passes and time, as markdown tables.
+"""Native AutoAttack against the released implementation: verdicts, passes and minimal norms, as markdown tables.
 
-    python benchmarks/parity.py --samples 200 --seeds 0,1,2,3,4 results/digits/small_cnn/trades/KEY ...
+    python -m benchmarks.parity --samples 400 --jobs 2 --masked first results/digits/small_cnn/trades/KEY ...
+    python -m benchmarks.parity --checkpoint FILE --model FILE.py:BUILDER --mean A,B,C --std D,E,F --data-dir DIR
 
-Without folders a small network is trained on digits for a minute. `--masked` adds, to each model, the same model behind
-an input rounded to 17 levels, where gradients are zero and only Square gets anywhere.
+Without folders and checkpoints small networks are trained on digits first. Both sides run the same samples under the
+same list of seeds. Every attack x model x seed is stored when it is finished: the same command goes on after an
+interruption, and a change of an implementation runs that side again. Times are not measured here, see
+`benchmarks.speed`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from attacks.ascent import ascend
-from attacks.fab import minimal_norms
-from attacks.objectives import cross_entropy
-from attacks.reference import NORMS, fenced, reference_package, reference_version
-from attacks.tables import ATTACKS
-from attacks.threat import ThreatModel, distance
-from bench.checkpoints import fit, load_weights
-from bench.models import build
-from bench.parts import Parts, limit, load, to_float
-from bench.walk import Verdicts, predict, run_attack
+from attacks.reference import reference_version
+from benchmarks import bars
+from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, add_effort_options
+from benchmarks.subjects import Subject, add_subject_options, comma_list, masked, subjects
+from benchmarks.tables import Page, guarded, number, yes
+from benchmarks.units import Kind, Unit, measured
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
-SIDES = ("-native", "")
 FEW = 8  # samples on which the passes of what stands are counted
+GAP_HEAD = ["", *(f"{side}, % per seed" for side in SIDES), *SIDES, "difference", "standard error", "within the bar"]
+
+Results = dict[tuple[str, str], list[dict[str, Any]]]  # (attack, side) -> one result per seed
 
 
-class Rounded(nn.Module):
-    """A model behind an input rounded to 17 levels."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        logits: Tensor = self.model((x * 16).round() / 16)
-        return logits
-
-
-def main() -> None:
-    options = parse()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    torch.set_num_threads(options.threads)
-    print(f"native against {reference_version()}; {options.norm}, eps {options.eps:g}, seeds {options.seeds} for both")
-    for name, model, parts in models(options):
-        test = limit(parts.test, min(options.samples, len(parts.test)))
-        x, y = to_float(test.x), test.y
-        right = predict(model, x, "cpu", options.block) == y
-        print(f"\n## {name}: {len(y)} samples, {int(right.sum())} right\n")
-        ensemble(model, x, y, options)
-        alone(model, x[right], y[right], options)
-        if options.norms:
-            norms(model, x[right][: options.norms], y[right][: options.norms], options)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print every table."""
+    options = parser().parse_args(arguments)
+    chosen = with_masked(subjects(options), options.masked)
+    page = Page(f"Native AutoAttack against {reference_version()}", options.out, "parity")
+    page.surroundings("cpu", 1)
+    seeds = ", ".join(map(str, options.seeds))
+    page.line(f"Seeds {seeds} on both sides; {Effort.of(options).text}.")
+    page.line(
+        f"Bars: native's mean robust accuracy at most {bars.POINTS} points plus {bars.ERRORS:g} paired standard errors "
+        f"(over samples) above the reference's; passes per standing sample and FAB's median norm within "
+        f"{bars.SHARE:.0%} of it, FAB's forwards also fewer.\n"
+    )
+    results = first_phase(chosen, options)
+    standing = second_phase(chosen, results, options)
+    missed = [fault for subject in chosen for fault in tables(page, subject, results[subject], standing[subject])]
+    page.line("All bars are met." if not missed else "Bars not met:\n\n" + "\n".join(f"- {fault}" for fault in missed))
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, help="folders of training runs")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--norms", type=int, default=100, help="samples whose minimal norms are compared; 0 for none")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2, 3, 4])
-    parser.add_argument("--norm", choices=sorted(NORMS), default="linf")
-    parser.add_argument("--eps", type=float, default=0.15)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--targets", type=int, default=9)
-    parser.add_argument("--queries", type=int, default=5000)
-    parser.add_argument("--block", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--masked", action="store_true", help="also with gradients masked")
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_subject_options(made)
+    add_effort_options(made)
+    made.add_argument("--samples", type=int, default=400, help="of each model (%(default)s)")
+    made.add_argument("--norms", type=int, default=100, help="samples whose minimal norms are compared (%(default)s)")
+    made.add_argument("--seeds", type=comma_list(int), default=[0, 1, 2, 3, 4])
+    made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
+    made.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
+    made.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
+    made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
+    return made
 
 
-def models(options: argparse.Namespace) -> Iterator[tuple[str, nn.Module, Parts]]:
-    for folder in options.folders or [None]:
-        if folder is None:
-            parts = load("digits")
-            name, model = "digits, small_cnn, trained here", trained(parts, options)
-        else:
-            run = json.loads((folder / "run.json").read_text())
-            parts = load(run["dataset"], options.data_dir)
-            name = f"{run['dataset']}, {run['model']}, {run['label']}"
-            network = build(run["model"], parts.num_classes, *parts.image[:2], seed=0)
-            model = fit(network, load_weights(folder / "last.safetensors"), where=str(folder)).eval()
-        yield name, model, parts
-        if options.masked:
-            yield f"{name}, masked", Rounded(model).eval(), parts
+def with_masked(given: list[Subject], which: str) -> list[Subject]:
+    """The models, and those that are also attacked behind a masking."""
+    count = {"none": 0, "first": 1, "all": len(given)}[which]
+    return [*given, *(masked(subject) for subject in given[:count])]
 
 
-def trained(parts: Parts, options: argparse.Namespace) -> nn.Module:
-    """A small network after twelve epochs of adversarial training."""
-    model = build("small_cnn", parts.num_classes, *parts.image[:2], seed=0)
-    x, y = to_float(parts.train.x), parts.train.y
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    stream = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        for rows in torch.randperm(len(y), generator=stream).split(64):
-            x_adv = ascend(
-                model, x[rows], cross_entropy(y[rows]), eps=options.eps, step_size=options.eps / 4, steps=7,
-                start="uniform", generator=stream, norm=options.norm,
-            )  # fmt: skip
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model.train()(x_adv), y[rows]).backward()
-            optimiser.step()
-    return model.eval()
+def first_phase(chosen: Sequence[Subject], options: argparse.Namespace) -> dict[Subject, Results]:
+    """Ensemble on all samples, stages alone on those that are right, and minimal norms."""
+    plan: list[tuple[Subject, str, str, Unit]] = []
+    for subject in chosen:
+        for seed in options.seeds:
+            for name in (ENSEMBLE, *STAGES):
+                for side in SIDES:
+                    kind: Kind = "all" if name == ENSEMBLE else "right"
+                    plan.append((subject, name, side, unit(kind, subject, name, side, seed, options)))
+        for side in SIDES if options.norms else ():
+            few = tuple(range(options.norms))
+            plan.append((subject, "norms", side, unit("norms", subject, "fab-t", side, 0, options, few)))
+    return gathered(plan, options)
 
 
-def build_attack(name: str, options: argparse.Namespace) -> Any:
-    settings = {key: getattr(options, key) for key in ATTACKS.sketch(name).settings if key != "threat"}
-    return ATTACKS[name](threat=ThreatModel(options.norm, options.eps), **settings)
+def second_phase(
+    chosen: Sequence[Subject], results: Mapping[Subject, Results], options: argparse.Namespace
+) -> dict[Subject, Results]:
+    """Each stage once more on a few samples that stood whatever was tried, so that both sides make every pass."""
+    plan = []
+    for subject in chosen:
+        for name in STAGES:
+            rows = standing_rows(results[subject], name)[:FEW]
+            for side in SIDES if rows else ():
+                plan.append((subject, name, side, unit("rows", subject, name, side, options.seeds[0], options, rows)))
+    return {subject: {} for subject in chosen} | gathered(plan, options)
 
 
-def interleaved(name: str, model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> list[list[Any]]:
-    """For either side one (verdicts, seconds) per seed; the sides take turns, each going first every other time."""
-    found: list[list[Any]] = [[], []]
-    for turn, seed in enumerate(options.seeds):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            attack = build_attack(name + SIDES[side], options)
-            began = time.perf_counter()
-            verdicts = run_attack(model, x, y, attack, name + SIDES[side], seed=seed, block=options.block)
-            found[side].append((verdicts, time.perf_counter() - began))
+def unit(
+    kind: Kind, subject: Subject, name: str, side: str, seed: int, options: argparse.Namespace,
+    rows: tuple[int, ...] = (),
+) -> Unit:  # fmt: skip
+    """A unit with the effort of the options."""
+    return Unit(kind, subject, name, side, seed, options.samples, Effort.of(options), rows)
+
+
+def gathered(plan: Sequence[tuple[Subject, str, str, Unit]], options: argparse.Namespace) -> dict[Subject, Results]:
+    """The results of a plan, by model, attack and side."""
+    found: dict[Subject, Results] = {}
+    outcomes = measured([item for *_, item in plan], jobs=options.jobs, cache=options.cache)
+    for (subject, name, side, _), outcome in zip(plan, outcomes, strict=True):
+        found.setdefault(subject, {}).setdefault((name, side), []).append(outcome)
     return found
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> None:
-    print(f"{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+def verdicts(results: Results, name: str, side: str, stage: str) -> bars.Verdicts:
+    """Who stands after a stage, (seeds, n)."""
+    return np.array([[verdict == "1" for verdict in outcome["stages"][stage]] for outcome in results[name, side]])
 
 
-def compared(label: str, sides: list[list[Verdicts]], stage: int) -> list[str]:
-    """Robust accuracy of each side, mean and range over seeds; their difference with its paired standard error."""
-    robust = [torch.stack([list(v.stages.values())[stage][1].double() for v in side]) for side in sides]
-    cells = []
-    for side in robust:
-        by_seed = side.mean(1) * 100
-        cells.append(f"{by_seed.mean():.2f} ({by_seed.min():.2f} to {by_seed.max():.2f})")
-    gap = (robust[0].mean(0) - robust[1].mean(0)) * 100
-    error = gap.std().item() / len(gap) ** 0.5
-    verdict = "yes" if gap.mean().item() <= 0.1 + 2 * error else "no"
-    return [label, *cells, f"{gap.mean():+.2f}", f"{error:.2f}", verdict]
+def standing_rows(results: Results, stage: str) -> tuple[int, ...]:
+    """Positions of the samples that stood against a stage alone under every seed of both sides."""
+    stood = np.concatenate([verdicts(results, stage, side, stage) for side in SIDES])
+    rows = results[stage, "native"][0]["rows"]
+    return tuple(row for row, column in zip(rows, stood.T, strict=True) if all(column))
 
 
-HEAD = ["", "native, %", "reference, %", "difference", "standard error", "at most 0.1 + 2 errors"]
+def tables(page: Page, subject: Subject, results: Results, standing: Results) -> list[str]:
+    """Print the tables of a model; returns what misses its bar."""
+    outcome = results[ENSEMBLE, "native"][0]
+    page.line(
+        f"\n## {subject.name}\n\n{subject.norm}, eps {subject.eps:.6g}; {len(outcome['rows'])} samples, "
+        f"{outcome['right']} right, in blocks of {subject.block}.\n"
+    )
+    missed = []
+    stages = list(outcome["stages"])
+    rows = [compared(f"after {stage}", results, ENSEMBLE, stage) for stage in stages]
+    page.table("Robust accuracy of the ensemble, after each stage", GAP_HEAD, rows)
+    missed += [f"ensemble {row[0]}" for row in rows if row[-1] != yes(True)]
+    rows = [compared(stage, results, stage, stage) for stage in STAGES]
+    page.table("Each stage alone on every sample that is right", GAP_HEAD, rows)
+    missed += [f"{row[0]} alone" for row in rows if row[-1] != yes(True)]
+    rows = [counted(stage, results, standing) for stage in STAGES]
+    head = [
+        "",
+        *(f"{side}, all" for side in SIDES),
+        *(f"{side}, standing" for side in SIDES),
+        "ratio",
+        "within the bar",
+    ]
+    page.table(
+        f"Passes per sample, forward + input gradient: mean over all that are right, and of up to {FEW} that stand "
+        "whatever is tried; their ratio is native over reference",
+        head, rows,
+    )  # fmt: skip
+    missed += [f"passes of {row[0]}" for row in rows if row[-1] == yes(False)]
+    if ("norms", "native") in results:
+        row = minimal(results)
+        head = [
+            "samples",
+            *(f"{side}, median" for side in SIDES),
+            "ratio",
+            "ratio per sample, quartiles",
+            "within the bar",
+        ]
+        page.table("Minimal norms that FAB finds on samples that are right", head, [row])
+        missed += ["FAB's median norm"] if row[-1] != yes(True) else []
+    return [f"{subject.name}: {fault}" for fault in missed]
 
 
-def ensemble(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    found = interleaved("autoattack", model, x, y, options)
-    sides = [[verdicts for verdicts, _ in side] for side in found]
-    labels = list(sides[0][0].stages)
-    rows = [compared(f"after {label}", sides, stage) for stage, label in enumerate(labels)]
-    table("Robust accuracy of the ensemble, mean over seeds (range)", HEAD, rows)
-    seconds = [statistics.median(second for _, second in side) for side in found]
-    print(f"Median seconds: native {seconds[0]:.2f}, reference {seconds[1]:.2f}, ratio {seconds[1] / seconds[0]:.2f}\n")
+def compared(label: str, results: Results, name: str, stage: str) -> list[str]:
+    """Both sides' robust accuracy, seed by seed and on average, and whether the difference is within the bar."""
+    native, reference = (verdicts(results, name, side, stage) for side in SIDES)
+    listed = [bars.accuracies(side) for side in (native, reference)]
+    gap = bars.gap(native, reference)
+    return [
+        label, *(" ".join(f"{share:.2f}" for share in seeds) for seeds in listed),
+        *(f"{statistics.mean(seeds):.2f}" for seeds in listed),
+        f"{gap.mean:+.2f}", number(gap.error), yes(gap.met),
+    ]  # fmt: skip
 
 
-def alone(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    verdicts, costs = [], []
-    for name in STAGES:
-        found = interleaved(name, model, x, y, options)
-        sides = [[v for v, _ in side] for side in found]
-        verdicts.append(compared(name, sides, 0))
-        seconds = [statistics.median(second for _, second in side) for side in found]
-        each = [passes(sides[side], len(y)) for side in (0, 1)]
-        stands = torch.stack([list(v.stages.values())[0][1] for side in sides for v in side]).all(0)
-        few = torch.where(stands)[0][:FEW]
-        kept = ["-", "-"]
-        if len(few):
-            for side in (0, 1):
-                attack = build_attack(name + SIDES[side], options)
-                again = run_attack(model, x[few], y[few], attack, name, seed=options.seeds[0])
-                kept[side] = passes([again], len(few))
-        ratio = f"{seconds[1] / seconds[0]:.2f}"
-        costs.append([name, *each, *kept, *(f"{second:.2f}" for second in seconds), ratio])
-    table("Each alone on all samples that are right", HEAD, verdicts)
-    head = ["", "native", "reference", "native, standing", "reference, standing", "native, s", "reference, s", "ratio"]
-    table("Forward + input-gradient passes per sample, and median seconds", head, costs)
+def counted(stage: str, results: Results, standing: Results) -> list[str]:
+    """Passes of a stage per sample, on all that are right and on what stands."""
+    everyone = [shares(results[stage, side]) for side in SIDES]
+    cells = [stage, *(written(passes) for passes in everyone)]
+    if (stage, "native") not in standing:
+        return [*cells, "-", "-", "-", "none stands"]
+    native, reference = (shares(standing[stage, side]) for side in SIDES)
+    ratios = [number(bars.ratio(native[kind], reference[kind]), 3) for kind in ("forward", "input_grad")]
+    agree = bars.passes_agree(native, reference, fewer_forwards=stage == "fab-t")
+    return [*cells, written(native), written(reference), " and ".join(ratios), yes(agree)]
 
 
-def passes(side: list[Verdicts], n: int) -> str:
-    return " + ".join(f"{statistics.mean(v.passes[kind] for v in side) / n:.1f}" for kind in ("forward", "input_grad"))
+def shares(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean passes per attacked sample."""
+    return {
+        kind: statistics.mean(outcome["passes"][kind] / max(1, len(outcome["rows"])) for outcome in outcomes)
+        for kind in ("forward", "input_grad")
+    }
 
 
-def norms(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> None:
-    settings = {"norm": options.norm, "steps": options.steps, "targets": options.targets}
-    ours = minimal_norms(model, x, y, **settings)
-    theirs = released_norms(model, x, y, options)
-    share = (ours / theirs).nan_to_num(1.0)
-    quartiles = " to ".join(f"{share.quantile(at):.4f}" for at in (0.25, 0.75))
-    middle = [ours.median().item(), theirs.median().item()]
-    row = [*(f"{value:.5f}" for value in middle), f"{middle[0] / middle[1]:.4f}", quartiles]
-    head = ["native, median", "reference, median", "ratio", "ratio sample by sample, quartiles"]
-    table(f"Minimal norms by FAB, {len(y)} samples", head, [row])
+def written(passes: Mapping[str, float]) -> str:
+    """Forward + input gradient."""
+    return f"{passes['forward']:.1f} + {passes['input_grad']:.1f}"
 
 
-def released_norms(model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Tensor:
-    package = reference_package()
-    member = package.AutoAttack(model, norm=NORMS[options.norm], eps=options.eps, device="cpu", version="custom").fab
-    member.n_iter = options.steps
-    found = torch.full((len(x),), torch.inf)
-    with fenced(model, x):
-        for rank in range(2, min(options.targets, int(model(x[:1]).shape[1]) - 1) + 2):
-            member.target_class = rank
-            points = member.attack_single_run(x, y, is_targeted=True)
-            fooled = predict(model, points, "cpu", len(x)) != y
-            found = torch.where(fooled, found.minimum(distance(points, x, options.norm)), found)
-    return found
+def minimal(results: Results) -> list[str]:
+    """Both sides' median minimal norm, their ratio, and the spread of the ratio over samples."""
+    both = [
+        np.array([np.inf if size is None else size for size in results["norms", side][0]["norms"]]) for side in SIDES
+    ]
+    native, reference = (float(np.median(side)) for side in both)
+    each = sorted(bars.ratio(float(a), float(b)) for a, b in zip(*both, strict=True))
+    quartiles = " to ".join(number(each[round(at * (len(each) - 1))], 4) for at in (0.25, 0.75))
+    middle = bars.ratio(native, reference)
+    return [
+        str(len(each)), f"{native:.5f}", f"{reference:.5f}", number(middle, 4), quartiles,
+        yes(bars.near(native, reference)),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -1,0 +1,69 @@
+"""Both implementations of the ensemble under one roof: their names, their settings, and running them in the harness."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from attacks.tables import ATTACKS
+from attacks.threat import ThreatModel
+from bench.walk import Verdicts, predict, run_attack
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+ENSEMBLE = "autoattack"
+SIDES = {"native": "-native", "reference": ""}  # what follows the name of a stage or of the ensemble
+
+__all__ = ["ENSEMBLE", "SIDES", "STAGES", "Effort", "add_effort_options", "build", "predict", "run"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the ensemble tries.
+
+    Attributes:
+        steps: of the gradient stages.
+        targets: of the targeted stages.
+        queries: of Square.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Effort:
+        """As the options say."""
+        return cls(options.steps, options.targets, options.queries)
+
+    @property
+    def text(self) -> str:
+        """For the head of a page."""
+        return f"{self.steps} steps, {self.targets} targets, {self.queries} queries"
+
+
+def add_effort_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the effort."""
+    parser.add_argument("--steps", type=int, default=Effort.steps, help="of the gradient stages (default: %(default)s)")
+    parser.add_argument("--targets", type=int, default=Effort.targets, help="of the targeted ones (%(default)s)")
+    parser.add_argument("--queries", type=int, default=Effort.queries, help="of Square (%(default)s)")
+
+
+def build(name: str, side: str, threat: ThreatModel, effort: Effort) -> Attack:
+    """A stage, or the ensemble, of one side."""
+    known = name + SIDES[side]
+    takes = ATTACKS.sketch(known).settings
+    settings = {key: value for key, value in vars(effort).items() if key in takes}
+    return ATTACKS[known](threat=threat, **settings)
+
+
+def run(
+    model: nn.Module, x: Tensor, y: Tensor, name: str, side: str, threat: ThreatModel, effort: Effort,
+    *, seed: int, block: int, device: str | torch.device = "cpu",
+) -> Verdicts:  # fmt: skip
+    """A stage, or the ensemble, of one side in the harness, with everything on that the harness turns on."""
+    attack = build(name, side, threat, effort)
+    return run_attack(model, x, y, attack, name + SIDES[side], seed=seed, block=block, device=device)
