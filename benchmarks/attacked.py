@@ -17,7 +17,7 @@ STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLE = "autoattack"
 SIDES = {"native": "-native", "reference": ""}  # what follows the name of a stage or of the ensemble
 
-__all__ = ["ENSEMBLE", "SIDES", "STAGES", "Effort", "add_effort_options", "build", "predict", "run"]
+__all__ = ["ENSEMBLE", "SIDES", "STAGES", "Effort", "Verdicts", "add_effort_options", "build", "predict", "run"]
 
 
 @dataclass(frozen=True)
