@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 BIN := $(VENV)/bin
+# CIFAR is a folder with CIFAR-10, for the benchmarks that need it; BENCHMARK is passed on to them, for instance --toy.
+CIFAR ?= data
+BENCHMARK ?=
+BENCHMARK_VENV ?= .venv-benchmark
+BENCHMARK_BIN := $(BENCHMARK_VENV)/bin
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install into $(VENV), then train, attack and tabulate all methods on the embedded digits"
 	@echo "make test   install into $(VENV), then run the whole test suite"
 	@echo "make lint   ruff;  make types   mypy --strict"
+	@echo "make benchmark   into $(BENCHMARK_VENV): parity and speed against other implementations; CIFAR=DIR for ResNet-18"
 
 # The stamp is older than setup.cfg when dependencies may have changed.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -34,5 +40,21 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/python -m mypy
 
+# torchattacks lies in a folder of its own, which a .pth file puts last on the path: see its requirements file.
+$(BENCHMARK_VENV)/installed: setup.cfg pyproject.toml benchmarks/requirements.txt benchmarks/requirements-apart.txt
+	$(PYTHON) -m venv $(BENCHMARK_VENV)
+	$(BENCHMARK_BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH),$(BENCHMARK_BIN)/python -m pip install --quiet $(TORCH))
+	$(BENCHMARK_BIN)/python -m pip install --quiet --editable . --requirement benchmarks/requirements.txt
+	rm -rf $(BENCHMARK_VENV)/apart
+	$(BENCHMARK_BIN)/python -m pip install --quiet --no-deps --target $(BENCHMARK_VENV)/apart \
+		--requirement benchmarks/requirements-apart.txt
+	echo "$(abspath $(BENCHMARK_VENV)/apart)" \
+		> "$$($(BENCHMARK_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/apart.pth"
+	@touch $@
+
+benchmark: $(BENCHMARK_VENV)/installed
+	$(BENCHMARK_BIN)/python -m benchmarks --data-dir $(CIFAR) $(BENCHMARK)
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(BENCHMARK_VENV) build *.egg-info
