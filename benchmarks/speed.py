@@ -14,14 +14,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attacks.prepared import Prepared
 from attacks.reference import reference_version
+from bench.counting import KINDS, Counter
 from benchmarks import switches, timing
-from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, predict, run
+from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, build, predict, run
 from benchmarks.subjects import Subject, add_subject_options, comma_list, subjects
 from benchmarks.tables import Page, guarded, spread, yes
 from benchmarks.timing import Bare, Floor
@@ -64,41 +66,51 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Bench:
-    """A model on its device, its samples, and what is measured on them."""
+    """A model on its device, as it is and prepared, and its samples."""
 
     def __init__(self, subject: Subject, options: argparse.Namespace, effort: Effort) -> None:
         self.subject, self.effort, self.device = subject, effort, torch.device(options.device)
         self.model = subject.load().to(self.device)
         self.x, self.y = subject.samples(options.samples)
         self.right = predict(self.model, self.x, self.device, subject.block) == self.y
-
-    def attacked(self, name: str, side: str, rows: Tensor) -> Attacked:
-        """A task: a stage, or the ensemble, of one side on some samples."""
-        return Attacked(self, name, side, rows)
+        example = self.x[: subject.block].to(self.device)
+        made: list[Prepared] = []
+        self.preparing = timing.clock(lambda: made.append(Prepared(self.model, example)))
+        self.prepared = made[0]
 
     def bare(self, rows: Tensor) -> dict[str, Bare]:
         """Tasks: bare passes of the model as it is and prepared, on a full batch of these samples."""
         x = self.x[rows[: self.subject.block]].to(self.device)
-        prepared: nn.Module = Prepared(self.model, x)
-        frozen = self.model.eval()
-        return timing.bare_tasks("model", frozen, x) | timing.bare_tasks("prepared", prepared, x)
+        return timing.bare_tasks("model", self.model, x) | timing.bare_tasks("prepared", self.prepared, x)
+
+
+class Attacked(Protocol):
+    """A task that knows how many samples it attacks, and the passes of one run."""
+
+    rows: Tensor
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """Forward and input_grad, in samples."""
+
+    def __call__(self) -> None:
+        """Attack once more, with the same draws."""
 
 
 @dataclass
-class Attacked:
-    """Runs an attack in the harness, and keeps what it found."""
+class InHarness:
+    """The ensemble as an evaluation runs it, preparation, checks and verdicts included."""
 
     bench: Bench
-    name: str
     side: str
     rows: Tensor
     found: list[Verdicts] = field(default_factory=list)
 
     def __call__(self) -> None:
-        """Once more, with the same draws."""
+        """Attack once more, with the same draws."""
         bench = self.bench
         self.found.append(run(
-            bench.model, bench.x[self.rows], bench.y[self.rows], self.name, self.side, bench.subject.threat,
+            bench.model, bench.x[self.rows], bench.y[self.rows], ENSEMBLE, self.side, bench.subject.threat,
             bench.effort, seed=0, block=bench.subject.block, device=bench.device,
         ))  # fmt: skip
 
@@ -109,24 +121,48 @@ class Attacked:
         return self.rows[torch.stack(last).all(0)]
 
     @property
-    def passes(self) -> dict[str, float]:
-        """Passes of one run."""
-        return {kind: float(n) for kind, n in self.found[0].passes.items()}
+    def passes(self) -> dict[str, int]:
+        """Of one run."""
+        return self.found[0].passes
+
+
+class ByHand:
+    """A stage, called block by block; native on the model that was prepared before."""
+
+    def __init__(self, bench: Bench, name: str, side: str, rows: Tensor) -> None:
+        self.rows, self.passes = rows, dict.fromkeys(KINDS, 0)
+        self._attack = build(name, side, bench.subject.threat, bench.effort)
+        self._searched: nn.Module = bench.prepared if side == "native" else bench.model
+        self._networks = bench.prepared.networks if side == "native" else (bench.model,)
+        samples = [part.to(bench.device) for part in (bench.x[rows], bench.y[rows])]
+        self._blocks = list(zip(*(part.split(bench.subject.block) for part in samples), strict=True))
+
+    def __call__(self) -> None:
+        """Attack once more, with the same draws."""
+        counter = Counter()
+        watches = [counter.watch(network, "attack") for network in self._networks]
+        stream = torch.Generator().manual_seed(0)
+        for x, y in self._blocks:
+            self._attack(self._searched, x, y, generator=stream)
+        for watch in watches:
+            watch.remove()
+        self.passes = counter.counts["attack"]
 
 
 def measure(page: Page, bench: Bench, options: argparse.Namespace) -> None:
     """All tables of one model."""
-    subject, everyone = bench.subject, torch.arange(len(bench.y))
+    subject, everyone, goal = bench.subject, torch.arange(len(bench.y)), f"{options.goal:g} times"
+    fallen_back = f"; {bench.prepared.note}" if bench.prepared.note else ""
     page.line(
         f"{subject.norm}, eps {subject.eps:.6g}; {len(bench.y)} samples, {int(bench.right.sum())} right, in blocks of "
-        f"{subject.block}.\n"
+        f"{subject.block}. Preparing the model: {bench.preparing:.2f} s{fallen_back}.\n"
     )
+    sides = {side: InHarness(bench, side, everyone) for side in SIDES}
     if "ensemble" in options.parts:
-        sides = {side: bench.attacked(ENSEMBLE, side, everyone) for side in SIDES}
         rows = [compared(ENSEMBLE, sides, bench.bare(everyone), options)]
-        page.table(f"The ensemble on all samples; the goal is {options.goal:g} times", HEAD, rows)
+        page.table(f"The ensemble in the harness, preparation included, on all samples; the goal is {goal}", HEAD, rows)
     else:
-        sides = {"native": bench.attacked(ENSEMBLE, "native", everyone)}
+        del sides["reference"]
         sides["native"]()
     stands = intersection([side.stands for side in sides.values()])[: options.standing]
     page.line(f"{len(stands)} samples that stand are what follows is measured on.\n")
@@ -160,9 +196,9 @@ def stages(page: Page, bench: Bench, rows: Tensor, options: argparse.Namespace) 
     lines: list[list[str]] = []
     floors: list[dict[str, Floor]] = []
     for name in STAGES:
-        sides = {side: bench.attacked(name, side, rows) for side in SIDES}
+        sides = {side: ByHand(bench, name, side, rows) for side in SIDES}
         lines.append(compared(name, sides, bare, options, floors))
-    title = f"The stages alone, on samples that stand; at most {OVERHEAD:.0%} over the floor of the prepared model"
+    title = f"The stages by hand, on samples that stand; at most {OVERHEAD:.0%} over the floor of the prepared model"
     page.table(title, HEAD, lines)
     head = ["", *(f"{label}, microseconds per sample" for label in ("forward", "forward and input gradient"))]
     body = [

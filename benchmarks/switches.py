@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from benchmarks.timing import Bare
 SWITCHES = ("fold", "channels_last", "compile", "bf16")
 FOR_A_GPU = ("bf16",)
 ATTACKED = ("apgd-ce", "square")  # one stage of gradients, one of forwards
+QUERIES = 5  # of Square per step of APGD, at most, so that both take about as long
 GIVEN, OFF, TOGETHER = "the model as it is", "all off", "together"
 
 
@@ -37,6 +39,7 @@ def prepared_table(
 ) -> None:  # fmt: skip
     """One row per switch: bare passes and two stages by hand on one batch, against all switches off."""
     device = next(model.parameters()).device
+    effort = replace(effort, queries=min(effort.queries, QUERIES * effort.steps))
     batch, labels = x[rows[: subject.block]].to(device), y[rows[: subject.block]].to(device)
     variants = {OFF: [], **{switch: [switch] for switch in chosen}, TOGETHER: list(chosen)}
     networks: dict[str, nn.Module] = {GIVEN: model}
@@ -66,7 +69,7 @@ def prepared_table(
     ]
     page.table(
         f"Switches of the prepared model, on one batch of {len(batch)} that stand: per sample bare, and two stages by "
-        "hand; in brackets how many times faster than all switches off",
+        f"hand, Square with {effort.queries} queries; in brackets how many times faster than all switches off",
         head, lines,
     )  # fmt: skip
 

@@ -56,9 +56,16 @@ class Page:
         versions = ", ".join(f"{name} {version}" for name, version in devices.versions().items())
         hardware = devices.describe(device, threads)
         where = processor() if device == "cpu" else hardware["name"]
-        self.line(f"- `{' '.join([Path(sys.argv[0]).stem, *sys.argv[1:]])}`")
+        self.line(f"- `{command()}`")
         self.line(f"- {where}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {device}")
         self.line(f"- {versions}\n")
+
+
+def command() -> str:
+    """What was typed."""
+    stem = Path(sys.argv[0]).stem
+    module = "benchmarks" if stem == "__main__" else f"benchmarks.{stem}"
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def processor() -> str:

@@ -118,7 +118,9 @@ def _file(cache: Path, unit: Unit) -> Path:
 
 def _run_and_store(unit: Unit, cache: Path) -> None:
     torch.set_num_threads(1)
-    write_json(_file(cache, unit), {"unit": unit.label, **measure(unit)})
+    timer = Timer()
+    found = measure(unit)
+    write_json(_file(cache, unit), {"unit": unit.label, "seconds": timer.seconds, **found})
 
 
 def measure(unit: Unit) -> dict[str, Any]:

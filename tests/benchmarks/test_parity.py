@@ -19,21 +19,6 @@ from benchmarks.subjects import Rounded, Subject
 TOY = ["--samples", "20", "--steps", "2", "--targets", "2", "--queries", "3", "--norms", "10", "--seeds", "0,1"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network after some steps of plain training on digits."""
-    parts, model = load("digits"), build("small_cnn", 10, 1, 8, seed=0)
-    x, y = parts.train.x.float() / 255, parts.train.y
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for rows in torch.arange(len(y)).split(64):
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimiser.step()
-    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
-    save_weights(path, model.state_dict())
-    return path
-
-
 def subject(weights: Path, **changes: object) -> Subject:
     facts = {
         "name": "toy", "dataset": "digits", "data_dir": "data", "model": "small_cnn", "weights": str(weights),
