@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=400, help="of each model (%(default)s)")
     made.add_argument("--norms", type=int, default=100, help="samples whose minimal norms are compared (%(default)s)")
     made.add_argument("--seeds", type=comma_list(int), default=[0, 1, 2, 3, 4])
+    made.add_argument("--alone", choices=("all", "none"), default="all", help="run each stage alone, too (%(default)s)")
     made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
     made.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
     made.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
@@ -77,7 +78,7 @@ def first_phase(chosen: Sequence[Subject], options: argparse.Namespace) -> dict[
     plan: list[tuple[Subject, str, str, Unit]] = []
     for subject in chosen:
         for seed in options.seeds:
-            for name in (ENSEMBLE, *STAGES):
+            for name in (ENSEMBLE, *alone(options)):
                 for side in SIDES:
                     kind: Kind = "all" if name == ENSEMBLE else "right"
                     plan.append((subject, name, side, unit(kind, subject, name, side, seed, options)))
@@ -87,13 +88,18 @@ def first_phase(chosen: Sequence[Subject], options: argparse.Namespace) -> dict[
     return gathered(plan, options)
 
 
+def alone(options: argparse.Namespace) -> tuple[str, ...]:
+    """The stages that are also run alone."""
+    return STAGES if options.alone == "all" else ()
+
+
 def second_phase(
     chosen: Sequence[Subject], results: Mapping[Subject, Results], options: argparse.Namespace
 ) -> dict[Subject, Results]:
     """Each stage once more on a few samples that stood whatever was tried, so that both sides make every pass."""
     plan = []
     for subject in chosen:
-        for name in STAGES:
+        for name in alone(options):
             rows = standing_rows(results[subject], name)[:FEW]
             for side in SIDES if rows else ():
                 plan.append((subject, name, side, unit("rows", subject, name, side, options.seeds[0], options, rows)))
@@ -141,6 +147,25 @@ def tables(page: Page, subject: Subject, results: Results, standing: Results) ->
     rows = [compared(f"after {stage}", results, ENSEMBLE, stage) for stage in stages]
     page.table("Robust accuracy of the ensemble, after each stage", GAP_HEAD, rows)
     missed += [f"ensemble {row[0]}" for row in rows if row[-1] != yes(True)]
+    if (STAGES[0], "native") in results:
+        missed += alone_tables(page, results, standing)
+    if ("norms", "native") in results:
+        row = minimal(results)
+        head = [
+            "samples",
+            *(f"{side}, median" for side in SIDES),
+            "ratio",
+            "ratio per sample, quartiles",
+            "within the bar",
+        ]
+        page.table("Minimal norms that FAB finds on samples that are right", head, [row])
+        missed += ["FAB's median norm"] if row[-1] != yes(True) else []
+    return [f"{subject.name}: {fault}" for fault in missed]
+
+
+def alone_tables(page: Page, results: Results, standing: Results) -> list[str]:
+    """Print the tables of the stages that were run alone; returns what misses its bar."""
+    missed = []
     rows = [compared(stage, results, stage, stage) for stage in STAGES]
     page.table("Each stage alone on every sample that is right", GAP_HEAD, rows)
     missed += [f"{row[0]} alone" for row in rows if row[-1] != yes(True)]
@@ -158,18 +183,7 @@ def tables(page: Page, subject: Subject, results: Results, standing: Results) ->
         head, rows,
     )  # fmt: skip
     missed += [f"passes of {row[0]}" for row in rows if row[-1] == yes(False)]
-    if ("norms", "native") in results:
-        row = minimal(results)
-        head = [
-            "samples",
-            *(f"{side}, median" for side in SIDES),
-            "ratio",
-            "ratio per sample, quartiles",
-            "within the bar",
-        ]
-        page.table("Minimal norms that FAB finds on samples that are right", head, [row])
-        missed += ["FAB's median norm"] if row[-1] != yes(True) else []
-    return [f"{subject.name}: {fault}" for fault in missed]
+    return missed
 
 
 def compared(label: str, results: Results, name: str, stage: str) -> list[str]:

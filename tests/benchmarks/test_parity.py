@@ -127,3 +127,12 @@ def test_options_of_checkpoints_pair_up() -> None:
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="finished run"):
         subjects.subjects(parity.parser().parse_args([str(tmp_path)]))
+
+
+def test_the_ensemble_alone(weights: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(weights), "--model", "small_cnn", "--dataset", "digits", "--cache", str(tmp_path)]
+    parity.main([*command, *TOY, "--seeds", "0", "--norms", "0", "--alone", "none", "--out", str(tmp_path)])
+    page = (tmp_path / "parity.md").read_text()
+    assert page.count("| after ") == 4
+    assert "alone" not in page.partition("\n## ")[2]
+    assert "Minimal norms" not in page
