@@ -15,7 +15,7 @@ from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
 if TYPE_CHECKING:
     from bench.jobs import Plan
-    from bench.launch import Report, Site
+    from bench.schedule import Report, Site
     from bench.settings import RunSettings
 
 
@@ -94,10 +94,7 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     preflight(plan, _site(settings))
     remember(plan, Path(settings.out))
     report = _launch(plan, settings, quiet)
-    if report.interrupted:
-        raise Interrupted("saved; run the same command again to go on")
-    _print_table(plan, settings)
-    _end(report)
+    _conclude(plan, settings, report)
 
 
 @main.command()
@@ -135,10 +132,7 @@ def evaluate(
         )
     plan = Plan((), jobs)
     report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])
-    if report.interrupted:
-        raise Interrupted("saved; run the same command again to go on")
-    _print_table(plan, settings)
-    _end(report)
+    _conclude(plan, settings, report)
 
 
 RESULTS = click.argument("results", nargs=-1, type=click.Path())
@@ -197,6 +191,36 @@ def verify(results: tuple[str, ...]) -> None:
     if problems:
         raise BenchError(f"verify: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     click.echo("every file is sound, and every figure follows from its outcomes")
+
+
+@main.command()
+@RESULTS
+@options(
+    click.option("--out", type=click.Path(file_okay=False), help="Where to put everything.  [the first of RESULTS]"),
+    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) -> None:
+    """Put the shards in RESULTS together, by default results; finish what is complete, say what is missing."""
+    from bench import device
+    from bench.jobs import Plan
+    from bench.merge import collect
+
+    folders = [Path(folder) for folder in results or ("results",)]
+    settings = _settings({**flags, "out": out or str(folders[0]), "workers": 1, "config": None, "sets": ()})
+    found = collect(folders, Path(settings.out))
+    for name in {job.device for job in found.complete}:
+        device.resolve(name)
+    plan = Plan((), tuple(found.complete))
+    report = _launch(plan, settings, quiet, done=[job.run_key for job in plan.evaluate])
+    if found.finished and not report.finished and not found.lacking:
+        click.echo(f"nothing left to put together; {found.finished} evaluations are finished", err=True)
+    for sentence in found.lacking:
+        click.echo(f"not finished: {sentence}", err=True)
+    _conclude(plan, settings, report)
+    if found.lacking:
+        raise BenchError(f"merge: {len(found.lacking)} of the evaluations lack blocks")
 
 
 @main.command()
@@ -290,7 +314,7 @@ def _settings(flags: dict[str, Any]) -> RunSettings:
 
 
 def _site(settings: RunSettings) -> Site:
-    from bench.launch import Site
+    from bench.schedule import Site
 
     return Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
 
@@ -318,7 +342,20 @@ def _print_table(plan: Plan, settings: RunSettings) -> None:
         click.echo(reports.render(finished))
 
 
-def _end(report: Report) -> None:
+def _conclude(plan: Plan, settings: RunSettings, report: Report) -> None:
+    """Print what a launch has come to.
+
+    Raises:
+        Interrupted: if it was asked to stop.
+        BenchError: if a job failed.
+    """
+    if report.interrupted:
+        raise Interrupted("saved; run the same command again to go on")
+    if settings.shard is None:
+        _print_table(plan, settings)
+    elif not report.failures:
+        hint = f"when all are, `bench merge {settings.out}` finishes them"
+        click.echo(f"shard {settings.shard} is stored; {hint}", err=True)
     for name, sentence in report.failures.items():
         click.echo(f"failed: {name}: {sentence}", err=True)
     if report.failures:

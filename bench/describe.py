@@ -9,11 +9,10 @@ from typing import Any
 
 from attacks.registry import Registry
 from attacks.sketch import Sketch
-from bench import store
+from bench import pairs, store
 from bench.errors import UsageError
 from bench.estimate import Cost, totals
-from bench.jobs import Plan
-from bench.launch import title
+from bench.jobs import PARTIAL, Plan, title
 from methods.recipes import DEFAULT, Recipe
 
 PLANS = ".plans"
@@ -189,5 +188,26 @@ def _evaluation_line(folder: Path) -> str | None:
     sentence = store.failure(folder)
     if sentence is not None:
         return f"{folder.name}: failed: {sentence}"
-    parts = len(list((folder / "partial").glob("*.json")))
-    return f"{folder.name}: unfinished, {parts} stage blocks stored" if parts else None
+    partial = folder / PARTIAL
+    stored = len([file for file in partial.glob("*-*.json") if not file.name.startswith(pairs.CLEAN)])
+    failed = _failed_parts(partial)
+    if not (partial / pairs.NOTE).is_file():
+        text = f"{folder.name}: unfinished, {stored} stage blocks stored"
+        return "; ".join([text, *failed]) if stored or failed else None
+    note = pairs.read_note(partial)
+    blocks = f"{stored} of {note.blocks * len(note.stages)} stage blocks stored"
+    return "; ".join([f"{title(note.job)} ({folder.name}): unfinished, {blocks}", *_shards(note, partial), *failed])
+
+
+def _shards(note: pairs.Note, partial: Path) -> list[str]:
+    """Which shards are missing of an evaluation; nothing if none was ever begun."""
+    missing, lines = set(note.missing(partial)), []
+    for count in sorted({count for _, count in pairs.parts_begun(partial)}):
+        due = [f"{i}/{count}" for i in range(1, count + 1) if missing & set(pairs.blocks_of((i, count), note.blocks))]
+        lines.append(f"missing: --shard {', '.join(due)}" if due else "every shard is there: bench merge")
+    return lines
+
+
+def _failed_parts(partial: Path) -> list[str]:
+    homes = {f"{i}/{count}": partial / f"part-{i}-of-{count}" for i, count in pairs.parts_begun(partial)}
+    return [f"{name} failed: {sentence}" for name, home in homes.items() if (sentence := store.failure(home))]

@@ -8,7 +8,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from bench.launch import Display, Job, title
+from bench.jobs import Job, title
+from bench.launch import Display
 
 
 class Lines(Display):
@@ -45,9 +46,9 @@ class Bars(Lines):
 
     def update(self, job: Job, done: int, total: int, text: str) -> None:
         """Move a job's bar."""
-        if job.key not in self._bars:
-            self._bars[job.key] = tqdm(total=total, desc=title(job), leave=False, dynamic_ncols=True)
-        bar = self._bars[job.key]
+        if job.id not in self._bars:
+            self._bars[job.id] = tqdm(total=total, desc=title(job), leave=False, dynamic_ncols=True)
+        bar = self._bars[job.id]
         bar.set_postfix_str(text, refresh=False)
         bar.update(done - bar.n)
 
@@ -58,8 +59,8 @@ class Bars(Lines):
 
     def ended(self, job: Job, sentence: str | None) -> None:
         """Take the bar away and say that the job ended."""
-        if job.key in self._bars:
-            self._bars.pop(job.key).close()
+        if job.id in self._bars:
+            self._bars.pop(job.id).close()
         super().ended(job, sentence)
 
     def write(self, text: str) -> None:

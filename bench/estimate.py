@@ -12,6 +12,7 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import MODELS
+from bench.pairs import blocks_of
 from bench.store import is_done
 from methods.tables import METHODS
 
@@ -50,10 +51,12 @@ def train_cost(job: TrainJob, out: Path) -> Cost:
 
 
 def evaluation_cost(job: EvalJob, out: Path) -> Cost:
-    """Passes if no sample ever falls: an upper bound."""
+    """Passes if no sample ever falls: an upper bound; of a part, for its blocks."""
     facts = DATASETS.sketch(job.dataset).facts
     full = facts.get("sizes", {}).get("test", 0)
     size = min(full, job.limit) if job.limit else full
+    if job.part is not None:
+        size = sum(min(job.block, size - b * job.block) for b in blocks_of(job.part, -(-size // job.block)))
     passes = ATTACKS.sketch(job.attack).call("passes", job.settings, facts.get("classes", 10)) * size
     mmacs, _ = _model(job.model, facts)
     return Cost(

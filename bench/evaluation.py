@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from attacks.base import Attack
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 from bench import device as devices
-from bench import store
+from bench import pairs, store
 from bench.checkpoints import fit, load_weights
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
-from bench.jobs import FORMAT, EvalJob
+from bench.jobs import FORMAT, PARTIAL, EvalJob
 from bench.models import build
 from bench.outcomes import Outcomes
 from bench.plan import BLOCK
 from bench.progress import Progress
-from bench.walk import Verdicts, class_count, predict, run_attack
+from bench.stopping import Rule
+from bench.walk import Verdicts, class_count, due_stages, predict, run_attack
 
 
 def evaluate(
@@ -89,48 +90,69 @@ def evaluate_job(
 ) -> Path:
     """Run one evaluation of a plan, or go on with it; returns its folder.
 
+    A part stores its pairs and leaves the rest to whoever finishes the evaluation: with all pairs stored nothing is
+    attacked again.
+
     Raises:
         BenchError: if the weights do not fit, or the attack misbehaves.
         Interrupted: if asked to stop.
     """
     timer = store.Timer()
-    folder, run = out / job.folder, out / job.run
-    file = run / f"{job.checkpoint}.safetensors"
-    described = store.read_json(run / "run.json")
-    weights = load_weights(file)
-    model = fit(_network(job, parts, data_dir), weights, where=str(file)).to(job.device)
+    folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
+    model = fit(_network(job, parts, data_dir), load_weights(file), where=str(file)).to(job.device)
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
-    threat = ThreatModel(job.norm, job.eps)  # type: ignore[arg-type]
-    attack = ATTACKS[job.attack](threat=threat, **job.settings)
+    x, weights = to_float(test.x), store.file_hash(file)
+    attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
+    stages, _ = due_stages(attack, job.attack, class_count(model, x, job.device))
+    pairs.Note(job, weights, tuple(stages), -(-len(test) // job.block)).keep(folder / PARTIAL)
     verdicts = run_attack(
-        model, to_float(test.x), test.y, attack, job.attack,
-        seed=job.seed, block=job.block, device=job.device, folder=folder / "partial", progress=progress,
+        model, x, test.y, attack, job.attack,
+        seed=job.seed, block=job.block, device=job.device, folder=folder / PARTIAL, progress=progress,
+        part=job.part, stop=None if job.stop_when is None else Rule.parse(job.stop_when),
     )  # fmt: skip
+    if job.part is None:
+        _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
+        described = store.read_json(out / job.run / "run.json")
+        facts = _facts(job, verdicts, parts, described, getattr(attack, "implementation", "native"), weights)
+        store.write_json(folder / "eval.json", facts)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
+    if job.part is not None:
+        row |= {"what": "part of an evaluation", "part": list(job.part)}
+    store.append_line(folder / "timing.jsonl", row)
+    if job.part is None:
+        store.mark_done(folder)
+    return folder
+
+
+def _outcomes(job: EvalJob, verdicts: Verdicts, index: Tensor, parts: Parts) -> Outcomes:
     named = columns(job.attack, verdicts)
-    outcomes = Outcomes(
-        test.index.numpy(), test.y.numpy(), verdicts.clean.numpy(),
+    return Outcomes(
+        index.numpy(), verdicts.label.numpy(), verdicts.clean.numpy(),
         attacks={name: prediction.numpy() for name, (prediction, _) in named.items()},
         robust={name: robust.numpy() for name, (_, robust) in named.items()},
         num_classes=parts.num_classes, class_names=parts.class_names,
     )  # fmt: skip
-    outcomes.write(folder / "outcomes.parquet")
+
+
+def _facts(
+    job: EvalJob, verdicts: Verdicts, parts: Parts, described: Mapping[str, Any], implementation: str, weights: str
+) -> dict[str, Any]:
+    """The content of eval.json; what concerns a stopping rule only where one was given."""
+    n = len(verdicts.label)
     last = described["epochs"] - 1 if described.get("epochs") is not None else None
-    store.write_json(folder / "eval.json", {
+    rule = {} if job.stop_when is None else {"stop_when": job.stop_when, "stopped": verdicts.stopped}
+    return {
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
         "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
-        "weights": store.file_hash(file), "attack": job.attack, "attack_settings": dict(job.settings),
-        "implementation": getattr(attack, "implementation", "native"), "revision": job.revision,
-        "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": len(test),
-        "test_subset": len(test) if len(test) < len(parts.test) else None, "block": job.block,
+        "weights": weights, "attack": job.attack, "attack_settings": dict(job.settings),
+        "implementation": implementation, "revision": job.revision,
+        "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": n,
+        "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),
         "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
-        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads),
-    })  # fmt: skip
-    shutil.rmtree(folder / "partial", ignore_errors=True)
-    row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
-    store.append_line(folder / "timing.jsonl", row)
-    store.mark_done(folder)
-    return folder
+        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **rule,
+    }  # fmt: skip
 
 
 def _network(job: EvalJob, parts: Parts, data_dir: Path) -> nn.Module:

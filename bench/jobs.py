@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from bench.store import key_of
 from methods.recipes import Recipe
 
 FORMAT = 1
+PARTIAL = "partial"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class TrainJob:
         return Path(self.dataset, self.model.replace("/", "_").replace(":", "_"), self.method, self.key)
 
     @property
+    def id(self) -> str:
+        """What tells it from every other job of a launch: its key."""
+        return self.key
+
+    @property
+    def home(self) -> Path:
+        """The folder that is locked while it runs, and says why it failed."""
+        return self.folder
+
+    @property
     def requires(self) -> tuple[str, ...]:
         """Keys of the runs it starts from."""
         sources = [*self.teachers.values(), *([self.warm_start] if self.warm_start else [])]
@@ -101,6 +112,9 @@ class EvalJob:
         block: samples that are attacked together.
         device, threads, deterministic, revision: what the bits depend on besides.
         title: for logs and progress.
+        source: hash of the plug-in's file, or "" for an attack of the suite.
+        part: (number, count): only every count-th block, from the number-th on; None is the whole evaluation.
+        stop_when: rule in the spelling of `bench.stopping.Rule`, or None; a part has none.
     """
 
     run: Path
@@ -121,11 +135,14 @@ class EvalJob:
     revision: int
     title: str = ""
     source: str = ""
+    part: tuple[int, int] | None = None
+    stop_when: str | None = None
 
     @property
     def key(self) -> str:
-        """Hash of everything the outcomes depend on."""
-        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("run", "title")}
+        """Hash of everything the outcomes depend on; how the work is cut is not among it."""
+        free = ("run", "title", "part", *(["stop_when"] if self.stop_when is None else []))
+        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         identity["device"] = self.device.partition(":")[0]
         identity["settings"] = dict(self.settings)
         return key_of({"format": FORMAT, **identity})
@@ -136,9 +153,34 @@ class EvalJob:
         return self.run / "eval" / self.key
 
     @property
+    def id(self) -> str:
+        """What tells it from every other job of a launch: its key, and which part of it."""
+        return self.key if self.part is None else "{}/{}-of-{}".format(self.key, *self.part)
+
+    @property
+    def home(self) -> Path:
+        """The folder that is locked while it runs, and says why it failed; a part has one of its own."""
+        return self.folder if self.part is None else self.folder / PARTIAL / "part-{}-of-{}".format(*self.part)
+
+    @property
+    def whole(self) -> EvalJob:
+        """The evaluation that it is, or is a part of."""
+        return replace(self, part=None)
+
+    @property
     def requires(self) -> tuple[str, ...]:
         """Key of the run it attacks."""
         return (self.run_key,)
+
+
+Job = TrainJob | EvalJob
+
+
+def title(job: Job) -> str:
+    """The name of a job in progress lines and messages."""
+    if isinstance(job, TrainJob):
+        return f"train {job.title}"
+    return f"{job.attack} on {job.title}" + ("" if job.part is None else " (part {}/{})".format(*job.part))
 
 
 @dataclass(frozen=True)
@@ -155,7 +197,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
-    def jobs(self) -> tuple[TrainJob | EvalJob, ...]:
+    def jobs(self) -> tuple[Job, ...]:
         """All of them."""
         return (*self.train, *self.evaluate)
 

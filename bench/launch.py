@@ -14,52 +14,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from bench import store
 from bench.errors import BenchError, Interrupted
-from bench.jobs import EvalJob, Plan, TrainJob
+from bench.jobs import PARTIAL, EvalJob, Job, Plan, TrainJob, title
 from bench.progress import Progress, log_to
+from bench.schedule import RETRY_SECONDS, Report, Schedule, Site
 
-Job = TrainJob | EvalJob
-RETRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Site:
-    """What every job of a launch shares.
-
-    Attributes:
-        out, data_dir: folders of results and of data sets.
-        download: fetch missing data.
-        plugins: files or modules that register more.
-    """
-
-    out: Path
-    data_dir: Path
-    download: bool = False
-    plugins: tuple[str, ...] = ()
-
-
-@dataclass
-class Report:
-    """How a launch ended.
-
-    Attributes:
-        finished: titles of the jobs that were done.
-        skipped: number of jobs that were done before.
-        failures: title -> sentence.
-        interrupted: whether it was asked to stop.
-    """
-
-    finished: list[str] = field(default_factory=list)
-    skipped: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
+HANDOVER_SECONDS = 0.5  # what a part waits for a lock that others only look at
 
 
 class Display:
@@ -75,11 +41,6 @@ class Display:
         """A job ended; the sentence says why it failed."""
 
 
-def title(job: Job) -> str:
-    """The name of a job in progress lines and messages."""
-    return f"train {job.title}" if isinstance(job, TrainJob) else f"{job.attack} on {job.title}"
-
-
 def launch(plan: Plan, site: Site, *, workers: int, display: Display | None = None, done: Iterable[str] = ()) -> Report:
     """Run what is missing of a plan.
 
@@ -93,7 +54,7 @@ def launch(plan: Plan, site: Site, *, workers: int, display: Display | None = No
     Returns:
         What was done and what failed; a failed job does not stop the others.
     """
-    schedule = _Schedule(plan, site, done)
+    schedule = Schedule(plan, site, done, workers)
     with _stop_requests() as stopping:
         if workers == 1:
             _run_here(schedule, site, display or Display(), stopping)
@@ -101,66 +62,6 @@ def launch(plan: Plan, site: Site, *, workers: int, display: Display | None = No
             _run_workers(schedule, site, workers, display or Display(), stopping)
     schedule.report.interrupted = stopping.is_set()
     return schedule.report
-
-
-class _Schedule:
-    """Which jobs wait, run, are done or failed."""
-
-    def __init__(self, plan: Plan, site: Site, done: Iterable[str]) -> None:
-        self.report = Report()
-        self.waiting: list[Job] = []
-        self.done: set[str] = set(done)
-        self.failed: dict[str, str] = {}
-        self.later: dict[str, float] = {}
-        jobs: list[Job] = [
-            *_urgent_first(plan.train),
-            *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
-        ]
-        for job in jobs:
-            if store.is_done(site.out / job.folder):
-                self.done.add(job.key)
-                self.report.skipped += 1
-            else:
-                self.waiting.append(job)
-
-    def next(self) -> Job | None:
-        """The next job that can start now."""
-        self._drop_hopeless()
-        now = time.monotonic()
-        for job in self.waiting:
-            if set(job.requires) <= self.done and self.later.get(job.key, 0) <= now:
-                self.waiting.remove(job)
-                return job
-        return None
-
-    def end(self, job: Job, outcome: str | None, sentence: str | None) -> None:
-        """Take note of how a job ended: "done", "busy" (held elsewhere), "failed" or "interrupted"."""
-        if outcome == "done":
-            self.done.add(job.key)
-            self.report.finished.append(title(job))
-        elif outcome == "busy":
-            self.later[job.key] = time.monotonic() + RETRY_SECONDS
-            self.waiting.append(job)
-        elif outcome == "failed":
-            self._fail(job, sentence or "failed")
-
-    def _drop_hopeless(self) -> None:
-        for job in [job for job in self.waiting if any(key in self.failed for key in job.requires)]:
-            self.waiting.remove(job)
-            cause = next(self.failed[key] for key in job.requires if key in self.failed)
-            self.failed[job.key] = cause
-            if isinstance(job, TrainJob):
-                self.report.failures[title(job)] = f"not tried, because what it starts from failed: {cause}"
-
-    def _fail(self, job: Job, sentence: str) -> None:
-        self.failed[job.key] = sentence
-        self.report.failures[title(job)] = sentence
-
-
-def _urgent_first(jobs: Sequence[TrainJob]) -> list[TrainJob]:
-    """Runs that others start from come first: the longest chain decides when everything is over."""
-    needed = {key for job in jobs for key in job.requires}
-    return sorted(jobs, key=lambda job: (job.key not in needed, job.role != "teacher"))
 
 
 @contextmanager
@@ -184,7 +85,7 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _run_here(schedule: _Schedule, site: Site, display: Display, stopping: threading.Event) -> None:
+def _run_here(schedule: Schedule, site: Site, display: Display, stopping: threading.Event) -> None:
     while schedule.waiting and not stopping.is_set():
         job = schedule.next()
         if job is None:
@@ -215,48 +116,73 @@ class _Local(Progress):
 
 
 def run_job(job: Job, site: Site, progress: Progress) -> tuple[str, str | None]:
-    """Run one job under its folder's lock.
+    """Run one job under the lock of its folder.
 
     Returns:
         "done", "busy", "interrupted" or "failed", and the sentence of a failure.
     """
+    folder = site.out / job.folder
+    if store.is_done(folder):
+        return "done", None
+    with _held(job, site) as held:
+        if store.is_done(folder):
+            return "done", None
+        if not held:
+            return "busy", None
+        with log_to(folder / "log.txt"):
+            progress.line(f"begin: {title(job)}")
+            try:
+                _run(job, site, progress)
+            except Interrupted:
+                return "interrupted", None
+            except Exception as error:
+                return "failed", _failure(job, site, error, progress)
+        (site.out / job.home / store.FAILED).unlink(missing_ok=True)
+    return "done", None
+
+
+def _run(job: Job, site: Site, progress: Progress) -> None:
     from bench import device
     from bench.data import load
     from bench.evaluation import evaluate_job
     from bench.train import train
 
-    folder = site.out / job.folder
-    with store.locked(folder, wait=False) as held:
-        if not held:
-            return "busy", None
-        if store.is_done(folder):
-            return "done", None
-        with log_to(folder / "log.txt"):
-            progress.line(f"begin: {title(job)}")
-            try:
-                device.prepare(job.device, job.threads, job.deterministic)
-                parts = load(job.dataset, site.data_dir, download=site.download,
-                             train_limit=job.train_limit if isinstance(job, TrainJob) else None)  # fmt: skip
-                if isinstance(job, TrainJob):
-                    train(job, parts, site.out, site.data_dir, progress, download=site.download)
-                else:
-                    evaluate_job(job, parts, site.out, progress, data_dir=site.data_dir)
-            except Interrupted:
-                return "interrupted", None
-            except Exception as error:
-                return "failed", _failure(folder, error, progress)
-    return "done", None
+    device.prepare(job.device, job.threads, job.deterministic)
+    train_limit = job.train_limit if isinstance(job, TrainJob) else None
+    parts = load(job.dataset, site.data_dir, download=site.download, train_limit=train_limit)
+    if isinstance(job, TrainJob):
+        train(job, parts, site.out, site.data_dir, progress, download=site.download)
+    else:
+        evaluate_job(job, parts, site.out, progress, data_dir=site.data_dir)
 
 
-def _failure(folder: Path, error: Exception, progress: Progress) -> str:
+@contextmanager
+def _held(job: Job, site: Site) -> Iterator[bool]:
+    """Hold what a job needs; False if another process has it.
+
+    A part holds its own folder, so that parts go side by side; a whole evaluation holds its folder and all parts that
+    are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
+    """
+    with ExitStack() as locks:
+        held = locks.enter_context(store.locked(site.out / job.home, wait=False))
+        if held and isinstance(job, EvalJob) and job.part is None:
+            homes = sorted((site.out / job.folder / PARTIAL).glob("part-*-of-*"))
+            held = all(locks.enter_context(store.locked(home, wait=False)) for home in homes)
+        elif held and isinstance(job, EvalJob):
+            with store.locked(site.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
+                held = free
+        yield held
+
+
+def _failure(job: Job, site: Site, error: Exception, progress: Progress) -> str:
     """The sentence of a failed job, kept in its folder; what is no sentence of ours keeps its traceback in the log."""
     import logging
 
     sentence = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
     if not isinstance(error, BenchError):
-        sentence += f" (details in {folder / 'log.txt'})"
-    store.write_text(folder / store.FAILED, sentence + "\n")
+        sentence += f" (details in {site.out / job.folder / 'log.txt'})"
+    store.write_text(site.out / job.home / store.FAILED, sentence + "\n")
     return sentence
 
 
@@ -270,7 +196,7 @@ class _Worker:
     job: Job | None = None
 
 
-def _run_workers(schedule: _Schedule, site: Site, number: int, display: Display, stopping: threading.Event) -> None:
+def _run_workers(schedule: Schedule, site: Site, number: int, display: Display, stopping: threading.Event) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # no lock: a worker that dies must not hold one
     workers: list[_Worker] = []
@@ -294,7 +220,7 @@ def _run_workers(schedule: _Schedule, site: Site, number: int, display: Display,
                 worker.process.kill()
 
 
-def _hand_out(schedule: _Schedule, workers: list[_Worker], number: int, start: Callable[[], _Worker]) -> None:
+def _hand_out(schedule: Schedule, workers: list[_Worker], number: int, start: Callable[[], _Worker]) -> None:
     while True:
         idle = next((w for w in workers if w.job is None), None)
         if idle is None and len(workers) >= number:
@@ -317,7 +243,7 @@ def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
     return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout=0.25)]  # type: ignore[index]
 
 
-def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, site: Site, display: Display) -> None:
+def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: Site, display: Display) -> None:
     """Handle one message of a worker; a worker that died fails its job."""
     job = worker.job
     if job is None:
@@ -328,7 +254,8 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: _Schedule, site: 
         workers.remove(worker)
         worker.process.join()
         sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
-        store.write_text(site.out / job.folder / store.FAILED, sentence + "\n")
+        (site.out / job.home).mkdir(parents=True, exist_ok=True)
+        store.write_text(site.out / job.home / store.FAILED, sentence + "\n")
         schedule.end(job, "failed", sentence)
         display.ended(job, sentence)
         return

@@ -16,7 +16,7 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
-from bench.settings import RunSettings
+from bench.settings import RunSettings, share
 from bench.store import file_hash
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
@@ -226,6 +226,8 @@ def evaluation_jobs(
                 revision=sketch.fact("revision", 1),
                 title=f"{title}, {checkpoint}",
                 source=_source_hash(attack, sketch),
+                part=share(run.shard),
+                stop_when=run.stop_when,
             )  # fmt: skip
         )
     return tuple(jobs)

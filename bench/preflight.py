@@ -7,8 +7,8 @@ from attacks.threat import ThreatModel
 from bench import store
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
-from bench.launch import Site
 from bench.parts import load
+from bench.schedule import Site
 from bench.teachers import load_teacher
 from methods.tables import METHODS
 

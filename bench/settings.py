@@ -19,6 +19,7 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.models import resolve as resolve_model
+from bench.stopping import Rule
 from methods.tables import METHODS
 
 Select = Literal["last", "best", "test"]
@@ -43,6 +44,8 @@ class RunSettings:
         limit, train_limit: stratified parts of test and training samples.
         autoattack_limit: a stratified part of the test samples for AutoAttack alone.
         block: test samples that are attacked together, part of an evaluation's identity; None takes the data set's.
+        shard: "2/4": of every evaluation only the second of four shares of the blocks; `bench merge` finishes it.
+        stop_when: "worst<20%": stop an evaluation as soon as its upper bound decides that; its figures are bounds then.
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
         threads: CPU threads of each job; part of a run's identity.
@@ -70,6 +73,8 @@ class RunSettings:
     train_limit: int | None = None
     autoattack_limit: int | None = None
     block: int | None = None
+    shard: str | None = None
+    stop_when: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     threads: int = 1
@@ -97,6 +102,11 @@ class RunSettings:
             raise UsageError("--seeds: expected at least one seed, got none")
         if not self.attacks:
             raise UsageError("--attacks: expected at least one attack, got none")
+        if self.shard is not None and self.stop_when is not None:
+            raise UsageError(
+                "--stop-when: a shard sees a part of the samples and cannot decide it; leave one of them out"
+            )
+        part = share(self.shard)
         return replace(
             self,
             methods=named(METHODS, self.methods) or tuple(METHODS.names()),
@@ -105,11 +115,27 @@ class RunSettings:
             model=None if self.model is None else model_name(self.model),
             teacher_model=None if self.teacher_model is None else model_name(self.teacher_model),
             seeds=tuple(dict.fromkeys(self.seeds)),
+            shard=None if part is None else "{}/{}".format(*part),
+            stop_when=None if self.stop_when is None else str(Rule.parse(self.stop_when)),
         )
 
     def flat(self) -> dict[str, Any]:
         """Plain values, for storing."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def share(shard: str | None) -> tuple[int, int] | None:
+    """Number and count of a shard, from 1: "2/4"; None stays None.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    if shard is None:
+        return None
+    number, _, count = (word.strip() for word in shard.partition("/"))
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard {shard}: expected NUMBER/COUNT such as 2/4, the number from 1 to the count")
+    return int(number), int(count)
 
 
 def named(registry: Registry[Any], names: Iterable[str]) -> tuple[str, ...]:

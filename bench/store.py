@@ -21,7 +21,7 @@ DONE, FAILED, LOCK = "done", "failed", ".lock"
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole: to a temporary file beside it, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
@@ -101,15 +101,15 @@ def mark_done(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a folder; yields False if another process holds it and `wait` is off.
+def locked(folder: Path, *, wait: bool, patience: float = 0.0) -> Iterator[bool]:
+    """Hold a folder; yields False if another process holds it for longer than `patience` and `wait` is off.
 
     The lock is the kernel's and dies with its process. What a killed process left half-written is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
+        lock.acquire(timeout=-1 if wait else patience, poll_interval=0.2 if wait else 0.01)
     except Timeout:
         yield False
         return

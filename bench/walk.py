@@ -7,8 +7,7 @@ without stages attacks every sample.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ from attacks.ascent import mode
 from attacks.base import Attack
 from attacks.prepared import Prepared
 from attacks.threat import ThreatModel, distance
-from bench import store
+from bench import pairs, store
 from bench.counting import Counter
 from bench.errors import BenchError
+from bench.live import Moment, Pace, bounds
 from bench.plan import BLOCK
 from bench.progress import Progress
+from bench.stopping import Rule
 from bench.streams import forked, generator
 
 
@@ -33,17 +34,19 @@ class Verdicts:
     """What an attack did to the samples (n,), stage after stage.
 
     Attributes:
-        label, clean: labels and clean predictions.
+        label, clean: labels and clean predictions; of a part, -1 where a sample is not its own.
         stages: stage -> (prediction, robust) after it, cumulative.
         left_out: stage -> why it could not run.
         passes: forward and input-gradient passes of the attack, in samples.
+        stopped: where a rule ended it before everything was attacked, and the bounds there; None if none did.
     """
 
     label: Tensor
     clean: Tensor
     stages: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    passes: dict[str, int] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "input_grad": 0})
+    stopped: dict[str, Any] | None = None
 
 
 def run_attack(
@@ -58,6 +61,8 @@ def run_attack(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     progress: Progress | None = None,
+    part: tuple[int, int] | None = None,
+    stop: Rule | None = None,
 ) -> Verdicts:
     """Attack samples and recompute every verdict with the model as it was given.
 
@@ -72,77 +77,162 @@ def run_attack(
         device: where the model is.
         folder: where finished (stage, block) pairs are stored and found again; None stores nothing.
         progress: receives progress and says when to stop.
+        part: (number, count): only every count-th block from the number-th on; the rest counts as not robust.
+        stop: looked at after every pair, in order; ends everything as soon as the upper bounds decide it.
 
     Raises:
         BenchError: if the attack returns another shape, what is not finite, or what lies outside box or ball.
         Interrupted: if asked to stop.
     """
-    clean = predict(model, x, device, block)
-    verdicts = Verdicts(y.cpu(), clean, passes={"forward": 0, "input_grad": 0})
-    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress or Progress(), verdicts)
+    progress = progress or Progress()
     num_classes = class_count(model, x, device)
+    verdicts = Verdicts(y.cpu(), torch.full((len(y),), -1))
+    stages, verdicts.left_out = due_stages(attack, name, num_classes)
+    for label, reason in verdicts.left_out.items():
+        progress.line(f"{name}: {label} is left out: {reason}")
+    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop)
+    walk.pace = Pace([_cost(stage, num_classes) for stage in stages.values()])
+    walk.look()
+    if not walk.blocks:  # a part of more parts than blocks
+        return verdicts
+    for number, (label, stage) in enumerate(stages.items()):
+        walk.stage(number, label, stage, [*stages][number + 1 :])
+        if verdicts.stopped:
+            break
+    return verdicts
+
+
+def due_stages(attack: Attack, name: str, num_classes: int) -> tuple[dict[str, Attack], dict[str, str]]:
+    """The stages of an attack by label, in order, and why others are left out; one without stages is its own."""
+    stages: dict[str, Attack] = {}
+    left_out: dict[str, str] = {}
     for number, stage in enumerate(attack.stages or (attack,)):
         label = getattr(stage, "name", f"stage{number + 1}") if attack.stages else name
         reason = getattr(stage, "left_out", lambda _: None)(num_classes)
         if reason is None:
-            walk.stage(number, label, stage)
+            stages[label] = stage
         else:
-            verdicts.left_out[label] = reason
-            walk.progress.line(f"{name}: {label} is left out: {reason}")
-    return verdicts
+            left_out[label] = reason
+    return stages, left_out
+
+
+def _cost(stage: Attack, num_classes: int) -> float:
+    passes = stage.passes(num_classes)
+    return passes.forward + passes.input_grad
 
 
 class _Walk:
     """The state of an evaluation as it goes through stages and blocks."""
 
+    pace: Pace
+
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int, block: int,
         device: torch.device | str, folder: Path | None, progress: Progress, verdicts: Verdicts,
+        part: tuple[int, int] | None, stop: Rule | None,
     ) -> None:  # fmt: skip
         self.model, self.x, self.y, self.attack, self.name = model, x, y, attack, name
         self.seed, self.device, self.folder, self.progress, self.verdicts = seed, device, folder, progress, verdicts
-        self.blocks = torch.arange(len(y)).split(block)
-        self.prediction, self.robust = verdicts.clean.clone(), verdicts.clean == verdicts.label
-        self.timer = store.Timer()
+        every = torch.arange(len(y)).split(block)
+        self.blocks = {b: every[b] for b in pairs.blocks_of(part, len(every))}
+        self.example = every[0]  # of the whole evaluation, so that every part searches the same model
+        self.own = torch.cat([*self.blocks.values(), torch.empty(0, dtype=torch.int64)])
+        self.part = "" if part is None else "part {}/{}: ".format(*part)
+        self.stop, self.timer = stop, store.Timer()
         self._prepared: Prepared | None = None
 
-    def stage(self, number: int, label: str, stage: Attack) -> None:
+    def look(self) -> None:
+        """Clean predictions, block by block."""
+        for b, rows in self.blocks.items():
+            done = pairs.read(self.folder, pairs.CLEAN, b)
+            if done is None:
+                done = {"prediction": predict(self.model, self.x[rows], self.device, len(rows)).tolist()}
+                pairs.write(self.folder, pairs.CLEAN, b, done)
+            self.verdicts.clean[rows] = torch.tensor(done["prediction"])
+        self.prediction, self.robust = self.verdicts.clean.clone(), self.verdicts.clean == self.verdicts.label
+
+    def stage(self, number: int, label: str, stage: Attack, later: Sequence[str]) -> None:
         """Run one stage over all blocks, on the samples that it is due, and note where that leaves every sample."""
-        total = len(self.blocks) * max(1, len(self.attack.stages))
-        for b, rows in enumerate(self.blocks):
-            due = rows[self.robust[rows]] if self.attack.stages else rows
-            if len(due):
-                self._block(label, stage, b, due)
-            share = _bound(self.robust, self.blocks, b, self.attack.stages != ())
-            self.progress.update(number * len(self.blocks) + b + 1, total, f"{label} {share:.2%} robust so far")
+        total, before = len(self.blocks) * (number + 1 + len(later)), len(self.blocks) * number
+        for place, (b, rows) in enumerate(self.blocks.items(), start=1):
+            self._block(number, label, stage, b, self._due(rows))
+            moment = self._moment(number, label, place)
+            self.progress.update(before + place, total, str(moment))
+            if self.stop and self.stop.holds(moment.bounds) and self._worth_stopping(moment, later):
+                self._note_stop(moment, later)
+                break
         self.verdicts.stages[label] = (self.prediction.clone(), self.robust.clone())
-        share = self.robust.double().mean().item() * 100
-        seconds = self.timer.seconds
-        self.progress.line(f"robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)")
+        if self.verdicts.stopped is None:
+            self._sum_up(label)
+
+    def _sum_up(self, label: str) -> None:
+        robust = self.robust[self.own]
+        share, seconds = robust.double().mean().item() * 100, self.timer.seconds
+        self.progress.line(
+            f"{self.part}robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)"
+        )
+        at_most = bounds(robust, self.verdicts.label[self.own])
+        self.progress.line(f"{self.part}upper bounds after {label.upper()}: {at_most}")
 
     def searched(self, stage: Attack) -> nn.Module:
         """What a stage works on: the model, or its prepared form where the stage knows what that is."""
         if not getattr(stage, "prepared", False):
             return self.model
         if self._prepared is None:
-            self._prepared = Prepared(self.model, self.x[self.blocks[0]].to(self.device))
+            self._prepared = Prepared(self.model, self.x[self.example].to(self.device))
             if self._prepared.note:
                 self.progress.line(f"{self.name}: the model is searched as it is: {self._prepared.note}")
         return self._prepared
 
-    def _block(self, label: str, stage: Attack, b: int, due: Tensor) -> None:
-        done = _stored(self.folder, label, b)
+    def _due(self, rows: Tensor) -> Tensor:
+        return rows[self.robust[rows]] if self.attack.stages else rows
+
+    def _moment(self, number: int, label: str, place: int) -> Moment:
+        """Where it stands after so many blocks of a stage."""
+        blocks, label_of = list(self.blocks.values()), self.verdicts.label
+        seen = self.robust[torch.cat(blocks[:place])]
+        left = sum(len(self._due(rows)) for rows in blocks[place:])
+        standing = int(self.robust.sum())
+        return Moment(
+            label, place, len(blocks), (int(seen.sum()), len(seen)), bounds(self.robust[self.own], label_of[self.own]),
+            left, self.pace.left(number, left, standing),
+        )  # fmt: skip
+
+    def _worth_stopping(self, moment: Moment, later: Sequence[str]) -> bool:
+        """Whether anything is left to attack; if not, the figures are final and no bounds."""
+        return moment.left > 0 or (len(later) > 0 and bool(self.robust.any()))
+
+    def _note_stop(self, moment: Moment, later: Sequence[str]) -> None:
+        at_most = moment.bounds
+        self.verdicts.stopped = {
+            "rule": str(self.stop), "stage": moment.stage, "block": moment.done, "blocks": moment.blocks,
+            "average": float(at_most.average), "worst": float(at_most.worst), "worst_class": at_most.worst_class,
+            "not_run": list(later),
+        }  # fmt: skip
+        self.progress.line(
+            f"stopped by {self.stop} in {moment.stage} after block {moment.done} of {moment.blocks}: {at_most}"
+        )
+
+    def _block(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> None:
+        done = pairs.read(self.folder, label, b)
         if done is None:
-            self.progress.check()
-            purpose = (self.name, label, b)
-            done = _attack_block(
-                self.model, self.searched(stage), self.x[due], self.y[due], stage, label, self.seed, purpose, self.device
-            )  # fmt: skip
-            _store(self.folder, label, b, done)
-        self.prediction[due] = torch.tensor(done["prediction"])
+            done = self._attack(number, label, stage, b, due)
+            pairs.write(self.folder, label, b, done)
+        self.prediction[due] = torch.tensor(done["prediction"], dtype=torch.int64)
         self.robust[due] &= self.prediction[due] == self.verdicts.label[due]
         for kind in self.verdicts.passes:
             self.verdicts.passes[kind] += done["passes"][kind]
+
+    def _attack(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> dict[str, Any]:
+        if len(due) == 0:
+            return {"prediction": [], "passes": dict.fromkeys(self.verdicts.passes, 0)}
+        self.progress.check()
+        searched, timer = self.searched(stage), store.Timer()
+        done = _attack_block(
+            self.model, searched, self.x[due], self.y[due], stage, label, self.seed, (self.name, label, b), self.device
+        )  # fmt: skip
+        self.pace.add(number, len(due), sum(done["passes"].values()), timer.seconds)
+        return done
 
 
 def _attack_block(
@@ -219,21 +309,3 @@ def class_count(model: nn.Module, x: Tensor, device: torch.device | str) -> int:
     """Number of classes that a model tells apart, from its logits for one of the samples x (n, C, H, W)."""
     with mode(model, train=False), torch.no_grad():
         return int(model(x[:1].to(device)).shape[1])
-
-
-def _bound(robust: Tensor, blocks: tuple[Tensor, ...], done: int, staged: bool) -> float:
-    """Robust share of what is decided: all samples while stages remove them, else those of the finished blocks."""
-    seen = robust if staged else robust[: int(blocks[done][-1]) + 1]
-    return seen.double().mean().item()
-
-
-def _stored(folder: Path | None, stage: str, block: int) -> dict[str, Any] | None:
-    if folder is None or not (path := folder / f"{stage}-{block}.json").is_file():
-        return None
-    return store.read_json(path)
-
-
-def _store(folder: Path | None, stage: str, block: int, done: Mapping[str, Any]) -> None:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        store.write_text(folder / f"{stage}-{block}.json", json.dumps(done))

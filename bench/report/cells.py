@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -57,6 +57,23 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """One attack on one row that was stopped before everything was attacked, with at least one seed.
+
+    Attributes:
+        cell: outcomes so far; average, worst and the lowest tenth can only be lower, of the NSD nothing is known.
+        reasons: which rule stopped it, and where; one sentence for each that differs.
+    """
+
+    cell: Cell
+    reasons: tuple[str, ...]
+
+    def at_most(self, statistic: str) -> float:
+        """Upper bound of a statistic, a mean over seeds; NaN where there is none."""
+        return self.cell.mean(statistic) if statistic in ("average", "worst", "worst10") else float("nan")
+
+
+@dataclass(frozen=True)
 class Row:
     """Runs that differ in nothing but the seed, at one checkpoint.
 
@@ -66,6 +83,7 @@ class Row:
         runs: by seed.
         cells: what was measured.
         is_teacher: whether the row stands here as a teacher, out of the competition.
+        bounds: what was stopped, and so is known from above only.
     """
 
     name: str
@@ -73,6 +91,7 @@ class Row:
     runs: tuple[Run, ...]
     cells: Mapping[Column, Cell]
     is_teacher: bool = False
+    bounds: Mapping[Column, Bound] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -87,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one data set, model and threat model."""
+    """Rows of one data set, model and threat model; its columns are those in which something was measured."""
 
     dataset: str
     model: str
@@ -95,6 +114,12 @@ class Table:
     eps: float | None
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns, with those in which all that is known is bounds."""
+        bounded = {column for row in self.rows for column in row.bounds}
+        return tuple(sorted({*self.columns, *bounded}, key=lambda column: column.order))
 
     @property
     def num_classes(self) -> int:

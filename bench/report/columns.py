@@ -78,7 +78,7 @@ def column_of(evaluation: Evaluation, attack: str) -> Column:
         eps=None if facts.get("eps") is None else float(facts["eps"]),
         implementation=str(facts.get("implementation") or ""),
         settings=json.dumps(facts.get("attack_settings") or {}, sort_keys=True),
-        stages=tuple(facts.get("stages") or ()),
+        stages=(*(facts.get("stages") or ()), *(facts.get("stopped") or {}).get("not_run", ())),
         left_out=tuple(sorted((facts.get("left_out") or {}).items())),
         block=facts.get("block"),
         **common,

@@ -40,6 +40,14 @@ class Evaluation:
         """Which weights of the run were attacked: "last" or "best"."""
         return str(self.facts.get("checkpoint", "last"))
 
+    @property
+    def stopped(self) -> str | None:
+        """Which rule ended it before everything was attacked, and where; None if its figures are what they seem."""
+        stop = self.facts.get("stopped")
+        if not stop:
+            return None
+        return f"{stop['rule']}, in {stop['stage']} after block {stop['block']} of {stop['blocks']}"
+
     @cached_property
     def outcomes(self) -> Outcomes:
         """The per-sample table, read when first asked for; every class has a sample in it.
@@ -156,7 +164,8 @@ def load_results(results: Roots = "results", *, stages: bool = False) -> pd.Data
     Returns:
         Columns: dataset, model, method, label, key, seed, role, recipe, epochs, selection, train_size, checkpoint,
         epoch, attack, norm, eps, n, test_subset, block, implementation, evaluation_seed, classes, average, worst, nsd,
-        worst10, gap, path (of the evaluation the row comes from).
+        worst10, gap, stopped, path (of the evaluation the row comes from). `stopped` says which rule ended an
+        evaluation early, and where; its outcomes bound the figures from above, so these are left empty.
 
     Raises:
         UsageError: if a folder does not exist.
@@ -165,7 +174,7 @@ def load_results(results: Roots = "results", *, stages: bool = False) -> pd.Data
     import pandas as pd
 
     rows = [row for run in read_runs(results) for row in _rows(run, stages)]
-    columns = [*_RUN_FACTS, "train_size", *_EVAL_FACTS, *metrics.STATISTICS, "path"]
+    columns = [*_RUN_FACTS, "train_size", *_EVAL_FACTS, *metrics.STATISTICS, "stopped", "path"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
     return table
 
@@ -199,4 +208,7 @@ def _figures(evaluation: Evaluation, attack: str) -> dict[str, Any]:
     correct, labels = outcomes.correct(attack)
     accuracy, counts = outcomes.by_class(attack), metrics.class_counts(labels, outcomes.num_classes)
     row |= {name: float(statistic(accuracy, counts)) for name, statistic in metrics.STATISTICS.items()}
-    return row | {"average": metrics.average(correct), "n": len(labels), "path": str(evaluation.path)}
+    row |= {"average": metrics.average(correct), "n": len(labels), "path": str(evaluation.path), "stopped": None}
+    if attack != CLEAN and evaluation.stopped:
+        row |= dict.fromkeys(metrics.STATISTICS, float("nan")) | {"stopped": evaluation.stopped}
+    return row

@@ -27,7 +27,7 @@ _SPECIAL = {
     **{character: "\\" + character for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
     **{">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}"},
-    **{"±": r"$\pm$", "–": "--", "—": "---", "−": "$-$", "Δ": r"$\Delta$", "×": r"$\times$"},
+    **{"±": r"$\pm$", "–": "--", "—": "---", "−": "$-$", "Δ": r"$\Delta$", "×": r"$\times$", "≤": r"$\leq$"},
     **{"“": "``", "”": "''", "‘": "`", "’": "'"},
 }
 

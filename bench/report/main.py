@@ -11,11 +11,13 @@ from bench.report.frame import Roots
 from bench.report.marks import Mark, Marks, marks
 from bench.report.notes import table_notes
 from bench.report.sheet import (
+    AT_MOST,
     DASH,
     STATISTIC_TITLES,
     Entry,
     Head,
     Sheet,
+    figure_text,
     interval_text,
     number,
     reporter,
@@ -55,9 +57,9 @@ def render(
 def table_sheet(table: Table, *, intervals: bool = False) -> Sheet:
     """One table in words."""
     marked = marks(table, intervals=intervals)
-    names = titles(table.columns)
+    names = titles(table.shown)
     heads = [Head("Method", is_number=False), Head("Checkpoint", is_number=False)]
-    heads += [Head(STATISTIC_TITLES[s], names[column]) for column in table.columns for s in table.statistics]
+    heads += [Head(STATISTIC_TITLES[s], names[column]) for column in table.shown for s in table.statistics]
     stands_out = any(mark.best for mark in marked.values())
     return Sheet(
         title=table_title(table),
@@ -82,7 +84,7 @@ def checkpoint_text(row: Row) -> str:
 def _entries(table: Table, place: int, row: Row, marked: Marks) -> tuple[Entry, ...]:
     figures = [
         _entry(row, column, statistic, marked.get((place, column, statistic), Mark()))
-        for column in table.columns
+        for column in table.shown
         for statistic in table.statistics
     ]
     return (Entry(row.name), Entry(checkpoint_text(row)), *figures)
@@ -90,6 +92,9 @@ def _entries(table: Table, place: int, row: Row, marked: Marks) -> tuple[Entry, 
 
 def _entry(row: Row, column: Column, statistic: str, mark: Mark) -> Entry:
     cell = row.cells.get(column)
+    if column in row.bounds:
+        at_most = figure_text(row.bounds[column].at_most(statistic), statistic)
+        return Entry(at_most if at_most == DASH else f"{AT_MOST} {at_most}")
     if cell is None:
         return Entry(DASH)
     text = spread_text(cell.mean(statistic), cell.sd(statistic), statistic)
@@ -111,7 +116,7 @@ def row_record(table: Table, row: Row) -> dict[str, Any]:
 
 
 def _records(table: Table, place: int, row: Row, marked: Marks) -> Iterator[dict[str, Any]]:
-    names = titles(table.columns)
+    names = titles(table.shown)
     for column, cell in row.cells.items():
         for statistic in table.statistics:
             mark = marked.get((place, column, statistic), Mark())
@@ -130,4 +135,22 @@ def _records(table: Table, place: int, row: Row, marked: Marks) -> Iterator[dict
                 "best": mark.best,
                 "second": mark.second,
                 "tied_with_best": mark.tied,
+            }
+    yield from _bound_records(table, row)
+
+
+def _bound_records(table: Table, row: Row) -> Iterator[dict[str, Any]]:
+    names = titles(table.shown)
+    for column, bound in row.bounds.items():
+        for statistic in table.statistics:
+            yield row_record(table, row) | {
+                "attack": column.attack,
+                "column": names[column],
+                "n": column.n,
+                "implementation": column.implementation or None,
+                "seeds": " ".join(map(str, bound.cell.seeds)),
+                "statistic": statistic,
+                "mean": None,
+                "at_most": number(bound.at_most(statistic)),
+                "stopped": "; ".join(bound.reasons),
             }

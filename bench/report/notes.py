@@ -12,6 +12,7 @@ from bench import metrics
 from bench.outcomes import CLEAN
 from bench.report.cells import Row, Table
 from bench.report.columns import settings_text, titles
+from bench.report.sheet import AT_MOST
 
 DEFINITION = (
     "Accuracies in percent. Average: over the test samples. Worst: the worst class. NSD: standard deviation of the "
@@ -41,7 +42,7 @@ def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
     several = any(len(row.seeds) > 1 for row in table.rows)
     notes = [DEFINITION + (f" {WORST10}" if "worst10" in table.statistics else "")]
     notes += [sample_note(table), *attack_notes(table), training_note(table), seeds_note(table), selection_note(table)]
-    notes += [noise_note(table)]
+    notes += [noise_note(table), stopped_note(table)]
     if marked:
         notes.append(MARKED.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
     return [note for note in [*notes, *([INTERVALS] if intervals else [])] if note]
@@ -49,23 +50,23 @@ def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
 
 def sample_note(table: Table) -> str:
     """Number of test samples, and which attacks cover a part of them only."""
-    names, most = titles(table.columns), max(column.n for column in table.columns)
+    names, most = titles(table.shown), max(column.n for column in table.columns)
     whole = max((_data(row).get("test_size") or 0 for row in table.rows), default=0)
     part = f", a stratified part of {whole:,}" if whole > most else ""
     text = f"Test samples: n = {most:,}{part}, {table.num_classes} classes"
-    fewer = [f"{names[column]} on a stratified part, n = {column.n:,}" for column in table.columns if column.n < most]
+    fewer = [f"{names[column]} on a stratified part, n = {column.n:,}" for column in table.shown if column.n < most]
     blocks = _blocks(table)
     return "; ".join([text, *fewer, *([f"attacked in blocks of {blocks[0]:,}"] if len(blocks) == 1 else [])]) + "."
 
 
 def _blocks(table: Table) -> list[int]:
-    return sorted({column.block for column in table.columns if column.block is not None})
+    return sorted({column.block for column in table.shown if column.block is not None})
 
 
 def attack_notes(table: Table) -> list[str]:
     """Implementation and settings of every attack, and the stages that were left out."""
-    names, blocks, notes = titles(table.columns), _blocks(table), []
-    for column in table.columns:
+    names, blocks, notes = titles(table.shown), _blocks(table), []
+    for column in table.shown:
         if column.attack == CLEAN:
             continue
         facts = [column.implementation or "unknown implementation", settings_text(json.loads(column.settings))]
@@ -97,7 +98,7 @@ def seeds_note(table: Table) -> str:
     if not spread:
         return text + " (no spread over seeds)."
     text += "; mean ± standard deviation over seeds (ddof 1)."
-    names = titles(table.columns)
+    names = titles(table.shown)
     short = [
         f"{row.name} ({row.checkpoint}), {names[column]}: {', '.join(map(str, cell.seeds))}"
         for row in table.rows
@@ -120,7 +121,7 @@ def _rule(row: Row, kind: str) -> str:
 
 def noise_note(table: Table) -> str:
     """The NSD to expect from sampling alone, at the mean accuracy of each column."""
-    names, floors = titles(table.columns), []
+    names, floors = titles(table.shown), []
     for column in table.columns:
         cells = [row.cells[column] for row in table.rows if column in row.cells]
         floor = metrics.noise_floor(float(np.mean([cell.mean("average") for cell in cells])), cells[0].counts)
@@ -129,6 +130,22 @@ def noise_note(table: Table) -> str:
     if not floors:
         return ""
     return f"Noise floor, the NSD from sampling alone if all classes were equally accurate: {', '.join(floors)}."
+
+
+def stopped_note(table: Table) -> str:
+    """Which evaluations were stopped, so that their figures are bounds."""
+    names = titles(table.shown)
+    stops = [
+        f"{names[column]} of {row.name} ({row.checkpoint}) by {'; '.join(bound.reasons)}"
+        for row in table.rows
+        for column, bound in row.bounds.items()
+    ]
+    if not stops:
+        return ""
+    return (
+        f"{AT_MOST}: an upper bound and no result. The evaluation was stopped before everything was attacked: "
+        f"{'; '.join(stops)}."
+    )
 
 
 def _teacher_note(table: Table) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.outcomes import CLEAN
-from bench.report.cells import Cell, Row
+from bench.report.cells import Bound, Cell, Row
 from bench.report.columns import Column, column_of
 from bench.report.frame import Evaluation, Run, clean_source
 
@@ -124,13 +124,15 @@ def row_names(facts: Sequence[Mapping[str, str]], runs: Sequence[Run]) -> list[s
 def _checkpoint_rows(
     group: Sequence[Run], threat: Threat, name: str, is_teacher: bool, checkpoint: str | None
 ) -> Iterator[Row]:
-    found = {kind: _measured(group, kind, threat) for kind in (BEST, LAST)}
+    found = {kind: dict(_measured(group, kind, threat)) for kind in (BEST, LAST)}
     if found[BEST] and found[LAST] and _same_weights(group):
         merged = {**found[BEST], **found[LAST]}
         found = {"best = last": merged}
-    for kind, cells in found.items():
-        if cells and (checkpoint is None or checkpoint in kind.split(" = ")):
-            yield Row(name, kind, tuple(group), cells, is_teacher)
+    for kind, known in found.items():
+        if known and (checkpoint is None or checkpoint in kind.split(" = ")):
+            cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
+            bounds = {column: bound for column, bound in known.items() if isinstance(bound, Bound)}
+            yield Row(name, kind, tuple(group), cells, is_teacher, bounds)
 
 
 def _same_weights(group: Sequence[Run]) -> bool:
@@ -147,16 +149,20 @@ def _best_is_last(run: Run) -> bool:
     return best is not None and epochs is not None and best == epochs - 1
 
 
-def _measured(group: Sequence[Run], checkpoint: str, threat: Threat) -> dict[Column, Cell]:
+def _measured(group: Sequence[Run], checkpoint: str, threat: Threat) -> Iterator[tuple[Column, Cell | Bound]]:
+    """What each column says of a group; one seed that was stopped makes it a bound for all."""
     found: dict[Column, dict[int, tuple[Evaluation, str]]] = {}
     for run in group:
         for column, evaluation in _columns_of(run, checkpoint, threat).items():
             found.setdefault(column, {})[run.seed] = (evaluation, column.attack)
-    return {column: _cell(by_seed) for column, by_seed in found.items()}
+    for column, by_seed in found.items():
+        reasons = [evaluation.stopped for evaluation, attack in by_seed.values() if attack != CLEAN]
+        stopped = tuple(dict.fromkeys(reason for reason in reasons if reason))
+        yield column, Bound(_cell(by_seed), stopped) if stopped else _cell(by_seed)
 
 
 def _columns_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
-    """Evaluations of a run at a checkpoint, by column; of several evaluation seeds the lowest counts."""
+    """Evaluations of a run at a checkpoint, by column; of several the first that was not stopped, by seed."""
     here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
     if not here and checkpoint == BEST and _best_is_last(run):
         return _columns_of(run, LAST, threat)
@@ -164,7 +170,7 @@ def _columns_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evalu
     if here:
         source = clean_source(here)
         columns[column_of(source, CLEAN)] = source
-    for evaluation in sorted(here, key=lambda e: (int(e.facts.get("seed") or 0), e.path.name)):
+    for evaluation in sorted(here, key=lambda e: (bool(e.stopped), int(e.facts.get("seed") or 0), e.path.name)):
         if evaluation.attack != CLEAN and threat_of(evaluation) == threat:
             columns.setdefault(column_of(evaluation, evaluation.attack), evaluation)
     return columns

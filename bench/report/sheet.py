@@ -12,6 +12,7 @@ from bench.errors import UsageError
 from bench.metrics import Interval
 
 DASH = "–"
+AT_MOST = "≤"
 STATISTIC_TITLES = {
     "average": "Average",
     "worst": "Worst",

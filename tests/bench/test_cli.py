@@ -20,7 +20,7 @@ from attacks.registry import Registry
 from attacks.tables import ATTACKS
 from bench.cli import main
 from bench.data import DATASETS
-from bench.launch import Job
+from bench.jobs import Job
 from bench.models import MODELS
 from bench.report import REPORTERS
 from methods.tables import METHODS
@@ -34,7 +34,7 @@ KINDS: dict[str, Registry[Any]] = {
     "models": MODELS,
     "reporters": REPORTERS,
 }
-COMMANDS = ["run", "evaluate", "report", "verify", "status", "list", "show", "check"]
+COMMANDS = ["run", "evaluate", "report", "verify", "merge", "status", "list", "show", "check"]
 
 
 def bench(*arguments: str | Path) -> Result:

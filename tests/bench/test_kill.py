@@ -36,10 +36,10 @@ DELAY = 0.08
 PATIENCE = 90.0
 
 
-def start(out: Path, workers: int = 1) -> subprocess.Popen[str]:
+def start(out: Path, workers: int = 1, *more: str) -> subprocess.Popen[str]:
     """The command, in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    arguments = [*COMMAND, *ARGUMENTS, "--workers", str(workers), "--out", str(out)]
+    arguments = [*COMMAND, *ARGUMENTS, *more, "--workers", str(workers), "--out", str(out)]
     return subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -88,7 +88,9 @@ def progress(out: Path, phase: str) -> int:
         return sum(epochs(folder) for folder in out.glob("digits/small_cnn_wide/trades/*"))
     if phase == "training":
         return sum(epochs(folder) for folder in out.glob("digits/small_cnn/*/*"))
-    return max((len(list(folder.glob("*.json"))) for folder in out.glob("digits/*/*/*/eval/*/partial")), default=0)
+    folders = out.glob("digits/*/*/*/eval/*/partial")
+    attacked = [[file for file in folder.glob("*-*.json") if file.name[:6] != "clean-"] for folder in folders]
+    return max(map(len, attacked), default=0)
 
 
 def reached(out: Path, phase: str, least: int) -> bool:
@@ -132,6 +134,34 @@ def test_killed_at_ten_moments_it_ends_in_the_same_files(undisturbed: tuple[Path
         printed = finish(process)
     assert tree(out) == tree(undisturbed[0])
     assert printed == undisturbed[1]
+
+
+def test_a_killed_shard_goes_on_and_shards_merge_to_the_same_files(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Two shards side by side in one folder; one of them is killed in the training, then inside AutoAttack."""
+    out = tmp_path / "results"
+    with ended(start(out, 1, "--shard", "1/2")) as one:
+        wait_for(lambda: progress(out, "training") >= 1, one)
+        os.kill(one.pid, signal.SIGKILL)
+        one.wait()
+    with ended(start(out, 1, "--shard", "1/2")) as one, ended(start(out, 1, "--shard", "2/2")) as other:
+        wait_for(lambda: any(out.glob("digits/*/*/*/eval/*/partial/apgd-ce-0.json")), one)
+        os.kill(one.pid, signal.SIGKILL)
+        assert one.wait() == -signal.SIGKILL
+        finish(other)
+    assert not list(out.rglob("eval.json"))
+    merge = [*COMMAND, "merge", str(out)]
+    early = subprocess.run(merge, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert early.returncode == 1
+    assert "run the same command with --shard 1/2, then merge again" in early.stderr
+    with ended(start(out, 1, "--shard", "1/2")) as one:
+        finish(one)
+    late = subprocess.run(merge, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert late.returncode == 0, late.stderr
+    assert late.stdout == undisturbed[1]
+    mine, theirs = ({n: d for n, d in tree(o).items() if ".plans" not in n} for o in (out, undisturbed[0]))
+    assert mine == theirs
 
 
 def free(out: Path) -> bool:

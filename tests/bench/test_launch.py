@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from bench import store
-from bench.jobs import Plan
-from bench.launch import Display, Job, Report, Site, launch, title
+from bench.jobs import Job, Plan, title
+from bench.launch import Display, launch
 from bench.plan import make_plan
 from bench.plugins import load_plugins
+from bench.schedule import Report, Schedule, Site
 from bench.settings import combined
 from tests.bench.jobs import job_of, own_registrations, plan, small, tree
 
@@ -103,9 +104,7 @@ def test_a_second_launch_does_nothing(mixed: Plan, here: tuple[Path, Report, Rec
 
 
 def test_runs_that_others_start_from_come_first(mixed: Plan, tmp_path: Path) -> None:
-    from bench.launch import _Schedule
-
-    schedule = _Schedule(mixed, site(tmp_path), ())
+    schedule = Schedule(mixed, site(tmp_path), ())
     first, second = schedule.next(), schedule.next()
     assert {title(job) for job in (first, second) if job} == {"train trades (teacher)", "train pgd_at seed 0"}
     assert title(schedule.next() or mixed.train[0]) == "train natural seed 0", "what starts from nothing need not wait"
