@@ -19,11 +19,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, targeted_dlr
 from attacks.passes import Passes
 from attacks.stage import Stage, Standing, input_gradient, lengths
 from attacks.tables import ATTACKS
-from attacks.threat import Norm, ThreatModel, normal, uniform
+from attacks.threat import Norm, ThreatModel
 
 MOMENTUM = 0.75
 RHO = 0.75
@@ -174,6 +175,7 @@ class APGDCE(Stage):
 
     steps: int = 100
     name = "apgd-ce-native"
+    revision = 2
 
     def passes(self, num_classes: int) -> Passes:
         """A forward and input gradient per step; one forward for the original, one for the last point."""
@@ -200,6 +202,7 @@ class APGDT(Stage):
     steps: int = 100
     targets: int = 9
     name = "apgd-t-native"
+    revision = 2
     min_classes = 4
 
     def passes(self, num_classes: int) -> Passes:

@@ -42,7 +42,7 @@ class AutoAttack:
     targets: int = 9
     queries: int = 5000
 
-    revision = 1
+    revision = 2
     implementation = "native"
     name = "autoattack-native"
 

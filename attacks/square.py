@@ -20,6 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from attacks.draws import rand, rounds
 from attacks.passes import Passes
 from attacks.stage import Stage, Standing, lengths
 from attacks.tables import ATTACKS
@@ -67,6 +68,7 @@ class Square(Stage):
 
     queries: int = 5000
     name = "square-native"
+    revision = 2
 
     def passes(self, num_classes: int) -> Passes:
         """One forward per query, one for the start and one for the original."""
@@ -110,7 +112,7 @@ def _draws(queries: int, places: int, generator: torch.Generator, x: Tensor) -> 
     """
     for first in range(0, queries, CHUNK):
         many = min(CHUNK, queries - first)
-        draws = torch.rand(many, len(x), places + x.shape[1], generator=generator, device=generator.device)
+        draws = rounds(many, len(x), places + x.shape[1], generator=generator)
         draws = draws.to(x.device, torch.promote_types(x.dtype, draws.dtype))
         draws[..., places:] = signs(draws[..., places:])
         yield from draws
@@ -148,7 +150,7 @@ def signs(draw: Tensor) -> Tensor:
 def stripes(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """Vertical stripes of +-eps, one pixel wide, each channel and column with a sign of its own; (N, C, H, W)."""
     n, channels, _, width = x.shape
-    draw = torch.rand(n, channels, 1, width, generator=generator, device=generator.device).to(x)
+    draw = rand(n, channels, 1, width, generator=generator).to(x)
     return (x + eps * signs(draw)).clamp_(0, 1)
 
 
@@ -183,7 +185,7 @@ def grid_of_hills(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     n, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
-    draw = torch.rand(n, channels + 1, rows, columns, generator=generator, device=generator.device).to(x)
+    draw = rand(n, channels + 1, rows, columns, generator=generator).to(x)
     shapes = profiles(side, x).view(2, side, side)[(draw[:, :1] < 0.5).long()]  # (N, 1, rows, columns, side, side)
     tiles = shapes * signs(draw[:, 1:])[..., None, None]
     delta = torch.zeros_like(x)

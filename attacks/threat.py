@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from attacks.draws import normal, uniform
+
 Norm = Literal["linf", "l2"]
 Start = Literal["zero", "uniform", "uniform_unclipped", "gaussian"]
 
@@ -119,13 +121,3 @@ def _unit_ball(x: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
     direction = normal(x, generator)
     radius = uniform(x.flatten(1)[:, 0], generator) ** (1 / x[0].numel())
     return direction * per_sample(radius / direction.flatten(1).norm(dim=1), x)
-
-
-def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """U(0, 1) draws with the shape, type and device of a tensor, made on the generator's device."""
-    return torch.rand(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
-
-
-def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, 1) draws with the shape, type and device of a tensor, made on the generator's device."""
-    return torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)

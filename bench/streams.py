@@ -7,10 +7,12 @@ the step, so a resumed run draws what the undisturbed one would have drawn.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+
+from attacks.draws import SampleGenerator
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -22,6 +24,12 @@ def derive(seed: int, *purpose: str | int) -> int:
 def generator(device: torch.device | str, seed: int, *purpose: str | int) -> torch.Generator:
     """A generator on a device, for one purpose."""
     return torch.Generator(device=device).manual_seed(derive(seed, *purpose))
+
+
+def sample_generator(seed: int, *purpose: str | int, block: int, samples: Sequence[int]) -> SampleGenerator:
+    """A generator on the CPU for a block, from which each sample draws what belongs to it, whatever block it is in."""
+    keys = [derive(seed, *purpose, "sample", number) for number in samples]
+    return SampleGenerator(derive(seed, *purpose, block), keys)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """An attack on samples, walked stage by stage and block by block. The harness trusts no attack, and can stop anywhere.
 
-Each (stage, block) pair draws from a stream of its own and is stored when it is finished, so order, workers and
-interruptions change nothing. A stage gets the samples of its block that are right and still standing; an attack
-without stages attacks every sample.
+Each (stage, block) pair is stored when it is finished, and its draws belong to its samples (`attacks.draws`), so order,
+workers and interruptions change nothing, and another block size nothing but rounding. A stage gets the samples of its
+block that are right and still standing; an attack without stages attacks every sample.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.live import Moment, Pace, bounds
 from bench.plan import BLOCK
 from bench.progress import Progress
 from bench.stopping import Rule
-from bench.streams import forked, generator
+from bench.streams import forked, sample_generator
 
 
 @dataclass
@@ -228,16 +228,15 @@ class _Walk:
             return {"prediction": [], "passes": dict.fromkeys(self.verdicts.passes, 0)}
         self.progress.check()
         searched, timer = self.searched(stage), store.Timer()
-        done = _attack_block(
-            self.model, searched, self.x[due], self.y[due], stage, label, self.seed, (self.name, label, b), self.device
-        )  # fmt: skip
+        draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=due.tolist())
+        done = _attack_block(self.model, searched, self.x[due], self.y[due], stage, label, self.device, draws)
         self.pace.add(number, len(due), sum(done["passes"].values()), timer.seconds)
         return done
 
 
 def _attack_block(
-    model: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str, seed: int,
-    purpose: tuple[str | int, ...], device: torch.device | str,
+    model: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str,
+    device: torch.device | str, draws: torch.Generator,
 ) -> dict[str, Any]:  # fmt: skip
     """Predictions under attack of one block, and the passes it took."""
     x, y = x.to(device), y.to(device)
@@ -247,7 +246,7 @@ def _attack_block(
     given = _snapshot(model)
     try:
         with forked(torch.device(device)), mode(model, train=False):
-            x_adv = stage(searched, x.clone(), y.clone(), generator=generator("cpu", seed, "attack", *purpose))
+            x_adv = stage(searched, x.clone(), y.clone(), generator=draws)
     except ValueError as error:
         raise BenchError(f"attack {label}: {error}") from None
     finally:

@@ -345,7 +345,7 @@ def test_an_interrupted_evaluation_ends_in_the_same_files(trained: Path, tmp_pat
     assert tree(tmp_path / job.folder) == tree(whole)
 
 
-def test_the_block_size_is_part_of_the_key_and_of_the_draws(trained: Path) -> None:
+def test_the_block_size_is_part_of_the_key(trained: Path) -> None:
     parts = load("digits")
     twenty, sixty = (jobs(attacks=("pgd",), block=block)["pgd"] for block in (20, 60))
     assert twenty.key != sixty.key

@@ -1,0 +1,88 @@
+"""Random draws of a batch, and draws that belong to samples whatever batch they are in.
+
+Attacks draw through `rand` and `normal`, one row per sample. From a plain `torch.Generator` a row depends on the rows
+before it. From `SampleGenerator` it depends on the sample alone: a counter and the sample's own key go through the
+mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which passes for random and has no state. So
+however samples are cut into batches, each gets the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+GAMMA = -0x61C8864680B583EB  # 2^64 over the golden ratio, and the two multipliers of the mix, as signed numbers
+FIRST, SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+HIGH_BITS = {torch.float32: 24, torch.float64: 53}  # of a draw: as many as the type can hold below 1
+
+
+class SampleGenerator(torch.Generator):
+    """A generator on the CPU that gives each sample of a batch draws of its own.
+
+    Whoever does not know what it is, or draws for another number of samples, takes it for the plain generator that it
+    also is.
+
+    Args:
+        seed: of the plain generator.
+        keys: a seed of 63 bits for each sample (N,).
+    """
+
+    def __new__(cls, seed: int, keys: Sequence[int]) -> SampleGenerator:  # noqa: D102 - the base takes a device
+        return super().__new__(cls)
+
+    def __init__(self, seed: int, keys: Sequence[int]) -> None:
+        self.manual_seed(seed)
+        self.keys = torch.tensor(keys, dtype=torch.int64)
+        self.drawn = 0
+
+    def bits(self, count: int) -> Tensor:
+        """The next `count` words of each sample, (N, count) int64, all 64 bits random."""
+        counter = torch.arange(self.drawn + 1, self.drawn + count + 1)
+        self.drawn += count
+        word = self.keys[:, None] + counter * GAMMA
+        word = word.bitwise_xor_(_shifted(word, 30)).mul_(FIRST)
+        word = word.bitwise_xor_(_shifted(word, 27)).mul_(SECOND)
+        return word.bitwise_xor_(_shifted(word, 31))
+
+
+def rand(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U(0, 1) draws of a shape (N, ...), a row per sample, on the generator's device."""
+    if not _knows(generator, shape[0]) or dtype not in HIGH_BITS:
+        return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
+    high = HIGH_BITS[dtype]
+    words = generator.bits(torch.Size(shape[1:]).numel())
+    return _shifted(words, 64 - high).to(dtype).mul_(0.5**high).view(shape)
+
+
+def rounds(times: int, samples: int, width: int, *, generator: torch.Generator) -> Tensor:
+    """U(0, 1) draws (times, samples, width) for a search of many rounds; drawn a part at a time they are the same."""
+    if not _knows(generator, samples):
+        return torch.rand(times, samples, width, generator=generator, device=generator.device)
+    return rand(samples, times, width, generator=generator).transpose(0, 1).contiguous()
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """U(0, 1) draws with the shape, type and device of a tensor (N, ...), made on the generator's device."""
+    return rand(*like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) draws with the shape, type and device of a tensor (N, ...), made on the generator's device."""
+    if _knows(generator, len(like)):
+        share = rand(*like.shape, generator=generator, dtype=torch.float64)
+        draws: Tensor = torch.special.ndtri(share.clamp_min_(0.5**54))
+    else:
+        draws = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
+    return draws.to(like.device, like.dtype)
+
+
+def _knows(generator: torch.Generator, samples: int) -> TypeGuard[SampleGenerator]:
+    return isinstance(generator, SampleGenerator) and len(generator.keys) == samples
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    """Words shifted right, zeros coming in from the left, where int64 would repeat the sign."""
+    return (words >> by).bitwise_and_((1 << (64 - by)) - 1)
