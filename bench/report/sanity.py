@@ -51,6 +51,10 @@ def marked(row: Row) -> str:
     return f"{row.name} {sign}".rstrip()
 
 
+def _reasons(row: Row) -> str:
+    return "; ".join(row.sanity.reasons) if row.sanity else ""
+
+
 def sanity_notes(rows: Sequence[Row]) -> list[str]:
     """What the checks say of the rows; nothing if none was examined."""
     examined = [row for row in rows if row.sanity]
@@ -60,9 +64,7 @@ def sanity_notes(rows: Sequence[Row]) -> list[str]:
     if flagged:
         lead = "Sanity checks, signs that gradients are masked and robust accuracies too high"
         notes = [f"{lead}: † suspicious, ‡ unreliable; rows without a sign passed all."]
-        notes += [
-            f"{marked(row)} ({row.checkpoint}): {'; '.join(row.sanity.reasons)}." for row in flagged if row.sanity
-        ]
+        notes += [f"{marked(row)} ({row.checkpoint}): {_reasons(row)}." for row in flagged]
     else:
         notes = ["Sanity checks: no row shows signs of masked gradients."]
     rest = [f"{row.name} ({row.checkpoint})" for row in rows if not row.sanity]
