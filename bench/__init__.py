@@ -1,7 +1,7 @@
 """Data, models, runs, results and the command line of the robustness-fairness benchmark.
 
-`bench.evaluate` attacks a model, `bench.load_results` reads what runs have stored, `bench.metrics` holds the
-figures. Importing this package imports neither torch nor pandas.
+`bench.evaluate` attacks a model, `bench.examine` asks whether its robustness can be believed, `bench.load_results`
+reads what runs have stored, `bench.metrics` holds the figures. Importing this package imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from bench.evaluation import evaluate
     from bench.outcomes import Outcomes
     from bench.report import load_results
+    from bench.sanity import examine
 
-__all__ = ["Outcomes", "evaluate", "load_results", "metrics"]
+__all__ = ["Outcomes", "evaluate", "examine", "load_results", "metrics"]
 
-_HOMES = {"Outcomes": "bench.outcomes", "evaluate": "bench.evaluation", "load_results": "bench.report"}
+_HOMES = {
+    "Outcomes": "bench.outcomes",
+    "evaluate": "bench.evaluation",
+    "examine": "bench.sanity",
+    "load_results": "bench.report",
+}
 
 
 def _check_neighbours() -> None:

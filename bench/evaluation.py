@@ -23,6 +23,7 @@ from bench.models import build
 from bench.outcomes import Outcomes
 from bench.plan import BLOCK
 from bench.progress import Progress
+from bench.sanity import sanity
 from bench.stopping import Rule
 from bench.walk import Verdicts, class_count, due_stages, predict, run_attack
 
@@ -114,7 +115,11 @@ def evaluate_job(
         _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
         described = store.read_json(out / job.run / "run.json")
         facts = _facts(job, verdicts, parts, described, getattr(attack, "implementation", "native"), weights)
-        store.write_json(folder / "eval.json", facts)
+        checked = sanity(
+            model, x, attack, verdicts,
+            classes=parts.num_classes, seed=job.seed, block=job.block, progress=progress,
+        )  # fmt: skip
+        store.write_json(folder / "eval.json", {**facts, **checked})
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
     if job.part is not None:

@@ -12,6 +12,7 @@ from bench import metrics
 from bench.metrics import Bools, Floats, Ints
 from bench.report.columns import Column
 from bench.report.frame import Run
+from bench.report.sanity import Sanity
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Row:
         cells: what was measured.
         is_teacher: whether the row stands here as a teacher, out of the competition.
         bounds: what was stopped, and so is known from above only.
+        sanity: what the sanity checks of its evaluations found; None if there were none.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Row:
     cells: Mapping[Column, Cell]
     is_teacher: bool = False
     bounds: Mapping[Column, Bound] = field(default_factory=dict)
+    sanity: Sanity | None = None
 
     @property
     def run(self) -> Run:

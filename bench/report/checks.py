@@ -11,6 +11,7 @@ from bench.errors import BenchError
 from bench.outcomes import CLEAN, Outcomes
 from bench.report.frame import Roots, run_folders
 from bench.report.main import render
+from bench.report.sanity import SIGNS
 from bench.store import file_hash, read_json
 
 RUN_FACTS = ("key", "dataset", "model", "method", "seed", "data")
@@ -114,6 +115,32 @@ def _check_outcomes(folder: Path, facts: dict[str, Any], outcomes: Outcomes) -> 
         yield f"{folder}: eval.json names stages whose outcomes are missing: {', '.join(absent)}"
     for name in (CLEAN, attack):
         outcomes.by_class(name)
+    yield from _check_sanity(folder, facts.get("sanity"))
+
+
+def _check_sanity(folder: Path, sanity: Any) -> Iterator[str]:
+    """The mark must be the worst level of the findings, and each level what value and thresholds make it."""
+    if sanity is None:
+        return
+    try:
+        levels = {finding["check"]: (finding["level"], _level(finding)) for finding in sanity["findings"]}
+        wrong = [check for check, (said, due) in levels.items() if said != due]
+        mark = max((level for level, _ in levels.values()), key=list(SIGNS).index, default="reliable")
+        said = sanity["mark"]
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"{folder}: the sanity checks in eval.json cannot be read ({error!r})"
+        return
+    if wrong:
+        yield f"{folder}: levels of sanity checks do not follow from value and thresholds: {', '.join(wrong)}"
+    elif said != mark:
+        yield f"{folder}: eval.json says that sanity checks found it {said!r}, the findings say {mark!r}"
+
+
+def _level(finding: dict[str, Any]) -> str:
+    value, threshold, limit = finding["value"], finding["threshold"], finding["limit"]
+    if value is None or value <= threshold:
+        return "reliable"
+    return "suspicious" if limit is None or value <= limit else "unreliable"
 
 
 def _check_weights(run: Path, folder: Path, facts: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from bench.report.columns import Column, titles
 from bench.report.frame import Roots
 from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.notes import by_row
+from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, figure_text, reporter, spread_text
 from bench.report.table import build_tables
 
@@ -45,6 +46,7 @@ def _sheet(table: Table, column: Column) -> Sheet:
     notes = ["Class accuracies in percent; bold: the worst class of the method.", f"Seeds: {seeds}."]
     if any(len(row.cells[column].seeds) > 1 for row in rows):
         notes.append("Mean ± standard deviation over seeds (ddof 1).")
+    notes += sanity_notes(rows)
     title = f"{table_title(table)}: {titles(table.columns)[column]}, n = {column.n:,}"
     return Sheet(title, tuple(heads), tuple(body), tuple(notes), tuple(_records(table, column, rows)))
 
@@ -57,7 +59,7 @@ def class_titles(names: Sequence[str]) -> list[str]:
 def headings(rows: Sequence[Row]) -> list[str]:
     """Row names as column heads, with the checkpoint where there are several."""
     several = len({row.checkpoint for row in rows}) > 1
-    return [f"{row.name}, {checkpoint_text(row)}" if several else row.name for row in rows]
+    return [f"{marked(row)}, {checkpoint_text(row)}" if several else marked(row) for row in rows]
 
 
 def _class_entries(accuracy: Sequence[Floats], k: int) -> Iterator[Entry]:

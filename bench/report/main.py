@@ -10,6 +10,7 @@ from bench.report.columns import Column, threat_text, titles
 from bench.report.frame import Roots
 from bench.report.marks import Mark, Marks, marks
 from bench.report.notes import table_notes
+from bench.report.sanity import marked as marked_name
 from bench.report.sheet import (
     AT_MOST,
     DASH,
@@ -87,7 +88,7 @@ def _entries(table: Table, place: int, row: Row, marked: Marks) -> tuple[Entry, 
         for column in table.shown
         for statistic in table.statistics
     ]
-    return (Entry(row.name), Entry(checkpoint_text(row)), *figures)
+    return (Entry(marked_name(row)), Entry(checkpoint_text(row)), *figures)
 
 
 def _entry(row: Row, column: Column, statistic: str, mark: Mark) -> Entry:
@@ -112,6 +113,7 @@ def row_record(table: Table, row: Row) -> dict[str, Any]:
         "method": row.run.text("method"),
         "teacher": row.is_teacher,
         "checkpoint": checkpoint_text(row),
+        **({"sanity": row.sanity.mark} if row.sanity else {}),
     }
 
 

@@ -14,6 +14,7 @@ from bench.outcomes import CLEAN
 from bench.report.cells import Bound, Cell, Row
 from bench.report.columns import Column, column_of
 from bench.report.frame import Evaluation, Run, clean_source
+from bench.report.sanity import worst
 
 Threat = tuple[str, "float | None"]
 LAST, BEST = "last", "best"
@@ -132,7 +133,16 @@ def _checkpoint_rows(
         if known and (checkpoint is None or checkpoint in kind.split(" = ")):
             cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
             bounds = {column: bound for column, bound in known.items() if isinstance(bound, Bound)}
-            yield Row(name, kind, tuple(group), cells, is_teacher, bounds)
+            sanity = worst(_attacked(group, kind.split(" = "), threat))
+            yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity)
+
+
+def _attacked(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> Iterator[Evaluation]:
+    """The evaluations behind the attacked figures of a row."""
+    for run in group:
+        for kind in checkpoints:
+            columns = _columns_of(run, kind, threat).items()
+            yield from (evaluation for column, evaluation in columns if column.attack != CLEAN)
 
 
 def _same_weights(group: Sequence[Run]) -> bool:

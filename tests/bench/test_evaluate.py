@@ -389,3 +389,17 @@ def test_the_model_is_left_as_it_was(samples: tuple[Tensor, Tensor]) -> None:
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+
+# Sanity checks
+
+
+def test_an_evaluation_ends_with_sanity_checks_of_the_model(trained: Path) -> None:
+    entries = {}
+    for name in ("pgd", "autoattack", "fgsm"):
+        folder = evaluate_job(jobs()[name], load("digits"), trained)
+        entries[name] = store.read_json(folder / "eval.json").get("sanity")
+    assert entries["fgsm"] is None
+    assert (entries["pgd"]["mark"], entries["pgd"]["samples"]) == ("reliable", 20)
+    stages = ("black_box", "black_box_class")
+    assert [f["check"] for f in entries["autoattack"]["findings"] if f not in entries["pgd"]["findings"]] == [*stages]
