@@ -27,6 +27,7 @@ from attacks.threat import Norm, ThreatModel, normal, uniform
 
 MOMENTUM = 0.75
 RHO = 0.75
+STRIDE = 2.0
 
 
 @dataclass
@@ -58,10 +59,10 @@ class Climb:
     mark: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float) -> Climb:
-        """At the start (M, C, H, W) of each sample, before the first evaluation."""
+    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float) -> Climb:
+        """At the start (M, C, H, W) of each sample, before the first evaluation; the first step is stride x eps."""
         worst = x.new_full((len(x),), -torch.inf)
-        step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), 2 * eps)
+        step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), stride * eps)
         first = torch.ones_like(rows, dtype=torch.bool)  # no sample can have stalled before the first checkpoint
         low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         return cls(
@@ -111,8 +112,9 @@ class Climb:
 
 
 def auto_pgd(
-    model: nn.Module, standing: Standing, objective: Objective, start: Tensor, *, threat: ThreatModel, steps: int
-) -> None:
+    model: nn.Module, standing: Standing, objective: Objective, start: Tensor, *, threat: ThreatModel, steps: int,
+    stride: float = STRIDE, rows: Tensor | None = None,
+) -> Climb:  # fmt: skip
     """One run of APGD on what stands: steps + 1 forward and `steps` input-gradient passes per sample, at most.
 
     Args:
@@ -122,26 +124,35 @@ def auto_pgd(
         start: (N, C, H, W) starting points of the whole batch, inside ball and box.
         threat: norm and radius.
         steps: number of steps.
+        stride: length of the first step over eps.
+        rows: (M,) positions of the standing samples to run on; None means all that stand.
+
+    Returns:
+        The samples that stand still, with their best points.
     """
-    rows = standing.rows
+    rows = standing.rows if rows is None else rows
     intervals = checkpoints(steps)
-    climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps)
+    climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps, stride)
+    if len(rows) == 0:
+        return climb
     for step in range(steps + 1):
         here = climb.here.detach().requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
             loss = objective(logits, climb.rows)
         gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != standing.y[climb.rows])
-        if step == steps or (gone is not None and bool(gone.all())):
-            return
-        grad, loss = input_gradient(loss, here), loss.detach()
+        last = step == steps or (gone is not None and bool(gone.all()))
+        grad, loss = climb.grad if last else input_gradient(loss, here), loss.detach()
         if gone is not None:
             climb.keep(~gone)
             grad, loss = grad[~gone], loss[~gone]
         climb.note(loss, grad)
+        if last:
+            break
         if step in intervals:
             climb.checkpoint(intervals[step])
         climb.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)
+    return climb
 
 
 def checkpoints(steps: int) -> dict[int, int]:
