@@ -59,7 +59,7 @@ class Climb:
     mark: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float) -> Climb:
+    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float = STRIDE) -> Climb:
         """At the start (M, C, H, W) of each sample, before the first evaluation; the first step is stride x eps."""
         worst = x.new_full((len(x),), -torch.inf)
         step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), stride * eps)
@@ -78,12 +78,16 @@ class Climb:
     def note(self, loss: Tensor, grad: Tensor) -> None:
         """Take in loss (M,) and gradient at the current point."""
         self.rises = self.rises + (loss > self.loss)
-        better = loss > self.best_loss
-        wide = better.view(-1, *[1] * (grad.ndim - 1))
-        self.best = torch.where(wide, self.here, self.best)
-        self.best_grad = torch.where(wide, grad, self.best_grad)
-        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.best_grad = torch.where(self.improve(loss), grad, self.best_grad)
         self.loss, self.grad = loss, grad
+
+    def improve(self, loss: Tensor) -> Tensor:
+        """Keep the current point where its loss (M,) is the highest so far; where that is, (M, 1, 1, 1) bool."""
+        better = loss > self.best_loss
+        wide = better.view(-1, *[1] * (self.here.ndim - 1))
+        self.best = torch.where(wide, self.here, self.best)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        return wide
 
     def checkpoint(self, interval: int) -> None:
         """Halve the step of what oscillates or has stalled, and send it back to its best point."""
@@ -142,13 +146,14 @@ def auto_pgd(
             loss = objective(logits, climb.rows)
         gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != standing.y[climb.rows])
         last = step == steps or (gone is not None and bool(gone.all()))
-        grad, loss = climb.grad if last else input_gradient(loss, here), loss.detach()
+        grad, loss = here if last else input_gradient(loss, here), loss.detach()
         if gone is not None:
             climb.keep(~gone)
             grad, loss = grad[~gone], loss[~gone]
-        climb.note(loss, grad)
         if last:
+            climb.improve(loss)
             break
+        climb.note(loss, grad)
         if step in intervals:
             climb.checkpoint(intervals[step])
         climb.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)
