@@ -28,6 +28,7 @@ from attacks.threat import Norm, ThreatModel
 
 MOMENTUM = 0.75
 RHO = 0.75
+STRIDE = 2.0
 
 
 @dataclass
@@ -59,10 +60,10 @@ class Climb:
     mark: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float) -> Climb:
-        """At the start (M, C, H, W) of each sample, before the first evaluation."""
+    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float = STRIDE) -> Climb:
+        """At the start (M, C, H, W) of each sample, before the first evaluation; the first step is stride x eps."""
         worst = x.new_full((len(x),), -torch.inf)
-        step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), 2 * eps)
+        step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), stride * eps)
         first = torch.ones_like(rows, dtype=torch.bool)  # no sample can have stalled before the first checkpoint
         low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         return cls(
@@ -78,12 +79,16 @@ class Climb:
     def note(self, loss: Tensor, grad: Tensor) -> None:
         """Take in loss (M,) and gradient at the current point."""
         self.rises = self.rises + (loss > self.loss)
-        better = loss > self.best_loss
-        wide = better.view(-1, *[1] * (grad.ndim - 1))
-        self.best = torch.where(wide, self.here, self.best)
-        self.best_grad = torch.where(wide, grad, self.best_grad)
-        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.best_grad = torch.where(self.improve(loss), grad, self.best_grad)
         self.loss, self.grad = loss, grad
+
+    def improve(self, loss: Tensor) -> Tensor:
+        """Keep the current point where its loss (M,) is the highest so far; where that is, (M, 1, 1, 1) bool."""
+        better = loss > self.best_loss
+        wide = better.view(-1, *[1] * (self.here.ndim - 1))
+        self.best = torch.where(wide, self.here, self.best)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        return wide
 
     def checkpoint(self, interval: int) -> None:
         """Halve the step of what oscillates or has stalled, and send it back to its best point."""
@@ -112,8 +117,9 @@ class Climb:
 
 
 def auto_pgd(
-    model: nn.Module, standing: Standing, objective: Objective, start: Tensor, *, threat: ThreatModel, steps: int
-) -> None:
+    model: nn.Module, standing: Standing, objective: Objective, start: Tensor, *, threat: ThreatModel, steps: int,
+    stride: float = STRIDE, rows: Tensor | None = None,
+) -> Climb:  # fmt: skip
     """One run of APGD on what stands: steps + 1 forward and `steps` input-gradient passes per sample, at most.
 
     Args:
@@ -123,26 +129,36 @@ def auto_pgd(
         start: (N, C, H, W) starting points of the whole batch, inside ball and box.
         threat: norm and radius.
         steps: number of steps.
+        stride: length of the first step over eps.
+        rows: (M,) positions of the standing samples to run on; None means all that stand.
+
+    Returns:
+        The samples that stand still, with their best points.
     """
-    rows = standing.rows
+    rows = standing.rows if rows is None else rows
     intervals = checkpoints(steps)
-    climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps)
+    climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps, stride)
+    if len(rows) == 0:
+        return climb
     for step in range(steps + 1):
         here = climb.here.detach().requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
             loss = objective(logits, climb.rows)
         gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != standing.y[climb.rows])
-        if step == steps or (gone is not None and bool(gone.all())):
-            return
-        grad, loss = input_gradient(loss, here), loss.detach()
+        last = step == steps or (gone is not None and bool(gone.all()))
+        grad, loss = here if last else input_gradient(loss, here), loss.detach()
         if gone is not None:
             climb.keep(~gone)
             grad, loss = grad[~gone], loss[~gone]
+        if last:
+            climb.improve(loss)
+            break
         climb.note(loss, grad)
         if step in intervals:
             climb.checkpoint(intervals[step])
         climb.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)
+    return climb
 
 
 def checkpoints(steps: int) -> dict[int, int]:

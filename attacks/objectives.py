@@ -25,6 +25,11 @@ def margin(y: Tensor) -> Objective:
     return lambda logits, rows: _best_other(logits, y[rows]) - _own(logits, y[rows])
 
 
+def targeted_margin(y: Tensor, target: Tensor) -> Objective:
+    """The difference z_t - z_y to a class target (N,)."""
+    return lambda logits, rows: _own(logits, target[rows]) - _own(logits, y[rows])
+
+
 def dlr(y: Tensor) -> Objective:
     """Difference of logits ratio: margin over distance of 1st to 3rd logit (Croce and Hein 2020, eq. 6).
 

@@ -13,7 +13,7 @@ Departures: each sample has squares of its own, anywhere in the image, as in the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -24,6 +24,7 @@ from attacks.draws import rand, rounds
 from attacks.passes import Passes
 from attacks.stage import Stage, Standing, lengths
 from attacks.tables import ATTACKS
+from attacks.threat import ThreatModel
 
 P_INIT = 0.8
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -76,22 +77,45 @@ class Square(Stage):
 
     def search(self, model: nn.Module, standing: Standing, generator: torch.Generator) -> None:
         """One run."""
-        linf, eps = self.threat.norm == "linf", self.threat.eps
-        start = (stripes if linf else grid_of_hills)(standing.x, eps, generator).flatten(2)
-        rows, x = standing.rows, standing.x.flatten(2)
-        walk = Walk(rows, standing.y[rows], x[rows], start[rows], x.new_full((len(rows),), torch.inf))
-        going = _look(model, standing, walk, walk.here)
-        shape = standing.x.shape
-        propose, count = (square_of_one_sign, LINF_DRAWS) if linf else (moved_hills, L2_DRAWS)
-        for query, draw in enumerate(_draws(self.queries, count, generator, standing.x)):
-            if not going:
-                return
-            size = side(query, shape[-2:], odd=not linf)
-            going = _look(model, standing, walk, propose(walk, draw[walk.rows], size, shape[-2:], eps))
+        random_search(model, standing, generator, threat=self.threat, queries=self.queries)
 
 
-def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> bool:
-    """Query the model once, keep what is better, and let go of what fell; whether any sample is left."""
+def random_search(
+    model: nn.Module, standing: Standing, generator: torch.Generator, *, threat: ThreatModel, queries: int,
+    give_up: Callable[[int, Walk], Tensor | None] = lambda query, walk: None,
+) -> None:  # fmt: skip
+    """One run on what stands: a forward for the start and one per query and sample, at most.
+
+    Args:
+        model: in eval mode.
+        standing: samples that fall leave at once.
+        generator: of the draws.
+        threat: norm and radius.
+        queries: proposals per sample.
+        give_up: `give_up(query, walk)` is asked before every query, counted from 0; samples where it says True, (M,)
+            bool, leave. None lets all go on.
+    """
+    linf, eps = threat.norm == "linf", threat.eps
+    start = (stripes if linf else grid_of_hills)(standing.x, eps, generator).flatten(2)
+    rows, x = standing.rows, standing.x.flatten(2)
+    if len(rows) == 0:
+        return
+    walk = Walk(rows, standing.y[rows], x[rows], start[rows], x.new_full((len(rows),), torch.inf))
+    _look(model, standing, walk, walk.here)
+    shape = standing.x.shape
+    propose, count = (square_of_one_sign, LINF_DRAWS) if linf else (moved_hills, L2_DRAWS)
+    for query, draw in enumerate(_draws(queries, count, generator, standing.x)):
+        lost = give_up(query, walk)
+        if lost is not None:
+            walk.keep(~lost)
+        if len(walk.rows) == 0:
+            return
+        size = side(query, shape[-2:], odd=not linf)
+        _look(model, standing, walk, propose(walk, draw[walk.rows], size, shape[-2:], eps))
+
+
+def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> None:
+    """Query the model once, keep what is better, and let go of what fell."""
     images = points.view(-1, *standing.x.shape[1:])
     logits = model(images)
     label = walk.y[:, None]
@@ -102,7 +126,6 @@ def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> b
     gone = standing.judge(walk.rows, images, logits.argmax(1) != walk.y)
     if gone is not None:
         walk.keep(~gone)
-    return len(walk.rows) > 0
 
 
 def _draws(queries: int, places: int, generator: torch.Generator, x: Tensor) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ ATTACKS: Registry[Callable[..., Attack]] = Registry(
         "fab-t": "attacks.reference",
         "square": "attacks.reference",
         "autoattack-native": "attacks.autoattack",
+        "autoattack-quick": "attacks.quick",
         "apgd-ce-native": "attacks.apgd",
         "apgd-t-native": "attacks.apgd",
         "fab-t-native": "attacks.fab",
