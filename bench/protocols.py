@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from attacks.registry import canonical
 from attacks.tables import ATTACKS
 from bench.errors import UsageError
 
-NORM = "linf"
+NORM, CIFAR = "linf", 8 / 255
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class Protocol:
         if "step_size" in own and not math.isclose(eps, self.eps, rel_tol=1e-9):
             own["step_size"] *= eps / self.eps
         return own
+
+    def radius(self, eps: float | None, usual: float | None) -> float:
+        """The radius it is run at: the one asked for, else its own, else that of data unlike CIFAR."""
+        if eps is not None:
+            return eps
+        return self.eps if usual is None or math.isclose(usual, CIFAR, rel_tol=1e-9) else usual
 
 
 _FAMILY = {
@@ -118,6 +124,59 @@ def resolve(names: Iterable[str]) -> tuple[str, ...]:
             raise UsageError(f"--protocol {name}: unknown protocol{hint} available: {', '.join(PROTOCOLS)}")
         found.append(known)
     return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One attack to run.
+
+    Attributes:
+        attack: registered name.
+        settings: those that are said; the others are the attack's defaults.
+        eps: radius in units of x.
+        protocol: the name of the protocol that asks for it, where there are several; else empty.
+    """
+
+    attack: str
+    settings: Mapping[str, Any]
+    eps: float
+    protocol: str = ""
+
+
+def asked(names: Sequence[str], attacks: Sequence[str] | None, eps: float | None, usual: float | None) -> list[Asked]:
+    """The attacks of some protocols.
+
+    Args:
+        names: protocols.
+        attacks: only these; None means all.
+        eps: the radius that was asked for.
+        usual: that of the data set.
+    """
+    return [
+        Asked(attack, protocol.settings(attack, here), here, protocol.name if len(names) > 1 else "")
+        for protocol, here in ((PROTOCOLS[name], PROTOCOLS[name].radius(eps, usual)) for name in names)
+        for attack in protocol.attacks
+        if attacks is None or attack in attacks
+    ]
+
+
+def check(names: Sequence[str], attacks: Sequence[str] | None, norm: str, overrides: Iterable[str]) -> None:
+    """See that nothing else that was asked for contradicts the protocols.
+
+    Raises:
+        UsageError: for another norm, an attack that none of them has, or a setting that they fix.
+    """
+    if not names:
+        return
+    own = list(dict.fromkeys(attack for name in names for attack in PROTOCOLS[name].attacks))
+    if norm != NORM:
+        raise UsageError(f"--norm {norm}: the protocols are made for {NORM}; leave out --norm or --protocol")
+    for attack in attacks or ():
+        if attack not in own:
+            raise UsageError(f"--attacks {attack}: not in {', '.join(names)}, which has {', '.join(own)}")
+    for dotted in overrides:
+        if canonical(dotted.partition(".")[0]) in map(canonical, own):
+            raise UsageError(f"--set {dotted}: {', '.join(names)} fixes this; leave out --set or --protocol")
 
 
 def belonging(attack: str, settings: Mapping[str, Any], norm: str, eps: float | None) -> tuple[str, ...]:
