@@ -167,6 +167,7 @@ def make_plan(run: RunSettings, device: str) -> Plan:
     """
     check_overrides(run)
     planner = _Planner(run, device)
+    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, _radius(run))))
     for method in run.methods:
         for seed in run.seeds:
             planner.evaluated.setdefault(planner.job(method, seed).key)
@@ -248,8 +249,7 @@ def attacks_of(run: RunSettings) -> list[Asked]:
         UsageError: if nothing says a radius.
     """
     if run.protocols:
-        usual = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
-        return protocols.asked(run.protocols, run.attacks, run.eps, usual)
+        return protocols.asked(run.protocols, run.attacks, run.eps, _radius(run))
     eps = usual_eps(run)
     return [Asked(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
 
@@ -260,12 +260,18 @@ def usual_eps(run: RunSettings) -> float:
     Raises:
         UsageError: if neither says one.
     """
-    usual = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
-    if run.eps is None and usual is None:
+    found = _radius(run) if run.eps is None else run.eps
+    if found is None:
         raise UsageError(
             f"--eps: the data set {run.dataset} names no usual radius for {run.norm}; give one, e.g. 8/255"
         )
-    return float(usual if run.eps is None else run.eps)
+    return float(found)
+
+
+def _radius(run: RunSettings) -> float | None:
+    """What the data set says of the norm."""
+    usual: float | None = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
+    return usual
 
 
 def usual_model(run: RunSettings) -> str:

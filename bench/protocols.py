@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attacks.registry import canonical
@@ -134,7 +135,7 @@ class Asked:
         attack: registered name.
         settings: those that are said; the others are the attack's defaults.
         eps: radius in units of x.
-        protocol: the name of the protocol that asks for it, where there are several; else empty.
+        protocol: the first that asks for it, if another asks for the same attack with other settings; else empty.
     """
 
     attack: str
@@ -144,7 +145,7 @@ class Asked:
 
 
 def asked(names: Sequence[str], attacks: Sequence[str] | None, eps: float | None, usual: float | None) -> list[Asked]:
-    """The attacks of some protocols.
+    """The attacks of some protocols, each once if they agree in its settings.
 
     Args:
         names: protocols.
@@ -152,11 +153,25 @@ def asked(names: Sequence[str], attacks: Sequence[str] | None, eps: float | None
         eps: the radius that was asked for.
         usual: that of the data set.
     """
+    found: list[Asked] = []
+    for protocol in (PROTOCOLS[name] for name in names):
+        here = protocol.radius(eps, usual)
+        for attack in protocol.attacks:
+            one = Asked(attack, protocol.settings(attack, here), here, protocol.name)
+            known = [(other.attack, other.settings, other.eps) for other in found]
+            if (attacks is None or attack in attacks) and (one.attack, one.settings, one.eps) not in known:
+                found.append(one)
+    often = Counter(one.attack for one in found)
+    return [one if often[one.attack] > 1 else replace(one, protocol="") for one in found]
+
+
+def scaled(names: Sequence[str], eps: float | None, usual: float | None) -> list[str]:
+    """A sentence for each protocol that runs at another radius than its own."""
+    radii = {name: PROTOCOLS[name].radius(eps, usual) for name in names}
     return [
-        Asked(attack, protocol.settings(attack, here), here, protocol.name if len(names) > 1 else "")
-        for protocol, here in ((PROTOCOLS[name], PROTOCOLS[name].radius(eps, usual)) for name in names)
-        for attack in protocol.attacks
-        if attacks is None or attack in attacks
+        f"protocol {name}: made for eps {_radius(PROTOCOLS[name].eps)}, its steps are scaled to eps {_radius(radius)}"
+        for name, radius in radii.items()
+        if not math.isclose(radius, PROTOCOLS[name].eps, rel_tol=1e-9)
     ]
 
 
@@ -173,10 +188,10 @@ def check(names: Sequence[str], attacks: Sequence[str] | None, norm: str, overri
         raise UsageError(f"--norm {norm}: the protocols are made for {NORM}; leave out --norm or --protocol")
     for attack in attacks or ():
         if attack not in own:
-            raise UsageError(f"--attacks {attack}: not in {', '.join(names)}, which has {', '.join(own)}")
+            raise UsageError(f"--attacks {attack}: expected attacks of {', '.join(names)}: {', '.join(own)}")
     for dotted in overrides:
         if canonical(dotted.partition(".")[0]) in map(canonical, own):
-            raise UsageError(f"--set {dotted}: {', '.join(names)} fixes this; leave out --set or --protocol")
+            raise UsageError(f"--set {dotted}: fixed by --protocol {', '.join(names)}; leave out one of the two")
 
 
 def belonging(attack: str, settings: Mapping[str, Any], norm: str, eps: float | None) -> tuple[str, ...]:

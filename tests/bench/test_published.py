@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from configparser import ConfigParser
 
 import pytest
 
@@ -140,3 +141,9 @@ def test_an_unknown_source_is_answered_with_the_list() -> None:
 def test_texts_fit_on_a_line_of_a_note() -> None:
     for about in tables().values():
         assert not re.search(r"[\n\r]|\s$", about.selection + about.doubts)
+
+
+def test_the_files_are_installed_with_the_package() -> None:
+    setup = ConfigParser()
+    setup.read(FOLDER.parents[1] / "setup.cfg", encoding="utf-8")
+    assert setup["options.package_data"]["bench.published"] == "*.csv"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from bench.cli import main
 from bench.errors import UsageError
 from bench.report import against, render
 from tests.bench.test_report import latex_tables, markdown_tables
@@ -184,3 +186,14 @@ def test_latex_holds_the_same_figures(cifar: Path, text: str) -> None:
 def test_an_unknown_source_is_a_usage_error(cifar: Path) -> None:
     with pytest.raises(UsageError, match="--against hearsay: .* available: rslad, "):
         against(cifar, "hearsay")
+
+
+def test_the_command_prints_it_and_refuses_other_tables(cifar: Path, text: str) -> None:
+    def bench(*more: str) -> Result:
+        return CliRunner().invoke(main, ["report", str(cifar), "--against", *more])
+
+    assert bench("rslad").stdout == text + "\n"
+    assert (bench("hearsay").exit_code, bench("rslad", "--by-class").exit_code) == (2, 2)
+    assert bench("rslad", "--by-class").stderr == (
+        "bench: --against: goes with the main table; leave out --by-class, --compare and --figures\n"
+    )
