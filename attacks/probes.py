@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.ascent import ascend
+from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, margin
 from attacks.square import Square
-from attacks.threat import Start, ThreatModel, normal, uniform
+from attacks.threat import Start, ThreatModel
 
 REPEATS = 3  # further forwards of one batch
 DIRECTIONS = 4  # random directions of the finite differences

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attacks.registry import Registry, UnknownName
+from attacks.registry import Registry, UnknownName, canonical
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
@@ -58,6 +58,7 @@ def main() -> None:
     """
 
 
+UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
 SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
 
 
@@ -72,6 +73,7 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
     click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
     click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
     click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
+    click.option("--uniform-threat", is_flag=True, default=None, help=UNIFORM_HELP),
     click.option("--dry-run", is_flag=True, help="Print jobs, passes, a rough time and disk; do nothing."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip
@@ -148,17 +150,21 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
     click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),
+    click.option("--against", metavar="SOURCE", help="Published figures beside: rslad, cfa, dafa, faal, trades, ..."),
     click.option("--compare", nargs=2, metavar="A B", help="McNemar and paired bootstrap of two rows."),
     click.option("--figures", type=click.Path(file_okay=False), metavar="DIR", help="Draw figures, PNG and PDF."),
 )  # fmt: skip
 def report(
     results: tuple[str, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
     checkpoint: str | None, intervals: bool, by_class: bool, compare: tuple[str, str] | None, figures: str | None,
+    against: str | None,
 ) -> None:  # fmt: skip
     """Tables and figures from what is stored in RESULTS, by default results."""
     from bench import report as reports
 
     folders = [Path(folder) for folder in results or ("results",)]
+    if against is not None and (by_class or compare or figures is not None):
+        raise UsageError("--against: goes with the main table; leave out --by-class, --compare and --figures")
     if figures is not None:
         for path in reports.figures(folders, Path(figures)):
             click.echo(path)
@@ -169,7 +175,8 @@ def report(
     elif by_class:
         text = reports.by_class(folders, methods=methods or None, checkpoint=checkpoint, **chosen)
     else:
-        text = reports.render(folders, intervals=intervals, methods=methods or None, checkpoint=checkpoint, **chosen)
+        chosen |= {"intervals": intervals, "methods": methods or None, "checkpoint": checkpoint}
+        text = reports.render(folders, **chosen) if against is None else reports.against(folders, against, **chosen)
     if out is None:
         click.echo(text)
     else:
@@ -234,29 +241,33 @@ def status(results: tuple[str, ...]) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "attacks", "datasets", "models", "reporters"]))
+@click.argument("kind", type=click.Choice(["methods", "attacks", "datasets", "models", "reporters", "protocols"]))
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
 def list_(kind: str, plugins: tuple[str, ...]) -> None:
     """Names of what is registered, each with one line."""
-    from bench.describe import list_text
+    from bench import describe, protocols
 
     _load_plugins(plugins)
-    click.echo(list_text(_registry(kind)))
+    click.echo(protocols.list_text() if kind == "protocols" else describe.list_text(_registry(kind)))
 
 
 @main.command()
 @click.argument("name")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
 def show(name: str, plugins: tuple[str, ...]) -> None:
-    """What a method, attack, data set or model is: source, defaults, recipes, departures from the released code."""
+    """What a method, attack, data set, model or protocol is: source, defaults, recipes, departures, doubts."""
+    from bench import protocols
     from bench.describe import show_text
 
     _load_plugins(plugins)
     kinds = [kind for kind in ("methods", "attacks", "datasets", "models") if name in _registry(kind)]
-    if not kinds:
+    shown = [show_text(kind, _registry(kind), name) for kind in kinds]
+    shown += [protocols.show_text(known) for known in protocols.PROTOCOLS if known == canonical(name)]
+    if not shown:
         names = [known for kind in ("methods", "attacks", "datasets", "models") for known in _registry(kind)]
-        raise UsageError(f"unknown name {name!r}; known: {', '.join(names)}")
-    click.echo("\n\n".join(show_text(kind, _registry(kind), name) for kind in kinds))
+        listed = ", ".join(dict.fromkeys([*names, *protocols.PROTOCOLS]))
+        raise UsageError(f"unknown name {name!r}; known: {listed}")
+    click.echo("\n\n".join(shown))
 
 
 @main.command()

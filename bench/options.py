@@ -51,7 +51,8 @@ def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command
 
 EVALUATION_OPTIONS = options(
     click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
-    names("--attacks", help="Attacks of the table.  [fgsm,pgd,cw,autoattack]"),
+    names("--attacks", help="Attacks of the table.  [fgsm,pgd,cw,autoattack, or all of the protocol]"),
+    names("--protocols", "--protocol", help="Attack as published; `bench list protocols`."),
     names("--seeds", "--seed", convert=int, help="One run per method and seed.  [0]"),
     click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
     click.option(

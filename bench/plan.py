@@ -13,16 +13,19 @@ from typing import Any
 from attacks.registry import canonical
 from attacks.sketch import Sketch
 from attacks.tables import ATTACKS
+from bench import protocols
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
-from bench.settings import RunSettings, share
+from bench.protocols import Asked
+from bench.settings import TABLE_ATTACKS, RunSettings, share
 from bench.store import file_hash
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
 TEACHER_METHOD = "trades"
 BLOCK = 100
+UNIFORM_STEPS = 10
 RECIPE_FIELDS = {
     f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
 }
@@ -106,13 +109,18 @@ class _Planner:
             settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
         settings.update(recipe.settings)
         factor = eps / recipe.threat_eps
-        if abs(factor - 1) > 1e-9:
+        if self.run.uniform_threat:
+            settings.update(eps=eps, step_size=eps / 4, steps=UNIFORM_STEPS)
+            self._note(f"every method trains against eps {eps:.4g} in {UNIFORM_STEPS} steps of {eps / 4:.4g}")
+        elif abs(factor - 1) > 1e-9:
             self._note(f"{method}: training radius and step are scaled by {factor:.4g}, to eps {eps:.4g}")
             settings.update(eps=settings["eps"] * factor, step_size=settings["step_size"] * factor)
         settings.update(num_classes=facts.get("classes", 10), norm=self.run.norm)
         for name in own:
             if name in ("num_classes", "norm"):
                 raise UsageError(f"--set {method}.{name}: comes from the data set and --norm; leave it out")
+            if self.run.uniform_threat and name in ("eps", "step_size", "steps"):
+                raise UsageError(f"--set {method}.{name}: --uniform-threat sets it for all; leave out one of the two")
         return settings
 
     def _teacher(self, role: str) -> dict[str, str]:
@@ -159,6 +167,7 @@ def make_plan(run: RunSettings, device: str) -> Plan:
     """
     check_overrides(run)
     planner = _Planner(run, device)
+    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, _radius(run))))
     for method in run.methods:
         for seed in run.seeds:
             planner.evaluated.setdefault(planner.job(method, seed).key)
@@ -199,38 +208,50 @@ def evaluation_jobs(
     """
     check_overrides(run)
     block = run.block or DATASETS.sketch(run.dataset).fact("block", BLOCK)
-    jobs = []
-    for attack in run.attacks:
+    jobs: dict[str, EvalJob] = {}
+    for asked in attacks_of(run):
+        attack = asked.attack
         sketch = ATTACKS.sketch(attack)
         plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
         limits = [
             n for n in (run.limit, run.autoattack_limit if attack.startswith("autoattack") else None) if n is not None
         ]
-        jobs.append(
-            EvalJob(
-                run=folder,
-                run_key=key,
-                checkpoint=checkpoint,
-                attack=attack,
-                settings={**plain, **_overrides(run, attack, sketch)},
-                dataset=run.dataset,
-                model=model,
-                norm=run.norm,
-                eps=usual_eps(run),
-                seed=seed,
-                limit=min(limits, default=None),
-                block=block,
-                device=device,
-                threads=run.threads,
-                deterministic=run.deterministic,
-                revision=sketch.fact("revision", 1),
-                title=f"{title}, {checkpoint}",
-                source=_source_hash(attack, sketch),
-                part=share(run.shard),
-                stop_when=run.stop_when,
-            )  # fmt: skip
+        job = EvalJob(
+            run=folder,
+            run_key=key,
+            checkpoint=checkpoint,
+            attack=attack,
+            settings={**plain, **asked.settings, **_overrides(run, attack, sketch)},
+            dataset=run.dataset,
+            model=model,
+            norm=run.norm,
+            eps=asked.eps,
+            seed=seed,
+            limit=min(limits, default=None),
+            block=block,
+            device=device,
+            threads=run.threads,
+            deterministic=run.deterministic,
+            revision=sketch.fact("revision", 1),
+            title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
+            source=_source_hash(attack, sketch),
+            part=share(run.shard),
+            stop_when=run.stop_when,
         )
-    return tuple(jobs)
+        jobs.setdefault(job.key, job)  # settings that two protocols share are one evaluation
+    return tuple(jobs.values())
+
+
+def attacks_of(run: RunSettings) -> list[Asked]:
+    """The attacks of a run: those of its protocols, or those it names.
+
+    Raises:
+        UsageError: if nothing says a radius.
+    """
+    if run.protocols:
+        return protocols.asked(run.protocols, run.attacks, run.eps, _radius(run))
+    eps = usual_eps(run)
+    return [Asked(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
 
 
 def usual_eps(run: RunSettings) -> float:
@@ -239,12 +260,18 @@ def usual_eps(run: RunSettings) -> float:
     Raises:
         UsageError: if neither says one.
     """
-    usual = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
-    if run.eps is None and usual is None:
+    found = _radius(run) if run.eps is None else run.eps
+    if found is None:
         raise UsageError(
             f"--eps: the data set {run.dataset} names no usual radius for {run.norm}; give one, e.g. 8/255"
         )
-    return float(usual if run.eps is None else run.eps)
+    return float(found)
+
+
+def _radius(run: RunSettings) -> float | None:
+    """What the data set says of the norm."""
+    usual: float | None = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
+    return usual
 
 
 def usual_model(run: RunSettings) -> str:

@@ -19,6 +19,8 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.models import resolve as resolve_model
+from bench.protocols import check as check_protocols
+from bench.protocols import resolve as resolve_protocols
 from bench.stopping import Rule
 from methods.tables import METHODS
 
@@ -35,11 +37,13 @@ class RunSettings:
         dataset, model: names; None takes the data set's usual model.
         teacher: a checkpoint file or `robustbench:ID`; None trains one in the same plan.
         teacher_model: architecture of the teacher; None takes the data set's.
-        attacks: names of the attacks of the table.
+        attacks: names of the attacks of the table; None takes the usual ones, or all of the protocols.
+        protocols: evaluation protocols, whose attacks run with the published settings.
         seeds: one run per method and seed.
         recipe: name; None takes the data set's.
         epochs, batch_size: override the recipe's; epoch-valued settings follow in proportion.
         norm, eps: threat model; None takes the data set's usual radius.
+        uniform_threat: every method trains against eps, in 10 steps of eps / 4, whatever its paper does.
         select: "last", "best" (held-out), "test" (replication only); None takes the recipe's.
         limit, train_limit: stratified parts of test and training samples.
         autoattack_limit: a stratified part of the test samples for AutoAttack alone.
@@ -61,13 +65,15 @@ class RunSettings:
     model: str | None = None
     teacher: str | None = None
     teacher_model: str | None = None
-    attacks: tuple[str, ...] = TABLE_ATTACKS
+    attacks: tuple[str, ...] | None = None
+    protocols: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     recipe: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
     norm: Literal["linf", "l2"] = "linf"
     eps: float | None = None
+    uniform_threat: bool = False
     select: Select | None = None
     limit: int | None = None
     train_limit: int | None = None
@@ -100,17 +106,17 @@ class RunSettings:
             raise UsageError(f"--eps: expected a radius above 0 in the units of x in [0, 1], got {self.eps}; try 8/255")
         if not self.seeds:
             raise UsageError("--seeds: expected at least one seed, got none")
-        if not self.attacks:
-            raise UsageError("--attacks: expected at least one attack, got none")
         if self.shard is not None and self.stop_when is not None:
             raise UsageError(
                 "--stop-when: a shard sees a part of the samples and cannot decide it; leave one of them out"
             )
         part = share(self.shard)
+        protocols, attacks = self._attacks()
         return replace(
             self,
             methods=named(METHODS, self.methods) or tuple(METHODS.names()),
-            attacks=named(ATTACKS, self.attacks),
+            attacks=attacks,
+            protocols=protocols,
             dataset=named(DATASETS, [self.dataset])[0],
             model=None if self.model is None else model_name(self.model),
             teacher_model=None if self.teacher_model is None else model_name(self.teacher_model),
@@ -118,6 +124,16 @@ class RunSettings:
             shard=None if part is None else "{}/{}".format(*part),
             stop_when=None if self.stop_when is None else str(Rule.parse(self.stop_when)),
         )
+
+    def _attacks(self) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+        """Protocols and attacks in their registered spelling; None stands for all attacks of the protocols."""
+        if self.attacks is not None and not self.attacks:
+            raise UsageError("--attacks: expected at least one attack, got none")
+        protocols = resolve_protocols(self.protocols)
+        attacks = TABLE_ATTACKS if self.attacks is None and not protocols else self.attacks
+        known = None if attacks is None else named(ATTACKS, attacks)
+        check_protocols(protocols, known, self.norm, self.overrides)
+        return protocols, known
 
     def flat(self) -> dict[str, Any]:
         """Plain values, for storing."""
@@ -255,7 +271,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
     try:
         if name == "eps":
             return radius(value)
-        if typing.get_origin(hint) is tuple:
+        if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
             items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
             return tuple(_whole(item) if name == "seeds" else str(item).strip() for item in items)
         wanted = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]

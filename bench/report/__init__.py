@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.report.beside import against
     from bench.report.checks import verify
     from bench.report.classes import by_class
     from bench.report.comparison import compare
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Name -> module; no module here is called like a function, since importing it would hide the function.
 _HOMES = {
+    "against": "beside",
     "by_class": "classes",
     "compare": "comparison",
     "figures": "plots",
@@ -25,7 +27,7 @@ _HOMES = {
     "verify": "checks",
 }
 
-__all__ = ["REPORTERS", "by_class", "compare", "figures", "load_results", "render", "verify"]
+__all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "load_results", "render", "verify"]
 
 
 def __getattr__(name: str) -> Any:

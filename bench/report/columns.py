@@ -9,6 +9,7 @@ from typing import Any
 
 from attacks.registry import canonical
 from bench.outcomes import CLEAN
+from bench.protocols import belonging
 from bench.report.frame import Evaluation
 
 TITLES = {
@@ -86,12 +87,20 @@ def column_of(evaluation: Evaluation, attack: str) -> Column:
 
 
 def titles(columns: Sequence[Column]) -> dict[Column, str]:
-    """Printed name of each column; an attack that stands there under several protocols is numbered."""
+    """Printed name of each column; an attack that stands there more than once is named by protocol, else numbered."""
     names: dict[Column, str] = {}
     for column in columns:
         same = [other for other in columns if other.title == column.title]
-        names[column] = column.title if len(same) == 1 else f"{column.title} ({same.index(column) + 1})"
+        named = [", ".join(protocols(other)) for other in same]
+        apart = len(set(named)) == len(same) and all(named)
+        extra = named[same.index(column)] if apart else str(same.index(column) + 1)
+        names[column] = column.title if len(same) == 1 else f"{column.title} ({extra})"
     return names
+
+
+def protocols(column: Column) -> tuple[str, ...]:
+    """Names of the protocols that the attack of a column belongs to, by its settings."""
+    return belonging(column.attack, json.loads(column.settings), column.norm, column.eps)
 
 
 def threat_text(norm: str, eps: float | None) -> str:

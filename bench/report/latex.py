@@ -28,7 +28,7 @@ _SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
     **{">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}"},
     **{"±": r"$\pm$", "–": "--", "—": "---", "−": "$-$", "Δ": r"$\Delta$", "×": r"$\times$", "≤": r"$\leq$"},
-    **{"†": r"$\dagger$", "‡": r"$\ddagger$"},
+    **{"†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}"},
     **{"“": "``", "”": "''", "‘": "`", "’": "'"},
 }
 

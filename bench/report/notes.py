@@ -12,6 +12,7 @@ from bench import metrics
 from bench.outcomes import CLEAN
 from bench.report.cells import Row, Table
 from bench.report.columns import settings_text, titles
+from bench.report.protocols import protocol_note, uniform_note
 from bench.report.sanity import sanity_notes
 from bench.report.sheet import AT_MOST
 
@@ -42,7 +43,8 @@ def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
     """The notes of the main table."""
     several = any(len(row.seeds) > 1 for row in table.rows)
     notes = [DEFINITION + (f" {WORST10}" if "worst10" in table.statistics else "")]
-    notes += [sample_note(table), *attack_notes(table), training_note(table), seeds_note(table), selection_note(table)]
+    notes += [sample_note(table), *attack_notes(table), protocol_note(table)]
+    notes += [training_note(table), uniform_note(table), seeds_note(table), selection_note(table)]
     notes += [noise_note(table), stopped_note(table), *sanity_notes(table.rows)]
     if marked:
         notes.append(MARKED.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
