@@ -69,7 +69,7 @@ _ALL = (
     Protocol(
         "absld", "FGSM, PGD (2/255 and 0.003), CW of 30 steps, AutoAttack; the ARD family's", 8 / 255, _FAMILY,
         checkpoint="on the test set: highest PGD-20 accuracy, or that plus the worst class's",
-        source="the evaluation script of CIARD, whose PGD is the one in the released code of RSLAD and ABSLD",
+        source="the evaluation script of CIARD, whose PGD with steps of 0.003 RSLAD and ABSLD run while training",
         doubts=("ABSLD's own evaluation script is not released, and its paper's settings are unread", _CW),
     ),
     Protocol(
