@@ -205,7 +205,7 @@ def _mnist(name: str, kind: str, class_names: tuple[str, ...], root: Path, downl
         published_set(folder, download=True)
 
     files = ", ".join(file for file, _ in published_set.resources)
-    what = f"{files} from {published_set.mirrors[0]} into its folder {kind}/raw "
+    what = f"the folder {kind}/raw ({files} from {published_set.mirrors[0]}) "
     return published(name, root, download, read, fetch, [kind], what)
 
 

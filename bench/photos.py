@@ -170,11 +170,15 @@ def listing(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise UsageError(f"folder:{folder}: no such folder; expected one with a sub-folder of images for each class")
-    return _listing(folder, tuple(_times(folder, depth=2)))
+    return _remembered(folder, tuple(_times(folder, depth=2)))
 
 
 @lru_cache(maxsize=4)
-def _listing(folder: Path, times: tuple[int, ...]) -> Listing:
+def _remembered(folder: Path, times: tuple[int, ...]) -> Listing:
+    return _listing(folder)
+
+
+def _listing(folder: Path) -> Listing:
     inside = _folders(folder)
     other = next((name for name in TEST if name in inside), None)
     if TRAIN in inside and other is not None:
@@ -254,7 +258,8 @@ def image_of(found: Listing, size: int | None) -> tuple[int, int, int]:
 
 def read(folder: Path, size: int | None = None) -> Raw:
     """The data set in a folder; see `listing` and `image_of`."""
-    found = listing(folder)
+    listing(folder)  # refuses what is no data set, but may not have seen that a file was written over
+    found = _listing(folder)
     channels, side, _ = image_of(found, size)
     x_train, x_test = (Pictures(files, side, channels).held() for files in (found.train, found.test))
     return Raw(x_train, found.train.y, x_test, found.test.y, found.class_names)

@@ -62,7 +62,8 @@ def published(
                 return _quietly(read, root)  # another process has fetched it meanwhile
             _fetch(root, read, fetch, files, f".{name}-")
     except (OSError, RuntimeError) as error:
-        raise BenchError(f"{name}: the download failed ({error}); put {what}into {root} by hand") from error
+        told = " ".join(str(error).split())
+        raise BenchError(f"{name}: the download failed ({told}); put {what}into {root} by hand") from error
     return _quietly(read, root)
 
 
