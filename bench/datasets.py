@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import npz
 from bench.data import DATASETS
-from bench.published import published
+from bench.fetch import published
 from bench.raw import Images, Labels, Raw, stratified
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")

@@ -14,7 +14,7 @@ import numpy as np
 from bench.data import DATASETS
 from bench.errors import BenchError
 from bench.photos import Files, Pictures, scan
-from bench.published import published
+from bench.fetch import published
 from bench.raw import Raw
 
 IMAGENETTE = {
