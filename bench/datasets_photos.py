@@ -13,8 +13,8 @@ import numpy as np
 
 from bench.data import DATASETS
 from bench.errors import BenchError
-from bench.photos import Files, Pictures, scan
 from bench.fetch import published
+from bench.photos import Files, Pictures, scan
 from bench.raw import Raw
 
 IMAGENETTE = {
