@@ -94,8 +94,9 @@ def examine(
     with _apart(device, seed), mode(model, train=False):
         watched = probes.Watched(model)
         right = _right(watched, x, y, device) if right is None else right.to(x.device)
-        rows = choose(y, right & x.flatten(1).isfinite().all(1), samples, generator)
-        findings = [symptoms.box(x), *_stages(stages, right, y)]
+        finite, inside = _values(x)
+        rows = choose(y, right & finite, samples, generator)
+        findings = [symptoms.box(inside), *_stages(stages, right, y)]
         if len(rows):
             seen = probes.Probe(watched, x[rows].to(device).clamp(0, 1), y[rows].to(device), threat, generator)
             findings += _answers(seen) + _gradients(seen) + _attacks(seen)
@@ -164,6 +165,16 @@ def _stages(stages: Mapping[str, Tensor] | None, right: Tensor, y: Tensor) -> li
             findings += symptoms.black_box(name, before & ~after.cpu(), right.cpu(), y.cpu())
         before &= after.cpu()
     return findings
+
+
+def _values(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample whether all values are finite, and whether all are in [0, 1]; no more in memory than a batch."""
+    judged = [
+        torch.stack([part.isfinite(), (part >= 0) & (part <= 1)]).flatten(2).all(2).to(x.device)
+        for part in x.split(BATCH)
+    ]
+    finite, inside = torch.cat(judged, dim=1) if judged else torch.ones(2, 0, dtype=torch.bool, device=x.device)
+    return finite, inside
 
 
 def _right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensor:

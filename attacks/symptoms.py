@@ -72,14 +72,13 @@ def judge(check: str, value: float | None, thresholds: tuple[float, float | None
 # The outputs
 
 
-def box(x: Tensor) -> Finding:
+def box(inside: Tensor) -> Finding:
     """Images outside [0, 1], where radius and clipping mean something else (AutoAttack's released checks).
 
     Args:
-        x: (N, C, H, W), all samples.
+        inside: (N,) bool, of all samples, whether every value is in [0, 1].
     """
-    inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
-    share = 1 - inside.double().mean().item() if len(x) else 0.0
+    share = 1 - inside.double().mean().item() if len(inside) else 0.0
     return judge(
         "box", share, (0.0, 0.0), f"{share:.1%} of the images leave the box [0, 1]",
         "put the normalisation inside the model and scale images to [0, 1]",

@@ -10,14 +10,16 @@ __all__ = ["AUGMENTATIONS", "augment"]
 AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
 
 
-def augment(x: Tensor, kind: str, generator: torch.Generator, *, pad: int = 4, padding: str = "zeros") -> Tensor:
+def augment(
+    x: Tensor, kind: str, generator: torch.Generator, *, pad: int | None = None, padding: str = "zeros"
+) -> Tensor:
     """Shift and mirror every image of a batch by draws of its own.
 
     Args:
         x: images (N, C, H, W), of any dtype.
         kind: "none", "crop" (a window of the padded image), "flip" (left and right, every second image) or "crop_flip".
         generator: the stream the draws come from: vertical shifts, horizontal shifts, flips, in this order.
-        pad: pixels added on each side before the crop.
+        pad: pixels added on each side before the crop; if not given 4, and of images above 32x32 an eighth.
         padding: "zeros" or "reflect".
 
     Returns:
@@ -34,6 +36,7 @@ def augment(x: Tensor, kind: str, generator: torch.Generator, *, pad: int = 4, p
     if kind == "none":
         return x
     n, channels, height, width = x.shape
+    pad = max(4, min(height, width) // 8) if pad is None else pad
     if padding == "reflect" and pad >= min(height, width):
         raise ValueError(f"augment: a reflection of {pad} pixels does not fit into {height}x{width}; use a smaller pad")
     rows = torch.arange(height, device=x.device).expand(n, height)

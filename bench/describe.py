@@ -20,8 +20,9 @@ PLANS = ".plans"
 
 def list_text(registry: Registry[Any]) -> str:
     """Names with one line each."""
-    width = max(map(len, registry.names()))
-    return "\n".join(f"{name:<{width}}  {_line(registry.sketch(name))}" for name in registry)
+    lines = {name: _line(registry.sketch(name)) for name in registry} | getattr(registry, "forms", {})
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 
 
 def _line(sketch: Sketch) -> str:

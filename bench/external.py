@@ -72,7 +72,7 @@ def store_model(
     check_model(model, parts, label)
     weights: dict[str, Tensor] = dict(model.state_dict())
     key = weights_hash(weights)[:16]
-    folder = Path(run.dataset, model_name.replace("/", "_").replace(":", "_"), METHOD, key)
+    folder = Path(parts.name, model_name.replace("/", "_").replace(":", "_"), METHOD, key)
     with store.locked(Path(run.out) / folder, wait=True):
         if not store.is_done(Path(run.out) / folder):
             save_weights(Path(run.out) / folder / "last.safetensors", weights)
@@ -86,12 +86,12 @@ def store_model(
 
 def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, source: str) -> dict[str, Any]:
     return {
-        "format": FORMAT, "key": key, "dataset": run.dataset, "model": model, "method": METHOD, "label": label,
+        "format": FORMAT, "key": key, "dataset": parts.name, "model": model, "method": METHOD, "label": label,
         "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,
         "norm": run.norm, "eps": usual_eps(run), "settings": {}, "training": {}, "checkpoint": source,
         "data": {
             "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
-            "test_size": len(parts.test), "hash": parts.hash,
+            "test_size": len(parts.test), "class_counts": {"test": parts.counts["test"]}, "hash": parts.hash,
         },
         "teachers": {}, "warm_start": None, "passes": {}, "versions": devices.versions(),
         "hardware": devices.describe("cpu", run.threads),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.data import DATASETS
 from bench.store import key_of
 from methods.recipes import Recipe
 
@@ -56,7 +57,7 @@ class TrainJob:
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
-        identity = asdict(self)
+        identity = {**asdict(self), "dataset": DATASETS.label(self.dataset)}
         identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
         for name in ("role", "label", "recipe_name"):
             del identity[name]
@@ -71,7 +72,7 @@ class TrainJob:
     @property
     def folder(self) -> Path:
         """Its place below the results folder."""
-        return Path(self.dataset, self.model.replace("/", "_").replace(":", "_"), self.method, self.key)
+        return Path(DATASETS.label(self.dataset), self.model.replace("/", "_").replace(":", "_"), self.method, self.key)
 
     @property
     def id(self) -> str:
@@ -144,7 +145,7 @@ class EvalJob:
         free = ("run", "title", "part", *(["stop_when"] if self.stop_when is None else []))
         identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         identity["device"] = self.device.partition(":")[0]
-        identity["settings"] = dict(self.settings)
+        identity["settings"], identity["dataset"] = dict(self.settings), DATASETS.label(self.dataset)
         return key_of({"format": FORMAT, **identity})
 
     @property

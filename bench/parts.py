@@ -7,11 +7,11 @@ smaller limit is contained in a larger one, and neither the run's seed nor a lib
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,51 +20,21 @@ from torch import Tensor
 
 from bench.data import DATASETS
 from bench.errors import BenchError, UsageError
+from bench.raw import Images, Labels, Raw, Stored, held_out, stratified, usual_sizes
+from bench.rows import Rows
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
+__all__ = ["PARTS", "Part", "Parts", "Raw", "limit", "load", "split", "stratified", "to_float"]
+
 PARTS = ("train", "select", "steer", "test")
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A dataset as it is published.
-
-    Attributes:
-        x_train: training images (N, H, W, C) uint8.
-        y_train: their classes (N,), integers from 0.
-        x_test: test images.
-        y_test: their classes.
-        class_names: one name per class.
-    """
-
-    x_train: Images
-    y_train: Labels
-    x_test: Images
-    y_test: Labels
-    class_names: Sequence[str]
-
-    def check(self, where: str) -> None:
-        """Hold shapes, dtypes and labels against what a dataset must be.
-
-        Raises:
-            BenchError: naming `where` and the first thing that is wrong.
-        """
-        _check_part(f"{where}: train", self.x_train, self.y_train, self.class_names)
-        _check_part(f"{where}: test", self.x_test, self.y_test, self.class_names)
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            raise BenchError(
-                f"{where}: expected images of one shape, got {self.x_train.shape[1:]} to train "
-                f"and {self.x_test.shape[1:]} to test"
-            )
+DEVICE_SHARE = 0.5  # of the free memory of a GPU, for the images of one part
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some samples of a dataset, in memory.
+    """Some samples of a dataset.
 
     Attributes:
-        x: images (N, C, H, W) uint8.
+        x: images (N, C, H, W) uint8, in memory; `Rows`, which are read when asked for, where they do not fit.
         y: classes (N,) int64.
         index: positions (N,) int64 in the part before any limit.
     """
@@ -78,11 +48,31 @@ class Part:
 
     def take(self, positions: Tensor) -> Part:
         """The samples at these positions, in this order."""
-        return Part(self.x[positions], self.y[positions], self.index[positions])
+        rows = _rows(self.x)
+        x = self.x[positions] if rows is None else cast(Tensor, rows.take(positions))
+        return Part(x, self.y[positions], self.index[positions])
 
     def to(self, device: torch.device | str) -> Part:
-        """The same samples on a device."""
-        return Part(self.x.to(device), self.y.to(device), self.index.to(device))
+        """The same samples on a device; images that would take too much of it stay, and follow row by row."""
+        x = self.x if _fits(self.x, torch.device(device)) else cast(Tensor, Rows.of(self.x))
+        return Part(x.to(device), self.y.to(device), self.index.to(device))
+
+    def joined(self, *others: Part) -> Part:
+        """These samples and then those of other parts of the same data set."""
+        parts = (self, *others)
+        if not others:
+            return self
+        rows = _rows(self.x)
+        if rows is not None:
+            x = cast(Tensor, rows.joined([cast(Rows, other.x) for other in others]))
+        else:
+            x = torch.cat([part.x for part in parts])
+        return Part(x, torch.cat([part.y for part in parts]), torch.cat([part.index for part in parts]))
+
+    def ahead(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """The same batches of rows; images that are read when asked for are read one batch ahead."""
+        rows = _rows(self.x)
+        return iter(batches) if rows is None else rows.ahead(batches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +80,7 @@ class Parts:
     """A dataset, cut.
 
     Attributes:
-        name: the registered name.
+        name: the registered name; of a user's own set the one it has in results.
         train: what every method trains on.
         select: held-out training images that choose the checkpoint.
         steer: held-out training images that steer FRL and its kin; disjoint from `select`.
@@ -126,14 +116,23 @@ class Parts:
         """Training samples of each class, (K,) int64."""
         return torch.bincount(self.train.y, minlength=self.num_classes)
 
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """Samples of each class in each part."""
+        return {part: torch.bincount(getattr(self, part).y, minlength=self.num_classes).tolist() for part in PARTS}
+
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the images and labels of all parts, limits included, and the class names."""
+        """SHA-256 over the images and labels of all parts, limits included, and the class names.
+
+        Of images that are read when asked for it is their files' names and sizes that are hashed.
+        """
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for part in PARTS:
             samples: Part = getattr(self, part)
             digest.update(f"{part} {tuple(samples.x.shape)}".encode())
-            digest.update(samples.x.cpu().contiguous().numpy().data)
+            rows = _rows(samples.x)
+            digest.update(samples.x.cpu().contiguous().numpy().data if rows is None else rows.fingerprint())
             digest.update(samples.y.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
 
@@ -149,7 +148,7 @@ def load(
     """Read a dataset and cut it into its fixed parts.
 
     Args:
-        name: a registered dataset.
+        name: a registered dataset, or `folder:PATH` or `npz:FILE`.
         root: the data directory.
         download: fetch what is missing.
         train_limit: train on a stratified subset of this size.
@@ -160,9 +159,8 @@ def load(
         UsageError: if files are missing or a limit is too small.
         BenchError: if what was read is not the dataset.
     """
-    known = DATASETS.resolve(name)
-    dataset = DATASETS[known]
-    facts = DATASETS.sketch(known).facts
+    dataset, known = DATASETS[name], DATASETS.label(DATASETS.resolve(name))
+    facts = DATASETS.sketch(name).facts
     raw = dataset(Path(root), download)
     raw.check(known)
     _hold_against(known, raw, facts)
@@ -173,17 +171,29 @@ def load(
 
 
 def split(name: str, raw: Raw, sizes: Mapping[str, int]) -> Parts:
-    """Cut `select` and `steer` off the training images; a tenth each where `sizes` is silent."""
-    n = len(raw.y_train)
-    n_select, n_steer = (sizes.get(part, n // 10) for part in ("select", "steer"))
+    """Cut `select` and `steer` off the training images; see `usual_sizes` where `sizes` is silent.
+
+    Raises:
+        BenchError: if that leaves nothing to train on, or a part without one of the classes.
+    """
+    n, classes = len(raw.y_train), len(raw.class_names)
+    usual = usual_sizes(n, len(raw.y_test), classes)
+    n_select, n_steer = (sizes.get(part, usual[part]) for part in ("select", "steer"))
     if n_select + n_steer >= n:
         raise BenchError(
-            f"{name}: {n_select} samples to select and {n_steer} to steer leave none of {n} to train; lower its sizes"
+            f"{name}: {n_select} samples to select and {n_steer} to steer leave none of {n} to train; "
+            "add training images or lower its sizes"
         )
-    order = stratified(raw.y_train)
-    select, steer, train = (
-        _part(raw.x_train, raw.y_train, np.sort(rows)) for rows in np.split(order, [n_select, n_select + n_steer])
-    )
+    rows = held_out(raw.y_train, n_select, n_steer)
+    for part, chosen in zip(("train", "select", "steer"), (rows[2], *rows[:2]), strict=True):
+        absent = np.setdiff1d(np.arange(classes), raw.y_train[chosen])
+        if len(absent) and len(chosen) >= classes:
+            count = int((raw.y_train == absent[0]).sum())
+            raise BenchError(
+                f"{name}: class {absent[0]} ({raw.class_names[absent[0]]}) has {count} training images, too few for "
+                f"one of them in {part}; add some, or leave the class out"
+            )
+    select, steer, train = (_part(raw.x_train, raw.y_train, chosen) for chosen in rows)
     return Parts(name, train, select, steer, _part(raw.x_test, raw.y_test), tuple(raw.class_names))
 
 
@@ -203,66 +213,35 @@ def limit(part: Part, n: int, where: str = "limit") -> Part:
     return part.take(rows)
 
 
-def stratified(y: Labels) -> NDArray[np.int64]:
-    """An order of all samples in which every start is stratified.
-
-    The first of each class come first; then a sample's place is its rank within its class over the size of the
-    class, so a start of m samples holds m n_k / n of class k, give or take one. Ranks follow a hash of the
-    sample's position.
-
-    Args:
-        y: classes (N,).
-
-    Returns:
-        Positions (N,).
-    """
-    _, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
-    shuffled = np.lexsort((_scramble(len(y)), classes))
-    first = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    rank = np.empty(len(y), dtype=np.int64)
-    rank[shuffled] = np.arange(len(y)) - first[classes[shuffled]]
-    place = (rank + 0.5) / counts[classes]
-    return np.lexsort((classes, place, rank > 0))
-
-
 def to_float(x: Tensor) -> Tensor:
-    """Images in [0, 1] float32 from uint8."""
+    """Images in [0, 1] float32 from uint8; of `Rows`, such rows."""
+    rows = _rows(x)
+    if rows is not None:
+        return cast(Tensor, rows.scaled())
     return x.to(torch.float32) / 255
 
 
-def _scramble(n: int) -> NDArray[np.uint64]:
-    """A fixed 64-bit hash of the numbers below n (the finaliser of SplitMix64): the same with every library version."""
-    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return hashed
-
-
-def _part(x: Images, y: Labels, rows: NDArray[np.int64] | None = None) -> Part:
-    x, y = (x, y) if rows is None else (x[rows], y[rows])
-    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    labels = torch.from_numpy(y.astype(np.int64))
+def _part(x: Images | Stored, y: Labels, rows: NDArray[np.int64] | None = None) -> Part:
+    chosen = np.arange(len(y)) if rows is None else rows
+    if isinstance(x, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(x[chosen].transpose(0, 3, 1, 2)))
+    else:
+        images = cast(Tensor, Rows.stored(x, torch.from_numpy(chosen)))
+    labels = torch.from_numpy(y[chosen].astype(np.int64))
     return Part(images, labels, torch.arange(len(labels)))
 
 
-def _check_part(where: str, x: Images, y: Labels, class_names: Sequence[str]) -> None:
-    if x.dtype != np.uint8 or x.ndim != 4:
-        raise BenchError(f"{where}: expected images as uint8 of shape (N, H, W, C), got {x.dtype} of {x.shape}")
-    if x.shape[1] != x.shape[2]:
-        raise BenchError(f"{where}: expected square images, got {x.shape[1]}x{x.shape[2]}; pad or crop them")
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
-        raise BenchError(
-            f"{where}: expected one integer label for each of {len(x)} images, got {y.dtype} of shape {y.shape}"
-        )
-    classes = len(class_names)
-    if len(y) and (y.min() < 0 or y.max() >= classes):
-        raise BenchError(f"{where}: expected labels from 0 to {classes - 1}, got {y.min()} to {y.max()}")
-    absent = sorted(set(range(classes)) - set(y.tolist()))
-    if absent:
-        raise BenchError(
-            f"{where}: expected samples of every class, class {absent[0]} ({class_names[absent[0]]}) has none"
-        )
+def _rows(x: Tensor) -> Rows | None:
+    """Images that are read when asked for; None if they are a tensor. They pass for one wherever rows are taken."""
+    held: object = x
+    return held if isinstance(held, Rows) else None
+
+
+def _fits(x: Tensor, device: torch.device) -> bool:
+    """Whether images go to a device whole, or are on their way row by row already."""
+    if _rows(x) is not None or device.type != "cuda":
+        return True
+    return x.numel() * x.element_size() <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _hold_against(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:
@@ -275,7 +254,11 @@ def _hold_against(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:
         "training images": sum(sizes[part] for part in PARTS[:3]) if "train" in sizes else None,
         "test images": sizes.get("test"),
     }
-    found = (len(raw.class_names), (channels, height, width), len(raw.y_train), len(raw.y_test))
+    counts = facts.get("class_counts", {})
+    found: tuple[Any, ...] = (len(raw.class_names), (channels, height, width), len(raw.y_train), len(raw.y_test))
+    for part, y in (("train", raw.y_train), ("test", raw.y_test)):
+        declared[f"images of each class to {part}"] = counts.get(part)
+        found += (tuple(np.bincount(y, minlength=len(raw.class_names)).tolist()),)
     for (what, expected), got in zip(declared.items(), found, strict=True):
         if expected not in (None, got):
             raise BenchError(

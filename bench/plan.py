@@ -94,9 +94,11 @@ class _Planner:
         if self.run.batch_size is not None:
             recipe = replace(recipe, batch_size=self.run.batch_size)
         recipe = replace(recipe, **{"augment": recipe.augment or facts.get("augment", "none"), **changes})
-        if facts.get("augment") == "none" and recipe.augment != "none" and "augment" not in changes:
-            recipe = replace(recipe, augment="none")
-            self._note(f"{method}: {self.run.dataset} is trained without augmentation")
+        suited = _suited(recipe.augment or "none", facts.get("augment"))
+        if suited != recipe.augment and "augment" not in changes:
+            recipe = replace(recipe, augment=suited)
+            what = "augmentation" if suited == "none" else "mirrored images"
+            self._note(f"{method}: {self.run.dataset} is trained without {what}")
         return name, recipe
 
     def _settings(
@@ -300,6 +302,13 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
         own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
     return own
+
+
+def _suited(augment: str, usual: str | None) -> str:
+    """A recipe's augmentation as far as the data set bears it: mirroring, for one, makes other digits of digits."""
+    if usual == "none":
+        return usual
+    return augment.replace("crop_flip", "crop") if usual == "crop" else augment
 
 
 def _rescaled(value: Any, ratio: float) -> Any:

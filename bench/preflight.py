@@ -7,7 +7,7 @@ from attacks.threat import ThreatModel
 from bench import store
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
-from bench.parts import load
+from bench.parts import limit, load
 from bench.schedule import Site
 from bench.teachers import load_teacher
 from methods.tables import METHODS
@@ -31,6 +31,9 @@ def preflight(plan: Plan, site: Site) -> None:
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
     parts = load(missing[0].dataset, site.data_dir, download=site.download)
+    for kind, n in {(isinstance(job, TrainJob), _limit(job)) for job in missing}:
+        if n is not None:
+            limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
     given = {
         source["label"]: (source, job)
         for job in missing
@@ -40,6 +43,10 @@ def preflight(plan: Plan, site: Site) -> None:
     }
     for source, job in given.values():
         load_teacher(source, job, parts, site.out, site.data_dir, site.download)
+
+
+def _limit(job: TrainJob | EvalJob) -> int | None:
+    return job.train_limit if isinstance(job, TrainJob) else job.limit
 
 
 def _build(job: TrainJob | EvalJob) -> None:

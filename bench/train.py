@@ -59,7 +59,9 @@ class Trainer:
     ) -> None:
         self.job, self.parts, self.folder, self.progress = job, parts, folder, progress or Progress()
         self.device = torch.device(job.device)
-        self.train = (parts.train if job.recipe.holdout else _with_held_out(parts)).to(self.device)
+        self.train = (parts.train if job.recipe.holdout else parts.train.joined(parts.select, parts.steer)).to(
+            self.device
+        )
         self.model = build(job.model, parts.num_classes, *parts.image[:2], seed=derive(job.seed, "model"))
         if start is not None:
             fit(self.model, dict(start), where=f"{job.title}: warm start")
@@ -127,7 +129,8 @@ class Trainer:
             self.method.begin_epoch(self.model, ctx)
             self.tally.clear()
         order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
-        for step, rows in enumerate(order.to(self.device).split(self.job.recipe.batch_size)):
+        batches = order.to(self.device).split(self.job.recipe.batch_size)
+        for step, rows in enumerate(self.train.ahead(batches)):
             if step < first:
                 continue
             if step > 0 and self.progress.stopping:
@@ -277,16 +280,16 @@ class Trainer:
         """The content of run.json."""
         job, parts = self.job, self.parts
         training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
-        names = ("dataset", "model", "method", "label", "seed", "role")
+        names = ("model", "method", "label", "seed", "role")
         return {
-            "format": FORMAT, "key": job.key, **{name: getattr(job, name) for name in names},
+            "format": FORMAT, "key": job.key, "dataset": parts.name, **{name: getattr(job, name) for name in names},
             "recipe": job.recipe_name, "epochs": job.recipe.epochs, "selection": job.select,
             "epoch_best": self.best["epoch"] if self.best else None,
             "norm": job.norm, "eps": job.eps, "settings": dict(job.settings), "training": training,
             "data": {
                 "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": len(self.train),
                 "select_size": len(parts.select), "steer_size": len(parts.steer), "test_size": len(parts.test),
-                "hash": parts.hash,
+                "class_counts": parts.counts, "hash": parts.hash,
             },
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),
@@ -298,11 +301,6 @@ class Trainer:
 def selection_due(epoch: int, epochs: int) -> bool:
     """Whether a checkpoint is judged after an epoch (from 0): all of up to 40, else each fifth and the last quarter."""
     return epochs <= 40 or (epoch + 1) % 5 == 0 or epoch >= epochs - epochs // 4
-
-
-def _with_held_out(parts: Parts) -> Part:
-    held = (parts.train, parts.select, parts.steer)
-    return Part(*(torch.cat([getattr(part, name) for part in held]) for name in ("x", "y", "index")))
 
 
 def _running(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,101 @@
+"""Published files: found below the data directory, or fetched there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+from bench.errors import BenchError, UsageError
+
+T = TypeVar("T")
+
+
+def published(
+    name: str,
+    root: Path,
+    download: bool,
+    read: Callable[[Path], T],
+    fetch: Callable[[Path], None] | None,
+    files: Sequence[str],
+    what: str,
+) -> T:
+    """Read published files below `root`; fetch them first where they are missing and that was asked for.
+
+    Args:
+        name: of the data set.
+        root: the data directory.
+        download: fetch what is missing or damaged.
+        read: reads the files below a folder; RuntimeError says that they are missing or damaged.
+        fetch: fetches them into a folder, progress and checksums included; None where nobody may.
+        files: what they are called.
+        what: the same for a person, who is to put them there.
+
+    Raises:
+        UsageError: if they are missing, saying what to put where.
+        BenchError: if they cannot be fetched.
+    """
+    try:
+        return _quietly(read, root)
+    except RuntimeError as error:  # torchvision's word for missing and for damaged
+        state = "damaged or incomplete" if any((root / file).exists() for file in files) else "missing"
+        if fetch is None:
+            raise UsageError(
+                f"{name}: data {state} in {root}; put {what}there, it may not be fetched for you"
+            ) from error
+        if not download:
+            raise UsageError(
+                f"{name}: data {state} in {root}; put {what}there, or fetch it with "
+                f"`bench run --dataset {name} --data-dir {root} --download`"
+            ) from error
+    try:
+        with _alone(name, root):
+            with contextlib.suppress(RuntimeError):
+                return _quietly(read, root)  # another process has fetched it meanwhile
+            _fetch(root, read, fetch, files, f".{name}-")
+    except (OSError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise BenchError(f"{name}: the download failed ({told}); put {what}into {root} by hand") from error
+    return _quietly(read, root)
+
+
+def _fetch(
+    root: Path, read: Callable[[Path], T], fetch: Callable[[Path], None], files: Sequence[str], prefix: str
+) -> None:
+    """Fetch into a folder of its own, see that it can be read, and only then move it into place."""
+    for leftover in root.glob(f"{prefix}*"):
+        if leftover.is_dir():  # of a process that was killed: the lock is ours
+            shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as folder:
+        fetch(Path(folder))
+        _quietly(read, Path(folder))
+        for file in files:
+            if (root / file).is_dir():
+                shutil.rmtree(root / file)
+            os.replace(Path(folder) / file, root / file)
+
+
+@contextmanager
+def _alone(name: str, root: Path) -> Iterator[None]:
+    """Hold the right to fetch a data set; the lock dies with its process."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f".{name}.lock"
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _quietly(read: Callable[[Path], T], folder: Path) -> T:
+    with warnings.catch_warnings():  # the published pickles predate numpy's present rules for dtypes
+        warnings.simplefilter("ignore")
+        return read(folder)
