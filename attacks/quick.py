@@ -40,8 +40,8 @@ NEAR, NEAREST = 0.2, 3  # the share below which a target is worth everything, an
 RESTARTS, STEPS = 24, 25  # fresh starts, and steps from each: where a search ends depends on its start above all
 TURNS = 6  # starts after which the share has to be smaller by half
 FAB = 50  # steps
-REVIEWS = (100, 200, 400, 800, 1600, 3200)  # queries after which Square is given up where it is behind or too slow
-LONG_GUARD = 400  # queries before which it may be behind where the share is small
+GUARD, LONG_GUARD = 100, 400  # queries of Square where it is behind, for any sample and where the share is small
+REVIEWS = (200, 400, 800, 1600, 3200)  # queries after which it is given up where it is too slow
 HOPE = 1.75  # times the pace so far is what Square is trusted with
 
 
@@ -157,13 +157,14 @@ class Quick(Stage):
         near = best <= NEAR * clean
 
         def give_up(query: int, walk: Walk) -> Tensor | None:
+            behind = walk.margin >= best[walk.rows]
+            if query == GUARD:
+                return behind & ~near[walk.rows]
             if query not in REVIEWS:
                 return None
             # Square gains about as much with every doubling of the queries.
             to_come = math.log(self.queries / query) / math.log(query) * (clean[walk.rows] - walk.margin)
-            behind = walk.margin >= best[walk.rows]
-            if query < LONG_GUARD:
-                behind &= ~near[walk.rows]
-            return behind | (walk.margin > HOPE * to_come)
+            slow = walk.margin > HOPE * to_come
+            return slow | behind if query >= LONG_GUARD else slow
 
         random_search(model, standing, generator, threat=self.threat, queries=self.queries, give_up=give_up)

@@ -26,6 +26,7 @@ from methods.tables import METHODS
 TEACHER_METHOD = "trades"
 BLOCK = 100
 UNIFORM_STEPS = 10
+FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
 RECIPE_FIELDS = {
     f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
 }
@@ -215,9 +216,7 @@ def evaluation_jobs(
         attack = asked.attack
         sketch = ATTACKS.sketch(attack)
         plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
-        limits = [
-            n for n in (run.limit, run.autoattack_limit if attack.startswith("autoattack") else None) if n is not None
-        ]
+        limits = [n for n in (run.limit, run.autoattack_limit if attack in FULL else None) if n is not None]
         job = EvalJob(
             run=folder,
             run_key=key,

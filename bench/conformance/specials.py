@@ -48,6 +48,7 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
             ("autoattack", {"steps": 6, "targets": 1, "queries": 20}, {}),
         )
     },
+    ("attack", "autoattack-quick"): Special({"targets": 2, "queries": 20}, CHEAP),
 }
 
 
