@@ -179,7 +179,7 @@ def surface(x: Tensor, norm: Norm, eps: float, generator: torch.Generator) -> Te
     return direction.mul_(eps / (lengths(direction, norm) + 1e-12)).add_(x).clamp_(0, 1)
 
 
-@ATTACKS.register("apgd-ce-native")
+@ATTACKS.register("apgd-ce")
 @dataclass(frozen=True)
 class APGDCE(Stage):
     """APGD on cross-entropy.
@@ -190,8 +190,7 @@ class APGDCE(Stage):
     """
 
     steps: int = 100
-    name = "apgd-ce-native"
-    revision = 2
+    name = "apgd-ce"
 
     def passes(self, num_classes: int) -> Passes:
         """A forward and input gradient per step; one forward for the original, one for the last point."""
@@ -204,7 +203,7 @@ class APGDCE(Stage):
         auto_pgd(model, standing, objective, start, threat=self.threat, steps=self.steps)
 
 
-@ATTACKS.register("apgd-t-native")
+@ATTACKS.register("apgd-t")
 @dataclass(frozen=True)
 class APGDT(Stage):
     """APGD on the targeted difference of logits ratio, once per target class.
@@ -217,8 +216,7 @@ class APGDT(Stage):
 
     steps: int = 100
     targets: int = 9
-    name = "apgd-t-native"
-    revision = 2
+    name = "apgd-t"
     min_classes = 4
 
     def passes(self, num_classes: int) -> Passes:

@@ -2,7 +2,8 @@
 
 Stages: APGD on cross-entropy (100 steps), targeted APGD on the difference of logits ratio (100 steps, 9 targets),
     targeted FAB (100 steps, 9 targets), Square (5,000 queries).
-Implementation: this project's own; `autoattack` runs the released one, until both are shown to be equal.
+Implementation: this project's own; `autoattack-reference` runs the released one, and benchmarks/parity.py holds the two
+    against each other.
 Departures: with K < 10 classes the targeted stages take K - 1 targets; below four classes targeted APGD is undefined
     and left out, which the result records. What each stage does differently stands in its own file.
 """
@@ -25,7 +26,7 @@ from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 
 
-@ATTACKS.register("autoattack-native")
+@ATTACKS.register("autoattack")
 @dataclass(frozen=True)
 class AutoAttack:
     """The standard ensemble: apgd-ce, apgd-t, fab-t, square.
@@ -44,7 +45,7 @@ class AutoAttack:
 
     revision = 2
     implementation = "native"
-    name = "autoattack-native"
+    name = "autoattack"
 
     @property
     def stages(self) -> tuple[Stage, ...]:

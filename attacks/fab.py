@@ -113,7 +113,7 @@ def _step(here: Tensor, x: Tensor, value: Tensor, normal: Tensor, norm: Norm) ->
     return torch.lerp(ends[0], ends[1], share).clamp_(0, 1).view_as(x)
 
 
-@ATTACKS.register("fab-t-native")
+@ATTACKS.register("fab-t")
 @dataclass(frozen=True)
 class FABT(Stage):
     """FAB, once per target class.
@@ -126,7 +126,7 @@ class FABT(Stage):
 
     steps: int = 100
     targets: int = 9
-    name = "fab-t-native"
+    name = "fab-t"
 
     def passes(self, num_classes: int) -> Passes:
         """Per target a gradient and a check per step; one forward for the original."""
@@ -165,7 +165,7 @@ def minimal_norms(
     Returns:
         (N,) distances: 0 for samples that are wrong already, infinite where nothing was found.
     """
-    check_inputs("fab-t-native", x, y)
+    check_inputs("fab-t", x, y)
     with mode(model, train=False), torch.no_grad():
         standing = Standing(model, x.detach(), y)
         rows = standing.rows

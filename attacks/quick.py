@@ -36,11 +36,14 @@ from attacks.tables import ATTACKS
 PROBE = 20  # steps
 # Sweep and chase: the share below which a target is worth it, targets at most, steps, length of the first over eps.
 ROUNDS = ((math.inf, 1000, 8, 2.0), (0.4, 3, 15, 1.0), (0.2, 2, 40, 0.5))
-NEAR, NEAREST = 0.2, 3  # the share below which a target is worth everything, and such targets at most
-RESTARTS, STEPS = 24, 25  # fresh starts, and steps from each: where a search ends depends on its start above all
+NEAR = 0.2  # the share below which a target is worth everything
+NEAREST = 3  # such targets at most
+RESTARTS = 24  # fresh starts: where a search ends depends on its start above all
+STEPS = 25  # from each
 TURNS = 6  # starts after which the share has to be smaller by half
 FAB = 50  # steps
-GUARD, LONG_GUARD = 100, 400  # queries of Square where it is behind, for any sample and where the share is small
+GUARD = 100  # queries of Square where it is behind
+LONG_GUARD = 400  # likewise, where the share is small
 REVIEWS = (200, 400, 800, 1600, 3200)  # queries after which it is given up where it is too slow
 HOPE = 1.75  # times the pace so far is what Square is trusted with
 
@@ -102,6 +105,7 @@ class Quick(Stage):
 
     targets: int = 9
     queries: int = 5000
+    revision = 1
     name = "autoattack-quick"
 
     def passes(self, num_classes: int) -> Passes:

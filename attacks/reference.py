@@ -64,6 +64,7 @@ class Stage(ABC):
 
     revision = 1
     name: ClassVar[str]
+    member_name: ClassVar[str]
     min_classes: ClassVar[int] = 2
 
     @property
@@ -113,12 +114,12 @@ class Stage(ABC):
 
     def _ensemble(self, package: ModuleType, model: nn.Module, x: Tensor, seed: int) -> Any:
         chosen = "attacks" if package.__name__ == "pyautoattack" else "attacks_to_run"
-        selection = {chosen: [self.name]}
+        selection = {chosen: [self.member_name]}
         norm, eps = NORMS[self.threat.norm], self.threat.eps
         return package.AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, version="custom", **selection)
 
 
-@ATTACKS.register("apgd-ce")
+@ATTACKS.register("apgd-ce-reference")
 @dataclass(frozen=True)
 class APGDCE(Stage):
     """APGD on cross-entropy: momentum steps whose length halves when progress stalls.
@@ -129,7 +130,8 @@ class APGDCE(Stage):
     """
 
     steps: int = 100
-    name = "apgd-ce"
+    name = "apgd-ce-reference"
+    member_name = "apgd-ce"
 
     def passes(self, num_classes: int) -> Passes:
         """A forward and input gradient per step and for the start, and two forwards for classes and labels."""
@@ -150,7 +152,7 @@ class _Targeted(Stage):
         return min(self.targets, num_classes - 1)
 
 
-@ATTACKS.register("apgd-t")
+@ATTACKS.register("apgd-t-reference")
 @dataclass(frozen=True)
 class APGDT(_Targeted):
     """APGD on the targeted difference-of-logits ratio, once per target class.
@@ -161,7 +163,8 @@ class APGDT(_Targeted):
         targets: number of target classes, the most likely wrong ones first; at most K - 1.
     """
 
-    name = "apgd-t"
+    name = "apgd-t-reference"
+    member_name = "apgd-t"
     min_classes = 4
 
     def passes(self, num_classes: int) -> Passes:
@@ -176,7 +179,7 @@ class APGDT(_Targeted):
         return attack
 
 
-@ATTACKS.register("fab-t")
+@ATTACKS.register("fab-t-reference")
 @dataclass(frozen=True)
 class FABT(_Targeted):
     """FAB (Croce and Hein, ICML 2020, arXiv:1907.02044): the nearest point beyond a target class's boundary.
@@ -187,7 +190,8 @@ class FABT(_Targeted):
         targets: number of target classes; at most K - 1.
     """
 
-    name = "fab-t"
+    name = "fab-t-reference"
+    member_name = "fab-t"
 
     def passes(self, num_classes: int) -> Passes:
         """Per target: a gradient and a check per step, two forwards to start, final search included, one verdict."""
@@ -202,7 +206,7 @@ class FABT(_Targeted):
         return attack
 
 
-@ATTACKS.register("square")
+@ATTACKS.register("square-reference")
 @dataclass(frozen=True)
 class Square(Stage):
     """Square (Andriushchenko et al., ECCV 2020, arXiv:1912.00049): random search with square updates, no gradient.
@@ -213,7 +217,8 @@ class Square(Stage):
     """
 
     queries: int = 5000
-    name = "square"
+    name = "square-reference"
+    member_name = "square"
 
     def passes(self, num_classes: int) -> Passes:
         """One forward per query, and four for classes, labels, start and verdict."""
@@ -225,7 +230,7 @@ class Square(Stage):
         return ensemble.square
 
 
-@ATTACKS.register("autoattack")
+@ATTACKS.register("autoattack-reference")
 @dataclass(frozen=True)
 class AutoAttack:
     """The standard ensemble: apgd-ce, apgd-t, fab-t, square.
@@ -243,7 +248,7 @@ class AutoAttack:
     queries: int = 5000
 
     revision = 1
-    name = "autoattack"
+    name = "autoattack-reference"
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -57,7 +57,7 @@ class Walk:
             setattr(self, field.name, getattr(self, field.name)[which])
 
 
-@ATTACKS.register("square-native")
+@ATTACKS.register("square")
 @dataclass(frozen=True)
 class Square(Stage):
     """Random search with square updates.
@@ -68,8 +68,7 @@ class Square(Stage):
     """
 
     queries: int = 5000
-    name = "square-native"
-    revision = 2
+    name = "square"
 
     def passes(self, num_classes: int) -> Passes:
         """One forward per query, one for the start and one for the original."""

@@ -79,7 +79,7 @@ class Stage(ABC):
 
     threat: ThreatModel = ThreatModel()
 
-    revision = 1
+    revision = 2
     implementation = "native"
     prepared = True
     min_classes = 2

@@ -203,7 +203,7 @@ def belonging(attack: str, settings: Mapping[str, Any], norm: str, eps: float | 
         norm: of its threat model.
         eps: its radius.
     """
-    name = canonical(attack).removesuffix("_native").replace("_", "-")
+    name = canonical(attack).removesuffix("_reference").replace("_", "-")
     if norm != NORM or eps is None or name not in ATTACKS.builtin:
         return ()
     asked = _comparable(name, settings, eps)

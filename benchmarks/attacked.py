@@ -15,7 +15,7 @@ from bench.walk import Verdicts, predict, run_attack
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLE = "autoattack"
-SIDES = {"native": "-native", "reference": ""}  # what follows the name of a stage or of the ensemble
+SIDES = {"native": "", "reference": "-reference"}  # what follows the name of a stage or of the ensemble
 
 __all__ = ["ENSEMBLE", "SIDES", "STAGES", "Effort", "Verdicts", "add_effort_options", "build", "predict", "run"]
 

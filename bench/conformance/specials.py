@@ -39,7 +39,7 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
     ),
     **{
         ("attack", f"{name}{suffix}"): Special(arguments, CHEAP, exempt)
-        for suffix in ("", "-native")
+        for suffix in ("", "-reference")
         for name, arguments, exempt in (
             ("apgd-ce", {"steps": 6}, {}),
             ("apgd-t", {"steps": 6, "targets": 2}, {}),

@@ -19,6 +19,7 @@ TITLES = {
     "pgd_trades": "PGD-TRADES",
     "cw": "CW",
     "autoattack": "AutoAttack",
+    "autoattack_reference": "AutoAttack (reference)",
     "autoattack_quick": "Quick",
 }
 

@@ -71,7 +71,7 @@ class Quote:
 
 def plain(attack: str) -> str:
     """An attack's name for comparing: our own AutoAttack and the reference's are one attack."""
-    return canonical(attack).removesuffix("_native")
+    return canonical(attack).removesuffix("_reference")
 
 
 def quotes(source: str, table: Table) -> list[Quote]:

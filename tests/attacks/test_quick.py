@@ -158,7 +158,7 @@ def test_where_gradients_are_masked_square_goes_on_while_it_can_still_get_there(
     model = Without(inner, "rounded")
     y = robust_classes(model, x)
     threat = ThreatModel("linf", 0.08)
-    square = ATTACKS["square-native"](threat=threat, queries=1000)
+    square = ATTACKS["square"](threat=threat, queries=1000)
     alone = robust(model, square(model, x, y, generator=stream()), y)
     attack = Quick(threat, queries=1000)
     queries, x_adv = watch(model, attack, x, y)
@@ -173,7 +173,7 @@ def test_its_verdicts_are_those_of_the_full_ensemble_for_a_tenth_of_the_passes()
     model, x, y = labelled(5, n=40)
     model, x = model.float(), x.float()
     found = {}
-    for name in ("autoattack-native", "autoattack-quick"):
+    for name in ("autoattack", "autoattack-quick"):
         attack = ATTACKS[name](threat=ThreatModel("linf", 0.03), queries=2000)
         verdicts = run_attack(model, x, y, attack, name, block=40)
         found[name] = [*verdicts.stages.values()][-1][1], sum(verdicts.passes.values())
@@ -194,7 +194,7 @@ def test_points_lie_inside_box_and_ball(norm: Norm) -> None:
 
 def test_nobody_takes_it_for_autoattack() -> None:
     assert Column("autoattack-quick", samples="", n=1).title == "Quick"
-    attacks = ("autoattack", "autoattack-native", "autoattack-quick")
+    attacks = ("autoattack", "autoattack-reference", "autoattack-quick")
     found = plan(methods=("natural",), attacks=attacks, limit=100, autoattack_limit=40)
     limits = {job.attack: job.limit for job in found.evaluate}
-    assert limits == {"autoattack": 40, "autoattack-native": 40, "autoattack-quick": 100}
+    assert limits == {"autoattack": 40, "autoattack-reference": 40, "autoattack-quick": 100}

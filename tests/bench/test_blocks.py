@@ -19,9 +19,9 @@ from bench.models import build
 from bench.walk import run_attack
 
 ATTACKED = {
-    "fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "cw": {"steps": 8}, "apgd-ce-native": {"steps": 10},
-    "apgd-t-native": {"steps": 6, "targets": 3}, "fab-t-native": {"steps": 6, "targets": 3},
-    "square-native": {"queries": 60}, "autoattack-native": {"steps": 5, "targets": 2, "queries": 30},
+    "fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "cw": {"steps": 8}, "apgd-ce": {"steps": 10},
+    "apgd-t": {"steps": 6, "targets": 3}, "fab-t": {"steps": 6, "targets": 3},
+    "square": {"queries": 60}, "autoattack": {"steps": 5, "targets": 2, "queries": 30},
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_names_are_resolved_and_unknown_ones_refused() -> None:
         ("pgd-trades", {**PGD, "start": "uniform_unclipped", "step_size": 0.003}, 0.031, ("trades",)),
         ("cw", {**PGD, "steps": 20, "start": "zero"}, 8 / 255, ("rslad",)),
         ("autoattack", {}, 8 / 255, ("absld", "rslad", "cfa", "robustbench")),
-        ("autoattack-native", {}, 8 / 255, ("absld", "rslad", "cfa", "robustbench")),
+        ("autoattack-reference", {}, 8 / 255, ("absld", "rslad", "cfa", "robustbench")),
         ("autoattack", {"queries": 10}, 8 / 255, ()),
         ("somebody's", {}, 8 / 255, ()),
     ],

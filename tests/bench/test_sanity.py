@@ -92,7 +92,7 @@ def test_stages_are_looked_at(material: tuple[nn.Module, torch.Tensor, torch.Ten
     model, x, y = material
     standing = torch.ones(40, dtype=torch.bool)
     fallen = torch.arange(40) >= 10
-    verdicts = Verdicts(y, y.clone(), stages={"apgd-ce": (y, standing), "square-native": (y, fallen)})
+    verdicts = Verdicts(y, y.clone(), stages={"apgd-ce": (y, standing), "square": (y, fallen)})
     found = sanity(model, x, Square(THREAT, 10), verdicts, classes=10, seed=0, block=5)["sanity"]
     (overall,) = (f for f in found["findings"] if f["check"] == "black_box")
     assert (overall["level"], overall["value"], found["mark"]) == ("unreliable", 0.25, "unreliable")

@@ -23,13 +23,13 @@ from tests.bench.jobs import StopAt, plan, small, train_all, tree
 
 RUN = {"methods": ("pgd_at",), "epochs": 2, "train_limit": 300}
 QUICK = {
-    "limit": 50, "block": 15, "attacks": ("autoattack-native", "pgd"),
-    "overrides": {"autoattack-native.steps": 3, "autoattack-native.queries": 10, "autoattack-native.targets": 2},
+    "limit": 50, "block": 15, "attacks": ("autoattack", "pgd"),
+    "overrides": {"autoattack.steps": 3, "autoattack.queries": 10, "autoattack.targets": 2},
 }  # fmt: skip
 FLAGS = [
     "run", "--methods", "pgd_at", "--epochs", "2", "--train-limit", "300", "--limit", "50", "--block", "15",
-    "--attacks", "autoattack-native,pgd", "--set", "autoattack-native.steps=3",
-    "--set", "autoattack-native.queries=10", "--set", "autoattack-native.targets=2", "--workers", "1",
+    "--attacks", "autoattack,pgd", "--set", "autoattack.steps=3",
+    "--set", "autoattack.queries=10", "--set", "autoattack.targets=2", "--workers", "1",
 ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_parts_go_side_by_side_and_the_whole_waits_for_them(out: Path) -> None:
 
 def test_two_workers_share_what_one_would_do_alone(out: Path, whole: Path) -> None:
     """One evaluation of four blocks for two processes."""
-    (only,) = jobs(attacks=("autoattack-native",)).evaluate
+    (only,) = jobs(attacks=("autoattack",)).evaluate
     assert evaluate([only], out, workers=2) == [title(only)]
     log = (out / only.folder / "log.txt").read_text()
     for part in ("part 1/2: robust accuracy after", "part 2/2: robust accuracy after"):
@@ -179,7 +179,7 @@ def waiting(out: Path, workers: int, **changes: Any) -> Schedule:
 def test_an_evaluation_is_cut_only_where_workers_would_be_idle(tmp_path: Path) -> None:
     enough = waiting(tmp_path, 2)
     assert [title(enough.next()), title(enough.next())] == [  # type: ignore[arg-type]
-        "autoattack-native on pgd_at seed 0, last", "pgd on pgd_at seed 0, last (part 1/2)",
+        "autoattack on pgd_at seed 0, last", "pgd on pgd_at seed 0, last (part 1/2)",
     ]  # fmt: skip
     few = waiting(tmp_path, 9, attacks=("pgd",))
     taken = [few.next() for _ in range(5)]
@@ -279,7 +279,7 @@ def test_missing_blocks_are_named_with_what_brings_them(two: list[Path]) -> None
     assert sorted(lines) == [
         f"not finished: {attack} on pgd_at seed 0, last: blocks 2, 4 of 4; run the same command with --shard 2/2, "
         "then merge again"
-        for attack in ("autoattack-native", "pgd")
+        for attack in ("autoattack", "pgd")
     ]
     for folder in two:
         for file in folder.rglob(f"{PARTIAL}/pgd-*.json"):

@@ -265,8 +265,8 @@ def test_an_interruption_does_not_move_the_place_where_it_stops(tmp_path: Path) 
 
 FLAGS = (
     "run", "--methods", "natural,pgd_at", "--epochs", "2", "--train-limit", "300", "--limit", "40", "--block", "10",
-    "--attacks", "pgd,autoattack-native", "--set", "autoattack-native.steps=3", "--set", "autoattack-native.queries=5",
-    "--set", "autoattack-native.targets=2", "--stop-when", "average<45%",
+    "--attacks", "pgd,autoattack", "--set", "autoattack.steps=3", "--set", "autoattack.queries=5",
+    "--set", "autoattack.targets=2", "--stop-when", "average<45%",
 )  # fmt: skip
 
 
@@ -291,11 +291,11 @@ def test_a_stopped_evaluation_says_so_and_is_sound(stopped: tuple[Path, Result])
     assert result.exit_code == 0, result.stderr
     found = facts_of(out)
     assert all(facts["stop_when"] == "average<45%" for facts in found.values())
-    ensemble = found["natural", "autoattack-native"]
+    ensemble = found["natural", "autoattack"]
     assert ensemble["stopped"]["stage"] == ensemble["stages"][-1]
     assert ensemble["stopped"]["average"] < 0.45
     assert [*ensemble["stages"], *ensemble["stopped"]["not_run"]] == [
-        "apgd-ce-native", "apgd-t-native", "fab-t-native", "square-native",
+        "apgd-ce", "apgd-t", "fab-t", "square",
     ]  # fmt: skip
     assert bench("verify", out).exit_code == 0
 
@@ -309,10 +309,10 @@ def test_a_table_never_shows_a_bound_as_a_result(stopped: tuple[Path, Result]) -
     assert re.fullmatch(r"≤ \d+\.\d\d", average) and re.fullmatch(r"≤ \d+\.\d\d", worst)
     assert nsd == "–"
     (note,) = [line for line in lines if line.startswith("- ≤: an upper bound and no result.")]
-    assert "autoattack-native of natural (last) by average<45%, in apgd-ce-native after block " in note
+    assert "autoattack of natural (last) by average<45%, in apgd-ce after block " in note
     assert r"$\leq$ " in bench("report", out, "--format", "latex").stdout
     rows = list(csv.DictReader(io.StringIO(bench("report", out, "--format", "csv").stdout)))
-    bounded = [row for row in rows if row["row"] == "natural" and row["attack"] == "autoattack-native"]
+    bounded = [row for row in rows if row["row"] == "natural" and row["attack"] == "autoattack"]
     assert all(row["mean"] == "" and row["stopped"].startswith("average<45%, in ") for row in bounded)
     assert [row["at_most"] != "" for row in bounded] == [True, True, False]
     assert json.loads(bench("report", out, "--format", "json").stdout)
@@ -323,7 +323,7 @@ def test_a_table_never_shows_a_bound_as_a_result(stopped: tuple[Path, Result]) -
 
 def test_the_frame_leaves_bounds_empty(stopped: tuple[Path, Result]) -> None:
     frame = load_results(stopped[0], stages=True)
-    cut = frame[(frame.method == "natural") & frame.attack.str.startswith("autoattack-native")]
+    cut = frame[(frame.method == "natural") & frame.attack.str.startswith("autoattack")]
     assert pd.isna(cut[["average", "worst", "nsd"]]).all().all()
     assert set(cut.stopped.str[:11]) == {"average<45%"}
     clean = frame[frame.attack == "clean"]
