@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bars
-from benchmarks.attacked import ENSEMBLE, Effort
+from benchmarks.attacked import ENSEMBLE, Effort, add_effort_options
 from benchmarks.parity import with_masked
 from benchmarks.subjects import add_subject_options, comma_list, subjects
 from benchmarks.tables import Page, guarded, number, yes
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     plan = [(subject, seed) for subject in chosen for seed in options.seeds]
     units = [
-        Unit("all", subject, ENSEMBLE, side, seed, options.samples, Effort())
+        Unit("all", subject, ENSEMBLE, side, seed, options.samples, Effort.of(options))
         for subject, seed in plan
         for side in ("native", "quick")
     ]
@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     """Its options."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_subject_options(made)
+    add_effort_options(made)
     made.add_argument("--samples", type=int, default=400, help="of each model (%(default)s)")
     made.add_argument("--seeds", type=comma_list(int), default=[2, 3, 4])
     made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")

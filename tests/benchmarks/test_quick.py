@@ -34,6 +34,7 @@ def test_a_bar_is_missed_by_many_passes_and_by_verdicts_beyond_chance(ours: str,
 
 def test_a_page(weights: Path, tmp_path: Path) -> None:
     command = ["--checkpoint", str(weights), "--model", "small_cnn", "--dataset", "digits", "--checkpoint-eps", "1/10"]
+    command += ["--steps", "2", "--targets", "2", "--queries", "3"]
     command += ["--samples", "10", "--seeds", "3", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path)]
     quick.main(command)
     page = (tmp_path / "quick.md").read_text()
