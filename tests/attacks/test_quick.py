@@ -193,7 +193,6 @@ def test_points_lie_inside_box_and_ball(norm: Norm) -> None:
 
 def test_nobody_takes_it_for_autoattack() -> None:
     assert Column("autoattack-quick", samples="", n=1).title == "Quick"
-    attacks = ("autoattack", "autoattack-native", "autoattack-quick")
-    found = plan(methods=("natural",), attacks=attacks, limit=100, autoattack_limit=40)
+    found = plan(methods=("natural",), attacks=("autoattack", "autoattack-quick"), limit=100, autoattack_limit=40)
     limits = {job.attack: job.limit for job in found.evaluate}
-    assert limits == {"autoattack": 40, "autoattack-native": 40, "autoattack-quick": 100}
+    assert limits == {"autoattack": 40, "autoattack-quick": 100}
