@@ -12,8 +12,8 @@ sample and every target, and the dear ones what came near:
     guard     Square, briefly, longer where the share is small. Where it is ahead of what gradients reached, as it is
               where they are masked, it goes on for as long as the pace it has kept can still bring it there
 
-A verdict is an upper bound on robustness, like that of any attack. The numbers were tuned on four models;
-benchmarks/quick.py compares verdicts with the full ensemble's on others. No paper's number is claimed for it, and what
+A verdict is an upper bound on robustness, like that of any attack. The numbers were tuned on four models and on one of
+them with masked gradients; benchmarks/quick.py compares verdicts with the full ensemble's on others. No paper's number is claimed for it, and what
 it finds is never to be reported as AutoAttack.
 """
 
@@ -37,13 +37,12 @@ PROBE = 20  # steps
 # Sweep and chase: the share below which a target is worth it, targets at most, steps, length of the first over eps.
 ROUNDS = ((math.inf, 1000, 8, 2.0), (0.4, 3, 15, 1.0), (0.2, 2, 40, 0.5))
 NEAR = 0.2  # the share below which a target is worth everything
-NEAREST = 3  # such targets at most
-RESTARTS = 24  # fresh starts: where a search ends depends on its start above all
-STEPS = 25  # from each
+NEAREST = 3  # such targets, at most
+STEPS = 25  # from each fresh start: where a search ends depends on its start above all
 TURNS = 6  # starts after which the share has to be smaller by half
 FAB = 50  # steps
 GUARD = 100  # queries of Square where it is behind
-LONG_GUARD = 400  # likewise, where the share is small
+LONG_GUARD = 400  # the same where the share is small
 REVIEWS = (200, 400, 800, 1600, 3200)  # queries after which it is given up where it is too slow
 HOPE = 1.75  # times the pace so far is what Square is trusted with
 
@@ -100,10 +99,12 @@ class Quick(Stage):
     Args:
         threat: norm and radius.
         targets: number of target classes, the most likely wrong ones first; at most K - 1.
+        starts: fresh starts towards a target that came near.
         queries: queries of Square where it is ahead of the gradients.
     """
 
     targets: int = 9
+    starts: int = 24
     queries: int = 5000
     revision = 1
     name = "autoattack-quick"
@@ -111,7 +112,7 @@ class Quick(Stage):
     def passes(self, num_classes: int) -> Passes:
         """At most: for a sample that comes near every target, and on which Square is ahead of the gradients."""
         targets = min(self.targets, num_classes - 1)
-        runs = [(1, PROBE), *((most, steps) for _, most, steps, _ in ROUNDS), *[(NEAREST, STEPS)] * RESTARTS]
+        runs = [(1, PROBE), *((most, steps) for _, most, steps, _ in ROUNDS), *[(NEAREST, STEPS)] * self.starts]
         total = Passes(forward=2 + self.queries)
         for most, steps in runs:
             total += Passes(forward=steps + 1, input_grad=steps) * min(most, targets)
@@ -128,7 +129,7 @@ class Quick(Stage):
                 rows, objective = reached.rows(column, bar), targeted_margin(standing.y, reached.target(column))
                 climb = self._climb(model, standing, rows, objective, reached.best(column), steps, stride)
                 reached.note(climb, column)
-        for turn in range(RESTARTS):
+        for turn in range(self.starts):
             start, untargeted = self._start(standing, generator), turn % 3 == 0
             towards = targeted_dlr if turn % 3 == 1 and classes >= 4 else targeted_margin
             for column in reached.nearest(1 if untargeted else NEAREST):

@@ -16,8 +16,20 @@ from bench.walk import Verdicts, predict, run_attack
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLE = "autoattack"
 SIDES = {"native": "", "reference": "-reference"}  # what follows the name of a stage or of the ensemble
+SUFFIXES = {**SIDES, "quick": "-quick"}  # the quick form has no stages, and is no side of a comparison for equality
 
-__all__ = ["ENSEMBLE", "SIDES", "STAGES", "Effort", "Verdicts", "add_effort_options", "build", "predict", "run"]
+__all__ = [
+    "ENSEMBLE",
+    "SIDES",
+    "STAGES",
+    "SUFFIXES",
+    "Effort",
+    "Verdicts",
+    "add_effort_options",
+    "build",
+    "predict",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ def add_effort_options(parser: argparse.ArgumentParser) -> None:
 
 def build(name: str, side: str, threat: ThreatModel, effort: Effort) -> Attack:
     """A stage, or the ensemble, of one side."""
-    known = name + SIDES[side]
+    known = name + SUFFIXES[side]
     takes = ATTACKS.sketch(known).settings
     settings = {key: value for key, value in vars(effort).items() if key in takes}
     return ATTACKS[known](threat=threat, **settings)
@@ -66,4 +78,4 @@ def run(
 ) -> Verdicts:  # fmt: skip
     """A stage, or the ensemble, of one side in the harness, with everything on that the harness turns on."""
     attack = build(name, side, threat, effort)
-    return run_attack(model, x, y, attack, name + SIDES[side], seed=seed, block=block, device=device)
+    return run_attack(model, x, y, attack, name + SUFFIXES[side], seed=seed, block=block, device=device)

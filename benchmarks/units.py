@@ -20,7 +20,7 @@ from attacks.fab import minimal_norms
 from attacks.reference import NORMS, fenced, reference_package, reference_version
 from attacks.threat import distance
 from bench.store import Timer, file_hash, key_of, read_json, write_json
-from benchmarks.attacked import Effort, predict, run
+from benchmarks.attacked import SUFFIXES, Effort, predict, run
 from benchmarks.subjects import Subject
 
 Kind = Literal["all", "right", "rows", "norms"]
@@ -35,7 +35,7 @@ class Unit:
             that FAB finds for `rows` of those that are right.
         subject: the model.
         attack: stage or ensemble.
-        side: "native" or "reference".
+        side: "native", "reference" or "quick".
         seed: of the draws.
         samples: how many the subject provides.
         effort: steps, targets and queries.
@@ -74,9 +74,9 @@ def code(side: str) -> str:
     """What stands for the implementation of a side: the hash of our sources, or the name of the released package."""
     sources = sorted(Path(next(iter(attacks.__path__))).glob("*.py"))
     adapter = [path for path in sources if path.name == "reference.py"]
-    chosen = [path for path in sources if path not in adapter] if side == "native" else adapter
+    chosen = [path for path in sources if path not in adapter] if side != "reference" else adapter
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in chosen)).hexdigest()
-    return digest if side == "native" else f"{reference_version()} {digest}"
+    return digest if side != "reference" else f"{reference_version()} {digest}"
 
 
 def measured(units: Sequence[Unit], *, jobs: int, cache: Path) -> list[dict[str, Any]]:
@@ -152,9 +152,7 @@ def measure(unit: Unit) -> dict[str, Any]:
 
 def _plain(stage: str) -> str:
     """The name of a stage without its side."""
-    from benchmarks.attacked import SIDES
-
-    for suffix in SIDES.values():
+    for suffix in SUFFIXES.values():
         stage = stage.removesuffix(suffix) if suffix else stage
     return stage
 

@@ -48,7 +48,7 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
             ("autoattack", {"steps": 6, "targets": 1, "queries": 20}, {}),
         )
     },
-    ("attack", "autoattack-quick"): Special({"targets": 2, "queries": 20}, CHEAP),
+    ("attack", "autoattack-quick"): Special({"targets": 2, "starts": 2, "queries": 20}, CHEAP),
 }
 
 

@@ -31,7 +31,7 @@ def total(*parts: Passes) -> Passes:
 
 
 def short(norm: Norm = "linf", eps: float = 0.03, **settings: Any) -> Quick:
-    return Quick(ThreatModel(norm, eps), **{"queries": 120, **settings})
+    return Quick(ThreatModel(norm, eps), **{"queries": 120, "starts": 3, **settings})
 
 
 class Line(nn.Module):
@@ -70,11 +70,10 @@ def test_the_nearer_a_sample_is_brought_the_more_is_spent(share: float, rounds: 
 @pytest.mark.parametrize("classes", [2, 4, 12])
 def test_no_sample_costs_more_than_is_declared(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = labelled(classes)
-    monkeypatch.setattr(quick, "RESTARTS", 6)
     monkeypatch.setattr(quick, "NEAR", math.inf)
     monkeypatch.setattr(quick, "REVIEWS", ())
     monkeypatch.setattr(quick, "ROUNDS", tuple((math.inf, *others) for _, *others in quick.ROUNDS))
-    attack = short(eps=TINY, targets=5)
+    attack = short(eps=TINY, targets=5, starts=6)
     found = counted(model, attack, x, y)
     untargeted = RESTART * ((min(5, classes - 1, 3) - 1) * 2)  # a third of the restarts has no target
     assert total(found, untargeted) == attack.passes(classes)
@@ -166,7 +165,7 @@ def test_where_gradients_are_masked_square_goes_on_while_it_can_still_get_there(
     briefly = robust(model, Quick(threat, queries=100)(model, x, y, generator=stream()), y)
     assert both.sum() <= alone.sum() + 3 < briefly.sum()
     asked = torch.stack([torch.bincount(rows, minlength=60) for rows in queries.rows]).sum(0)
-    assert (asked[both] < 600).all(), "what Square is not about to fool is given up"
+    assert asked[both].median() < 400, "most of what Square is not about to fool is given up"
 
 
 def test_its_verdicts_are_those_of_the_full_ensemble_for_a_tenth_of_the_passes() -> None:
@@ -174,7 +173,7 @@ def test_its_verdicts_are_those_of_the_full_ensemble_for_a_tenth_of_the_passes()
     model, x = model.float(), x.float()
     found = {}
     for name in ("autoattack", "autoattack-quick"):
-        attack = ATTACKS[name](threat=ThreatModel("linf", 0.03), queries=2000)
+        attack = ATTACKS[name](threat=ThreatModel("linf", 0.03), queries=1000)
         verdicts = run_attack(model, x, y, attack, name, block=40)
         found[name] = [*verdicts.stages.values()][-1][1], sum(verdicts.passes.values())
     (full, dear), (ours, cheap) = found.values()
@@ -194,7 +193,6 @@ def test_points_lie_inside_box_and_ball(norm: Norm) -> None:
 
 def test_nobody_takes_it_for_autoattack() -> None:
     assert Column("autoattack-quick", samples="", n=1).title == "Quick"
-    attacks = ("autoattack", "autoattack-reference", "autoattack-quick")
-    found = plan(methods=("natural",), attacks=attacks, limit=100, autoattack_limit=40)
+    found = plan(methods=("natural",), attacks=("autoattack", "autoattack-quick"), limit=100, autoattack_limit=40)
     limits = {job.attack: job.limit for job in found.evaluate}
-    assert limits == {"autoattack": 40, "autoattack-reference": 40, "autoattack-quick": 100}
+    assert limits == {"autoattack": 40, "autoattack-quick": 100}
