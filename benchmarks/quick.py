@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
     options = parser().parse_args(arguments)
     chosen = with_masked(subjects(options), options.masked)
-    page = Page("autoattack-quick against autoattack-native", options.out, "quick")
+    page = Page("autoattack-quick against autoattack", options.out, "quick")
     page.surroundings("cpu", 1)
     page.line(
         f"{options.samples} samples of each model, the same for both. Bars: robust accuracies within {bars.POINTS} "

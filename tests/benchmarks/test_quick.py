@@ -38,7 +38,7 @@ def test_a_page(weights: Path, tmp_path: Path) -> None:
     command += ["--samples", "10", "--seeds", "3", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path)]
     quick.main(command)
     page = (tmp_path / "quick.md").read_text()
-    assert page.startswith("# autoattack-quick against autoattack-native\n")
+    assert page.startswith("# autoattack-quick against autoattack\n")
     assert page.count("| digits, toy.safetensors, linf 0.1 | 3 |") == 1
     assert "Largest difference" in page
     assert len(list((tmp_path / "cache").glob("*.json"))) == 2
