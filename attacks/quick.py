@@ -12,9 +12,9 @@ sample and every target, and the dear ones what came near:
     guard     Square, briefly, longer where the share is small. Where it is ahead of what gradients reached, as it is
               where they are masked, it goes on for as long as the pace it has kept can still bring it there
 
-A verdict is an upper bound on robustness, like that of any attack. The numbers were tuned on four models;
-benchmarks/quick.py compares verdicts with the full ensemble's on others. No paper's number is claimed for it, and what
-it finds is never to be reported as AutoAttack.
+A verdict is an upper bound on robustness, like that of any attack. The numbers were tuned on four models and on one of
+them with masked gradients; benchmarks/quick.py compares verdicts with the full ensemble's on others. No paper's number
+is claimed for it, and what it finds is never to be reported as AutoAttack.
 """
 
 from __future__ import annotations
