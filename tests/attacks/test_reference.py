@@ -32,7 +32,7 @@ def labelled(classes: int) -> tuple[nn.Sequential, Tensor]:
 def test_the_standard_version_has_four_stages_in_order() -> None:
     attack = AutoAttack(THREAT)
     assert [stage.name for stage in attack.stages] == [
-        "apgd-ce", "apgd-t", "fab-t", "square",
+        "apgd-ce-reference", "apgd-t-reference", "fab-t-reference", "square-reference",
     ]  # fmt: skip
     assert attack.stages == (APGDCE(THREAT, 100), APGDT(THREAT, 100, 9), FABT(THREAT, 100, 9), Square(THREAT, 5000))
     assert attack.implementation == reference_version() and "autoattack " in reference_version()
@@ -112,7 +112,7 @@ def test_few_classes_work_and_many_too(classes: int, norm: Any) -> None:
     reason = f"needs at least 4 classes, the model has {classes}" if classes < 4 else None
     assert reasons == [None, reason, None, None]
     if reason is not None:
-        with pytest.raises(ValueError, match=f"apgd-t: {reason}"):
+        with pytest.raises(ValueError, match=f"apgd-t-reference: {reason}"):
             attack.stages[1](model, X, y, generator=stream())
 
 
@@ -161,7 +161,7 @@ def test_each_stage_gets_what_is_still_standing(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Stage, "__call__", watched)
     x_adv = AutoAttack(ThreatModel("linf", 0.02), steps=4, targets=2, queries=15)(model, X, y, generator=stream())
-    assert met[0] == ("apgd-ce", list(range(2, 10)))
+    assert met[0] == ("apgd-ce-reference", list(range(2, 10)))
     for (_, earlier), (_, later) in zip(met, met[1:], strict=False):
         assert set(later) <= set(earlier)
     assert torch.equal(x_adv[:2], X[:2])

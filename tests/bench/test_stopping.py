@@ -309,7 +309,7 @@ def test_a_table_never_shows_a_bound_as_a_result(stopped: tuple[Path, Result]) -
     assert re.fullmatch(r"≤ \d+\.\d\d", average) and re.fullmatch(r"≤ \d+\.\d\d", worst)
     assert nsd == "–"
     (note,) = [line for line in lines if line.startswith("- ≤: an upper bound and no result.")]
-    assert "autoattack of natural (last) by average<45%, in apgd-ce after block " in note
+    assert "AutoAttack of natural (last) by average<45%, in apgd-ce after block " in note
     assert r"$\leq$ " in bench("report", out, "--format", "latex").stdout
     rows = list(csv.DictReader(io.StringIO(bench("report", out, "--format", "csv").stdout)))
     bounded = [row for row in rows if row["row"] == "natural" and row["attack"] == "autoattack"]
