@@ -27,7 +27,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/bench run --autoattack-limit 200
+	$(BIN)/bench run
 	@echo "Outcomes, weights and logs are under results/. Figures: $(BIN)/bench report --figures results/figures"
 
 test: $(VENV)/installed
