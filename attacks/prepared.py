@@ -1,19 +1,23 @@
 """The fast form of a model for searching, and its verdicts, which are those of the model as it was given.
 
 A search needs logits and gradients with respect to the input of a network whose weights do not move. So the copy is
-frozen, BatchNorm is folded into the convolution before it, and on request it is laid out channels-last, computes in
-bfloat16 between its first and its last layer, or is compiled. What a copy finds counts only on `verdict`.
+frozen, BatchNorm is folded into the convolution before it, ReLU works in place, and on request it is laid out
+channels-last, computes in bfloat16 between its first and its last layer, or is compiled. What a copy finds counts only
+on `verdict`.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
 
 from attacks.ascent import mode
 
@@ -32,7 +36,7 @@ class Prepared(nn.Module):
     Args:
         model: x (N, C, H, W) -> logits (N, K); left as it was.
         example: (n, C, H, W) samples to compare on, of the shape and precision to come.
-        fold: fold BatchNorm into the convolution before it, where the model can be traced.
+        fold: fold BatchNorm into the convolution before it and let ReLU work in place, where the model can be traced.
         channels_last: lay images and weights out channel by channel within each pixel.
         bf16: compute in bfloat16, but for the first and the last layer, normalisations and what lies outside the box.
         compile: compile with torch.compile; batches are padded to a few sizes.
@@ -97,6 +101,7 @@ class Prepared(nn.Module):
         if fold:
             try:
                 fast = fuse(fast).requires_grad_(False)
+                reuse_memory(fast)
             except Exception as error:  # tracing has its limits; the copy is good without it
                 self.unfolded = f"{type(error).__name__}: {error}"
         if bf16:
@@ -126,6 +131,28 @@ class Prepared(nn.Module):
 def verdict_of(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The verdicts of a prepared model; None for any other, whose logits are its verdicts."""
     return model.verdict if isinstance(model, Prepared) else None
+
+
+def reuse_memory(traced: nn.Module) -> None:
+    """Let each ReLU of a traced network write over its input, where nobody else reads that and no gradient needs it.
+
+    On a CPU the memory of large activations is mapped anew at each pass; half of it is saved.
+    """
+    assert isinstance(traced, GraphModule)
+    modules = dict(traced.named_modules())
+    layers = (*LAYERS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    for node in traced.graph.nodes:
+        is_module = node.op == "call_module" and type(modules[node.target]) is nn.ReLU
+        if not is_module and not (node.op == "call_function" and node.target in (torch.relu, F.relu)):
+            continue
+        source = node.args[0]
+        after_layer = source.op == "call_module" and isinstance(modules[source.target], layers)
+        after_sum = source.op == "call_function" and source.target in (operator.add, torch.add)
+        if len(source.users) == 1 and (after_layer or after_sum):
+            with traced.graph.inserting_after(node):
+                node.replace_all_uses_with(traced.graph.call_function(torch.relu_, (source,)))
+            traced.graph.erase_node(node)
+    traced.recompile()
 
 
 def padded_size(n: int) -> int:

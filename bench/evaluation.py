@@ -109,12 +109,14 @@ def evaluate_job(
     verdicts = run_attack(
         model, x, test.y, attack, job.attack,
         seed=job.seed, block=job.block, device=job.device, folder=folder / PARTIAL, progress=progress,
-        part=job.part, stop=None if job.stop_when is None else Rule.parse(job.stop_when),
+        part=job.part, prepare=job.prepare, stop=None if job.stop_when is None else Rule.parse(job.stop_when),
     )  # fmt: skip
     if job.part is None:
         _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
         described = store.read_json(out / job.run / "run.json")
-        facts = _facts(job, verdicts, parts, described, getattr(attack, "implementation", "native"), weights)
+        searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
+        implementation = getattr(attack, "implementation", "native") + searched
+        facts = _facts(job, verdicts, parts, described, implementation, weights)
         checked = sanity(
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=job.block, progress=progress,

@@ -115,6 +115,7 @@ class EvalJob:
         title: for logs and progress.
         source: hash of the plug-in's file, or "" for an attack of the suite.
         part: (number, count): only every count-th block, from the number-th on; None is the whole evaluation.
+        prepare: how the searched copy of the model is sped up, see `bench.settings`; () is the usual.
         stop_when: rule in the spelling of `bench.stopping.Rule`, or None; a part has none.
     """
 
@@ -137,12 +138,14 @@ class EvalJob:
     title: str = ""
     source: str = ""
     part: tuple[int, int] | None = None
+    prepare: tuple[str, ...] = ()
     stop_when: str | None = None
 
     @property
     def key(self) -> str:
         """Hash of everything the outcomes depend on; how the work is cut is not among it."""
-        free = ("run", "title", "part", *(["stop_when"] if self.stop_when is None else []))
+        given = {"stop_when": self.stop_when is not None, "prepare": bool(self.prepare)}
+        free = ("run", "title", "part", *(name for name, there in given.items() if not there))
         identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         identity["device"] = self.device.partition(":")[0]
         identity["settings"], identity["dataset"] = dict(self.settings), DATASETS.label(self.dataset)

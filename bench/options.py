@@ -65,6 +65,7 @@ EVALUATION_OPTIONS = options(
     click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
     click.option("--block", type=int, help="Test samples that are attacked together.  [the data set's]"),
     click.option("--shard", metavar="I/N", help="Only a share of the blocks of each evaluation; then `bench merge`."),
+    names("--prepare", help="Search faster: bf16, channels-last, compile; or none.  [folded]"),
     click.option("--stop-when", metavar="RULE", help="Stop an evaluation once it is certain, e.g. worst<20%."),
     click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
     click.option("--threads", type=int, help="CPU threads of each job.  [1]"),

@@ -103,7 +103,9 @@ def read_note(folder: Path) -> Note:
     try:
         fields = dict(facts["job"])
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["settings"].items()}
-        job = EvalJob(**fields | {"run": Path(fields["run"]), "settings": settings})
+        job = EvalJob(
+            **fields | {"run": Path(fields["run"]), "settings": settings, "prepare": tuple(fields["prepare"])}
+        )
         note = Note(job, facts["weights"], tuple(facts["stages"]), facts["blocks"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BenchError(f"{folder / NOTE}: expected the description of an evaluation ({error}); delete it") from None

@@ -237,6 +237,7 @@ def evaluation_jobs(
             title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
             source=_source_hash(attack, sketch),
             part=share(run.shard),
+            prepare=run.prepare,
             stop_when=run.stop_when,
         )
         jobs.setdefault(job.key, job)  # settings that two protocols share are one evaluation

@@ -25,6 +25,7 @@ from bench.stopping import Rule
 from methods.tables import METHODS
 
 Select = Literal["last", "best", "test"]
+PREPARATIONS = ("bf16", "channels_last", "compile")
 TABLE_ATTACKS = ("fgsm", "pgd", "cw", "autoattack")
 
 
@@ -49,6 +50,8 @@ class RunSettings:
         autoattack_limit: a stratified part of the test samples for AutoAttack alone.
         block: test samples that are attacked together, part of an evaluation's identity; None takes the data set's.
         shard: "2/4": of every evaluation only the second of four shares of the blocks; `bench merge` finishes it.
+        prepare: how the copy of a model that is searched is sped up beside what is usual: "bf16", "channels_last",
+            "compile"; "none" alone searches the model itself. Verdicts are the model's in any case.
         stop_when: "worst<20%": stop an evaluation as soon as its upper bound decides that; its figures are bounds then.
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
@@ -80,6 +83,7 @@ class RunSettings:
     autoattack_limit: int | None = None
     block: int | None = None
     shard: str | None = None
+    prepare: tuple[str, ...] = ()
     stop_when: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -110,6 +114,11 @@ class RunSettings:
             raise UsageError(
                 "--stop-when: a shard sees a part of the samples and cannot decide it; leave one of them out"
             )
+        prepare = tuple(sorted({word.strip().lower().replace("-", "_") for word in self.prepare}))
+        if not set(prepare) <= set(PREPARATIONS) and prepare != ("none",):
+            raise UsageError(
+                f"--prepare: expected some of {', '.join(PREPARATIONS)}, or none alone; got {', '.join(prepare)}"
+            )
         part = share(self.shard)
         protocols, attacks = self._attacks()
         return replace(
@@ -122,6 +131,7 @@ class RunSettings:
             teacher_model=None if self.teacher_model is None else model_name(self.teacher_model),
             seeds=tuple(dict.fromkeys(self.seeds)),
             shard=None if part is None else "{}/{}".format(*part),
+            prepare=prepare,
             stop_when=None if self.stop_when is None else str(Rule.parse(self.stop_when)),
         )
 

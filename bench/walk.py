@@ -63,6 +63,7 @@ def run_attack(
     progress: Progress | None = None,
     part: tuple[int, int] | None = None,
     stop: Rule | None = None,
+    prepare: Sequence[str] = (),
 ) -> Verdicts:
     """Attack samples and recompute every verdict with the model as it was given.
 
@@ -79,6 +80,7 @@ def run_attack(
         progress: receives progress and says when to stop.
         part: (number, count): only every count-th block from the number-th on; the rest counts as not robust.
         stop: looked at after every pair, in order; ends everything as soon as the upper bounds decide it.
+        prepare: switches of `attacks.prepared.Prepared` beside its usual ones; "none" searches the model itself.
 
     Raises:
         BenchError: if the attack returns another shape, what is not finite, or what lies outside box or ball.
@@ -91,6 +93,7 @@ def run_attack(
     for label, reason in verdicts.left_out.items():
         progress.line(f"{name}: {label} is left out: {reason}")
     walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop)
+    walk.prepare = prepare
     walk.pace = Pace([_cost(stage, num_classes) for stage in stages.values()])
     walk.look()
     if not walk.blocks:  # a part of more parts than blocks
@@ -125,6 +128,7 @@ class _Walk:
     """The state of an evaluation as it goes through stages and blocks."""
 
     pace: Pace
+    prepare: Sequence[str]
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int, block: int,
@@ -176,10 +180,12 @@ class _Walk:
 
     def searched(self, stage: Attack) -> nn.Module:
         """What a stage works on: the model, or its prepared form where the stage knows what that is."""
-        if not getattr(stage, "prepared", False):
+        if "none" in self.prepare or not getattr(stage, "prepared", False):
             return self.model
         if self._prepared is None:
-            self._prepared = Prepared(self.model, self.x[self.example].to(self.device))
+            self._prepared = Prepared(
+                self.model, self.x[self.example].to(self.device), **dict.fromkeys(self.prepare, True)
+            )  # fmt: skip
             if self._prepared.note:
                 self.progress.line(f"{self.name}: the model is searched as it is: {self._prepared.note}")
         return self._prepared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 from bench import store
 from bench.data import Parts, load, to_float
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.evaluation import columns, evaluate, evaluate_job
 from bench.jobs import EvalJob
 from bench.models import build
@@ -403,3 +404,38 @@ def test_an_evaluation_ends_with_sanity_checks_of_the_model(trained: Path) -> No
     assert (entries["pgd"]["mark"], entries["pgd"]["samples"]) == ("reliable", 20)
     stages = ("black_box", "black_box_class")
     assert [f["check"] for f in entries["autoattack"]["findings"] if f not in entries["pgd"]["findings"]] == [*stages]
+
+
+# What is searched
+
+
+def test_a_faster_search_is_another_evaluation_and_says_so(trained: Path, digits: Parts, tmp_path: Path) -> None:
+    usual, faster = jobs(attacks=("pgd",))["pgd"], jobs(attacks=("pgd",), prepare=("bf16", "channels-last"))["pgd"]
+    assert faster.prepare == ("bf16", "channels_last") and faster.key != usual.key
+    out = shutil.copytree(trained, tmp_path / "out")
+    facts = [store.read_json(evaluate_job(job, digits, out) / "eval.json") for job in (usual, faster)]
+    assert [entry["implementation"] for entry in facts] == ["native", "native, searched on: bf16 channels_last"]
+    outcomes = [Outcomes.read(out / job.folder) for job in (usual, faster)]
+    assert abs(outcomes[0].average("pgd") - outcomes[1].average("pgd")) < 0.1
+
+
+def test_the_model_itself_is_searched_where_that_is_asked_for(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    met: list[int] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: met.append(len(output)))
+    x, y = samples[0][:20], samples[1][:20]
+    attack = ATTACKS["pgd"](threat=THREAT, steps=7)
+    searched = []
+    for prepare in ((), ("none",)):
+        met.clear()
+        run_attack(model, x, y, attack, "pgd", prepare=prepare)
+        searched.append(len(met))
+    handle.remove()
+    assert searched[1] >= searched[0] + 5
+
+
+def test_an_unknown_preparation_is_refused() -> None:
+    for words in (("fp8",), ("none", "bf16")):
+        with pytest.raises(
+            UsageError, match=r"^--prepare: expected some of bf16, channels_last, compile, or none alone"
+        ):
+            jobs(prepare=words)
