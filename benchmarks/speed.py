@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--switches", type=comma_list(str), help="of the prepared model (default: what the device is for)"
     )
+    made.add_argument("--prepare", type=comma_list(str), default=[], help="bf16, channels_last or compile, for stages")
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
     made.add_argument("--name", default="speed", help="of the page")
     return made
@@ -75,7 +76,8 @@ class Bench:
         self.right = predict(self.model, self.x, self.device, subject.block) == self.y
         example = self.x[: subject.block].to(self.device)
         made: list[Prepared] = []
-        self.preparing = timing.clock(lambda: made.append(Prepared(self.model, example)))
+        extra = dict.fromkeys(options.prepare, True)
+        self.preparing = timing.clock(lambda: made.append(Prepared(self.model, example, **extra)))
         self.prepared = made[0]
 
     def bare(self, rows: Tensor) -> dict[str, Bare]:
