@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	@echo "Outcomes, weights and logs are under results/. Figures: $(BIN)/bench report --figures results/figures"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

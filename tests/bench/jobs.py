@@ -112,6 +112,8 @@ def own_registrations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tables: list[Registry[Any]] = [METHODS, ATTACKS, DATASETS, MODELS]
     loaded = set(sys.modules)
     for table in tables:
+        for name in table.builtin:
+            table[name]  # what is imported meanwhile would be forgotten with the copy
         monkeypatch.setattr(table, "_objects", dict(table._objects))
         monkeypatch.setattr(table, "_facts", dict(table._facts))
     yield
