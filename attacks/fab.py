@@ -23,7 +23,7 @@ from attacks.base import check_inputs
 from attacks.passes import Passes
 from attacks.stage import Stage, Standing, input_gradient
 from attacks.tables import ATTACKS
-from attacks.threat import Norm, distance
+from attacks.threat import Norm, ThreatModel, distance
 
 ALPHA_MAX = 0.1
 ETA = 1.05
@@ -93,6 +93,17 @@ def approach(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: No
                 break
 
 
+def approach_within(
+    model: nn.Module, standing: Standing, rows: Tensor, target: Tensor, *, threat: ThreatModel, steps: int
+) -> None:
+    """One run of FAB to the classes target (M,) of the standing samples at rows (M,), which fall within the radius."""
+
+    def found(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor) -> Tensor | None:
+        return standing.judge(rows[at], points, fooled & (sizes <= threat.eps))
+
+    approach(model, standing.x[rows], standing.y[rows], target, norm=threat.norm, steps=steps, found=found)
+
+
 def _linearised(model: nn.Module, here: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Value (M,) of z_t - z_y at each point, and its gradient (M, C, H, W)."""
     here = here.detach().requires_grad_()
@@ -139,14 +150,7 @@ class FABT(Stage):
             rows = standing.rows
             if len(rows) == 0:
                 return
-
-            def within(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, rows: Tensor = rows) -> Tensor | None:
-                return standing.judge(rows[at], points, fooled & (sizes <= self.threat.eps))
-
-            approach(
-                model, standing.x[rows], standing.y[rows], standing.target(rank)[rows],
-                norm=self.threat.norm, steps=self.steps, found=within,
-            )  # fmt: skip
+            approach_within(model, standing, rows, standing.target(rank)[rows], threat=self.threat, steps=self.steps)
 
 
 def minimal_norms(

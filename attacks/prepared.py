@@ -23,8 +23,9 @@ from attacks.ascent import mode
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 GRADIENTS = 32  # samples on which gradients are compared
-EXACT, ROUGH = 1e-3, 0.1  # relative differences of logits that rounding explains, in float32 and in bfloat16
-SLOPES = {EXACT: 0.1, ROUGH: 0.5}  # likewise of gradients, which jump where rounding puts a ReLU on its other side
+# Relative differences that rounding explains, in float32 and in bfloat16: of logits, and of gradients, which jump where
+# it puts a ReLU on its other side.
+EXACT, ROUGH = (1e-3, 0.1), (0.1, 0.5)
 
 
 class Prepared(nn.Module):
@@ -112,18 +113,19 @@ class Prepared(nn.Module):
             fast.compile(dynamic=False)
         return fast
 
-    def _difference(self, example: Tensor, tolerance: float) -> str | None:
+    def _difference(self, example: Tensor, tolerances: tuple[float, float]) -> str | None:
         """What tells the fast form from the model on an example, beyond rounding; None if nothing does."""
+        of_logits, of_gradients = tolerances
         with torch.no_grad():
             ours, theirs = self(example), self.verdict(example)
         moved = int((ours.argmax(1) != theirs.argmax(1)).sum())
         if moved:
             return f"its prepared form predicts {moved} of {len(example)} samples differently"
-        if not _close(ours, theirs, tolerance):
+        if not _close(ours, theirs, of_logits):
             return "its prepared form gives other logits"
         x = example[:GRADIENTS]
         with mode(self.given, train=False):
-            if not _close(_gradient(self, x), _gradient(self.given, x), SLOPES[tolerance]):
+            if not _close(_gradient(self, x), _gradient(self.given, x), of_gradients):
                 return "its prepared form has other gradients"
         return None
 

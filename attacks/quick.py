@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import STRIDE, Climb, auto_pgd, surface
-from attacks.fab import approach
+from attacks.fab import approach_within
 from attacks.objectives import Objective, cross_entropy, targeted_dlr, targeted_margin
 from attacks.passes import Passes
 from attacks.square import Walk, random_search
@@ -137,7 +137,10 @@ class Quick(Stage):
                 rows = reached.rows(column, NEAR / 2 ** (turn // TURNS))
                 self._climb(model, standing, rows, objective, start, STEPS)
         for column in reached.nearest(NEAREST):
-            self._approach(model, standing, reached.rows(column, NEAR), reached.target(column))
+            rows = reached.rows(column, NEAR)
+            if len(rows):
+                target = reached.target(column)[rows]
+                approach_within(model, standing, rows, target, threat=self.threat, steps=FAB)
         self._guard(model, standing, reached, generator)
 
     def _start(self, standing: Standing, generator: torch.Generator) -> Tensor:
@@ -148,14 +151,6 @@ class Quick(Stage):
         stride: float = STRIDE,
     ) -> Climb:  # fmt: skip
         return auto_pgd(model, standing, objective, start, threat=self.threat, steps=steps, stride=stride, rows=rows)
-
-    def _approach(self, model: nn.Module, standing: Standing, rows: Tensor, target: Tensor) -> None:
-        def within(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor) -> Tensor | None:
-            return standing.judge(rows[at], points, fooled & (sizes <= self.threat.eps))
-
-        if len(rows):
-            x, y = standing.x[rows], standing.y[rows]
-            approach(model, x, y, target[rows], norm=self.threat.norm, steps=FAB, found=within)
 
     def _guard(self, model: nn.Module, standing: Standing, reached: Reached, generator: torch.Generator) -> None:
         best, clean = reached.margin.amin(1), reached.clean

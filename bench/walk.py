@@ -7,7 +7,7 @@ block that are right and still standing; an attack without stages attacks every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,16 +92,8 @@ def run_attack(
     stages, verdicts.left_out = due_stages(attack, name, num_classes)
     for label, reason in verdicts.left_out.items():
         progress.line(f"{name}: {label} is left out: {reason}")
-    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop)
-    walk.prepare = prepare
-    walk.pace = Pace([_cost(stage, num_classes) for stage in stages.values()])
-    walk.look()
-    if not walk.blocks:  # a part of more parts than blocks
-        return verdicts
-    for number, (label, stage) in enumerate(stages.items()):
-        walk.stage(number, label, stage, [*stages][number + 1 :])
-        if verdicts.stopped:
-            break
+    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop, prepare)
+    walk.run(stages, Pace([_cost(stage, num_classes) for stage in stages.values()]))
     return verdicts
 
 
@@ -128,12 +120,11 @@ class _Walk:
     """The state of an evaluation as it goes through stages and blocks."""
 
     pace: Pace
-    prepare: Sequence[str]
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int, block: int,
         device: torch.device | str, folder: Path | None, progress: Progress, verdicts: Verdicts,
-        part: tuple[int, int] | None, stop: Rule | None,
+        part: tuple[int, int] | None, stop: Rule | None, prepare: Sequence[str],
     ) -> None:  # fmt: skip
         self.model, self.x, self.y, self.attack, self.name = model, x, y, attack, name
         self.seed, self.device, self.folder, self.progress, self.verdicts = seed, device, folder, progress, verdicts
@@ -142,8 +133,19 @@ class _Walk:
         self.example = every[0]  # of the whole evaluation, so that every part searches the same model
         self.own = torch.cat([*self.blocks.values(), torch.empty(0, dtype=torch.int64)])
         self.part = "" if part is None else "part {}/{}: ".format(*part)
-        self.stop, self.timer = stop, store.Timer()
+        self.stop, self.prepare, self.timer = stop, prepare, store.Timer()
         self._prepared: Prepared | None = None
+
+    def run(self, stages: Mapping[str, Attack], pace: Pace) -> None:
+        """Clean predictions, then stage after stage, until a rule stops it."""
+        self.pace = pace
+        self.look()
+        if not self.blocks:  # a part of more parts than blocks
+            return
+        for number, (label, stage) in enumerate(stages.items()):
+            self.stage(number, label, stage, [*stages][number + 1 :])
+            if self.verdicts.stopped:
+                return
 
     def look(self) -> None:
         """Clean predictions, block by block."""
