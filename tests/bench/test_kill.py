@@ -183,6 +183,7 @@ def test_workers_end_with_their_parent_and_two_commands_share_what_is_left(
     """With two workers at work the parent alone is killed, and later asked to stop; two commands do the rest."""
     out = tmp_path / "results"
     for number, least in ((signal.SIGKILL, 0), (signal.SIGINT, 1)):
+        least += progress(out, "training")  # an epoch stored since shows that the command, not its imports, is asked
         with ended(start(out, workers=2)) as process:
             wait_for(lambda least=least: busy(out, least), process)  # type: ignore[misc]
             os.kill(process.pid, number)
@@ -194,7 +195,7 @@ def test_workers_end_with_their_parent_and_two_commands_share_what_is_left(
         before = stamps(out)
         time.sleep(0.5)
         assert stamps(out) == before, "nobody writes any more"
-        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), errors
     assert errors.endswith("bench: saved; run the same command again to go on\n")
     with ended(start(out)) as one, ended(start(out)) as other:
         printed = {finish(one), finish(other)}
