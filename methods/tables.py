@@ -24,6 +24,11 @@ METHODS: Registry[Callable[..., Method]] = Registry(
         "rslad": "methods.rslad",
         "absld": "methods.absld",
         "ham": "methods.ham",
+        "mart": "methods.mart",
+        "cfa": "methods.cfa",
+        "bat": "methods.bat",
+        "wat": "methods.wat",
+        "dafa": "methods.dafa",
     },
 )
 register = METHODS.register

@@ -27,13 +27,17 @@ class Special:
 CHEAP = "at full length a check would take minutes"
 SHORT = {"steps": 5}
 SHORTER = "half as many inner steps show as much"
+SECOND_EPOCH = "the mechanism begins in a late epoch, and a check trains for two"
+LEAVING = {"op_count_independent_of_batch": "samples leave the attack one by one, and each parting costs an operation"}
 NO_CORNER = {"linear_model_closed_form": "random search does not reach the corner of the ball in few queries"}
 
 SPECIALS: Mapping[tuple[str, str], Special] = {
     **{
         ("method", name): Special(SHORT, SHORTER)
-        for name in ("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld")
+        for name in ("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld", "mart", "wat")
     },
+    **{("method", name): Special({**SHORT, "begin_epoch_index": 1}, SECOND_EPOCH) for name in ("cfa", "dafa")},
+    ("method", "bat"): Special(SHORT, SHORTER, LEAVING),
     ("method", "ham"): Special(
         {**SHORT, "begin_epoch_index": 0}, "mining begins in epoch 49, and a check trains for two epochs"
     ),
