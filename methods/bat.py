@@ -63,6 +63,8 @@ class BAT(Method):
         **inner: Any,
     ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)
+        if grace < 0:
+            raise ValueError(f"bat: expected grace from 0 on, got {grace}")
         self.beta, self.uniform_weight, self.grace, self.shared_trace = beta, uniform_weight, grace, shared_trace
 
     def passes(self) -> Passes:

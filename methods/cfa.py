@@ -142,6 +142,6 @@ class CFA(Method):
             base = EPS_BASE[self.host] if self.eps_base is None else self.eps_base
             if self.class_eps:
                 self.radius_scale.copy_(base + self.accuracy)
-            if self.class_beta:
+            if self.class_beta and self.host == "trades":
                 self.beta_scale.copy_(self.beta_base + self.accuracy)
         self.counts.zero_()

@@ -4,10 +4,10 @@ Inner problem:  the host's, 10 sign steps from a Gaussian start, eval mode: KL(p
                 with PGD-AT. Radius and step of a sample are w_y 0.031 and w_y 0.007.
 Outer problem:  minimise mean w_y CE(S(x), y) + beta KL(p(x) || p(x')) with TRADES, the KL unweighted; mean w_y
                 CE(S(x'), y) with PGD-AT.
-State:          weight (K,), ones before `begin_epoch_index`. From the epoch before that, P_ij is the mean probability
-                of class j over adversarial training samples of class i, of the logits that the loss sees; once, at its
-                end, w_i = 1 + sum_j t_ij - t_ji with t_ij = strength P_ij P_jj where P_ii < P_jj, 0 elsewhere: a class
-                takes from each easier one that it is mistaken for. The weights sum to K.
+State:          class_weight (K,), ones before `begin_epoch_index`. From the epoch before that, P_ij is the mean
+                probability of class j over adversarial training samples of class i, of the logits that the loss sees;
+                once, at its end, w_i = 1 + sum_j t_ij - t_ji with t_ij = strength P_ij P_jj where P_ii < P_jj, 0
+                elsewhere: a class takes from each easier one that it is mistaken for. The weights sum to K.
 Defaults:       strength 1 (1.5 on CIFAR-100 and STL-10: recipe "cifar100"), weights from epoch 71 of 110 (counted from
                 1), beta 6; SGD 0.1 / 0.9 / 5e-4 with Nesterov momentum, rate x 0.1 from epochs 100 and 105, batch 128;
                 last checkpoint. [read in the released code]
@@ -57,9 +57,9 @@ class DAFA(Method):
         "digits": digits(nesterov=True),
     }
     epoch_settings = ("begin_epoch_index",)
-    reported = ("weight",)
+    reported = ("class_weight",)
 
-    weight: Tensor
+    class_weight: Tensor
     probs: Tensor
     counts: Tensor
 
@@ -84,7 +84,7 @@ class DAFA(Method):
         self.beta, self.strength, self.begin_epoch_index = beta, strength, begin_epoch_index
         self.doubled_step = doubled_step
         k = self.num_classes
-        for name, start in (("weight", torch.ones(k)), ("probs", torch.zeros(k, k)), ("counts", torch.zeros(k))):
+        for name, start in (("class_weight", torch.ones(k)), ("probs", torch.zeros(k, k)), ("counts", torch.zeros(k))):
             self.register_buffer(name, start.double())
 
     def passes(self) -> Passes:
@@ -102,7 +102,7 @@ class DAFA(Method):
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the host's objective within class-wise radii, by class-wise steps."""
-        trades, weight = self.host == "trades", self.weight[batch.y]
+        trades, weight = self.host == "trades", self.class_weight[batch.y]
         objective = divergence_from(model, batch) if trades else objectives.cross_entropy(batch.y)
         radius, step = self.eps * weight, self.step_size * weight
         if self.doubled_step and ctx.epoch >= self.begin_epoch_index:
@@ -111,7 +111,7 @@ class DAFA(Method):
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """The host's loss with weighted cross-entropy."""
-        weight = self.weight[batch.y].to(batch.x.dtype)
+        weight = self.class_weight[batch.y].to(batch.x.dtype)
         if self.host == "at":
             logits = model(adv.x)
             return Terms(weight * cross_entropy(logits, batch.y), {"adv": logits})
@@ -130,7 +130,7 @@ class DAFA(Method):
         """After the measuring epoch, set the weights for good."""
         if ctx.epoch == self.begin_epoch_index - 1:
             probs = ctx.reduce(self.probs) / ctx.reduce(self.counts).clamp_min(1)[:, None]
-            self.weight.copy_(distance_weights(probs, self.strength).clamp_min(0))
+            self.class_weight.copy_(distance_weights(probs, self.strength).clamp_min(0))
 
 
 def distance_weights(probs: Tensor, strength: float) -> Tensor:

@@ -50,7 +50,7 @@ class WAT(TRADES):
         ),
         "digits": digits(),
     }  # fmt: skip
-    reported = ("weight",)
+    reported = ("class_weight",)
 
     weights: Tensor
     costs: Tensor
@@ -65,9 +65,14 @@ class WAT(TRADES):
         self.register_buffer("costs", torch.zeros(self.num_classes + 1, dtype=torch.float64))
 
     @property
-    def weight(self) -> Tensor:
-        """Weights (K,) of the classes; what they lack to K is the weight of all samples."""
+    def class_weight(self) -> Tensor:
+        """Weights (K,) of the classes, without that of all samples."""
         return self.weights[:-1]
+
+    def setup(self, model: nn.Module, ctx: Context) -> None:
+        """Refuse a run without samples to weigh by."""
+        if ctx.validator is None:
+            raise ValueError("wat: expected held-out training samples to weigh by, got none; use a recipe with holdout")
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """TRADES' loss times the weight of the class and that of all."""

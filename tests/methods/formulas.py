@@ -43,6 +43,51 @@ def trades(z: Array, z_adv: Array, y: Labels, beta: float) -> float:
     return float(ce(z, y).mean() + beta * kl(softmax(z), z_adv).mean())
 
 
+def mart(z: Array, z_adv: Array, y: Labels, beta: float) -> Array:
+    """Per sample; the guards of the released logarithms are below the precision of the comparison."""
+    rows = np.arange(len(y))
+    p, q = softmax(z), softmax(z_adv)
+    others = q.copy()
+    others[rows, y] = 0
+    boosted = ce(z_adv, y) - np.log(1.0001 - others.max(axis=1))
+    loss: Array = boosted + beta * kl(p, z_adv) * (1.0000001 - p[rows, y])
+    return loss
+
+
+def cfa_trades(z: Array, z_adv: Array, y: Labels, beta: Array) -> float:
+    """With one beta per class (K,); the release keeps beta / (1 + beta)."""
+    share = (beta / (1 + beta))[y]
+    return float(((1 - share) * ce(z, y) + share * kl(softmax(z), z_adv)).mean())
+
+
+def bat(z: Array, z_first: Array, z_last: Array, y: Labels, beta: float, uniform: float) -> float:
+    def from_uniform(scores: Array) -> Array:
+        p = softmax(scores)
+        divergence: Array = (p * np.log(p * scores.shape[1])).sum(axis=1)
+        return divergence
+
+    loss = ce(z_last, y) + beta * kl(softmax(z), z_first) + uniform * (from_uniform(z_last) + from_uniform(z_first))
+    return float(loss.mean())
+
+
+def wat(z: Array, z_adv: Array, y: Labels, weights: Array, beta: float) -> float:
+    """With K + 1 weights: the class sums of the weighted loss, and the last weight times the mean."""
+    each = ce(z, y) + beta * kl(softmax(z), z_adv)
+    by_class = sum(weights[k] * each[y == k].sum() for k in range(len(weights) - 1)) / len(y)
+    return float(by_class + weights[-1] * each.mean())
+
+
+def dafa_weights(p: Array, strength: float) -> Array:
+    """Pair by pair, as the paper's case distinction has it; p (K, K) without equal diagonal entries."""
+    k = len(p)
+    weights = np.ones(k)
+    for i in range(k):
+        for j in range(k):
+            if i != j:
+                weights[i] += strength * p[i, j] * p[j, j] if p[i, i] < p[j, j] else -strength * p[j, i] * p[i, i]
+    return weights
+
+
 def frl(z: Array, z_adv: Array, y: Labels, l0: Array, l1: Array, beta: float) -> float:
     w0, w1 = frl_weights(l0)[y], frl_weights(l1)[y]
     clean = (w0 * ce(z, y)).sum() / w0.sum()

@@ -79,6 +79,12 @@ SCHEDULES: list[tuple[str, str, int, float, dict[int, float]]] = [
     ("natural", "paper", 200, 5e-4, {99: 0.1, 100: 0.01, 149: 0.01, 150: 0.001}),
     ("pgd_at", "paper", 200, 5e-4, {0: 0.1, 99: 0.1, 100: 0.01, 149: 0.01, 150: 0.001}),
     ("trades", "paper", 76, 2e-4, {73: 0.1, 74: 0.01, 75: 0.01}),
+    ("mart", "paper", 120, 3.5e-3, {73: 0.01, 74: 1e-3, 88: 1e-3, 89: 1e-4, 98: 1e-4, 99: 1e-5}),
+    ("mart", "wrn34_10", 90, 7e-4, {73: 0.1, 74: 0.01, 89: 0.001}),
+    ("cfa", "paper", 200, 5e-4, {99: 0.1, 100: 0.01, 150: 0.001}),
+    ("cfa", "wrn34_10", 100, 5e-4, {74: 0.1, 75: 0.01, 90: 0.001}),
+    ("bat", "paper", 200, 2e-4, {73: 0.1, 74: 0.01, 89: 0.001, 99: 1e-4, 199: 1e-4}),
+    ("wat", "paper", 100, 2e-4, {73: 0.1, 74: 0.01, 89: 0.001, 99: 1e-4}),
     ("frl", "paper", 40, 5e-4, {0: 0.001, 39: 0.001}),
     ("frl_remargin", "paper", 40, 5e-4, {0: 0.001, 39: 0.001}),
     ("ard", "paper", 200, 2e-4, {99: 0.1, 100: 0.01, 150: 0.001}),
@@ -119,6 +125,11 @@ def test_the_defaults_of_each_method() -> None:
         0.031,
         0.007,
     )
+    assert [defaults["mart"][s] for s in ("beta", "margin_weight", "weighted")] == [5.0, 1.0, True]
+    assert [defaults["cfa"][s] for s in ("host", "beta", "beta_base", "begin_epoch_index")] == ["at", 6.0, 0.5, 10]
+    assert [defaults["bat"][s] for s in ("beta", "uniform_weight", "grace", "shared_trace")] == [6.0, 1.0, 1, False]
+    assert [defaults["wat"][s] for s in ("eta", "beta", "costs_mean")] == [0.1, 6.0, "exact"]
+    assert [defaults["dafa"][s] for s in ("host", "strength", "begin_epoch_index")] == ["trades", 1.0, 70]
     assert [defaults["frl"][s] for s in ("beta", "delta", "rate", "limit", "margin_rate")] == [1.5, 0.1, 0.05, 0.5, 0.0]
     assert [defaults["frl_remargin"][s] for s in ("delta", "margin_rate", "min_scale", "max_scale")] == [
         0.07, 0.2, 0.98, 3.0,

@@ -22,6 +22,7 @@ Y = BATCH.y.numpy()
 T = TEACHER.numpy()
 L0, L1 = np.linspace(0.0, 0.09, CLASSES), np.linspace(0.08, 0.0, CLASSES) ** 2
 TAU_ADV, TAU_CLEAN = np.linspace(0.6, 2.0, CLASSES), np.linspace(3.0, 0.7, CLASSES)
+BETAS, WEIGHTS = np.linspace(0.4, 1.5, CLASSES), np.linspace(1.6, 0.3, CLASSES + 1)
 
 Formula = Callable[[Array, Array], float]
 CASES: list[tuple[str, dict[str, Any], dict[str, Array], Formula, list[str]]] = [
@@ -29,6 +30,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Array], Formula, list[str]]] = 
     ("pgd_at", {}, {}, lambda z, a: formulas.ce(a, Y).mean(), ["adv"]),
     ("trades", {}, {}, lambda z, a: formulas.trades(z, a, Y, 6.0), ["clean", "adv"]),
     ("trades", {"beta": 1.7}, {}, lambda z, a: formulas.trades(z, a, Y, 1.7), ["clean", "adv"]),
+    ("mart", {}, {}, lambda z, a: formulas.mart(z, a, Y, 5.0).mean(), ["clean", "adv"]),
+    ("mart", {"beta": 2.0, "margin_weight": 0.0, "weighted": False}, {},
+     lambda z, a: (formulas.ce(a, Y) + 2 * formulas.kl(formulas.softmax(z), a)).mean(), ["clean", "adv"]),
+    ("cfa", {}, {"beta_scale": BETAS}, lambda z, a: formulas.ce(a, Y).mean(), ["adv"]),
+    ("cfa", {"host": "fat"}, {"beta_scale": BETAS}, lambda z, a: formulas.ce(a, Y).mean(), ["adv"]),
+    ("cfa", {"host": "trades"}, {"beta_scale": BETAS}, lambda z, a: formulas.cfa_trades(z, a, Y, 6 * BETAS),
+     ["clean", "adv"]),
+    ("bat", {}, {}, lambda z, a: formulas.bat(z, a, a, Y, 6.0, 1.0), ["adv", "adv", "clean"]),
+    ("wat", {}, {"weights": WEIGHTS}, lambda z, a: formulas.wat(z, a, Y, WEIGHTS, 6.0), ["clean", "adv"]),
+    ("dafa", {}, {"class_weight": BETAS},
+     lambda z, a: (BETAS[Y] * formulas.ce(z, Y) + 6 * formulas.kl(formulas.softmax(z), a)).mean(), ["clean", "adv"]),
+    ("dafa", {"host": "at"}, {"class_weight": BETAS}, lambda z, a: (BETAS[Y] * formulas.ce(a, Y)).mean(), ["adv"]),
     *(
         (name, {}, {"multiplier_clean": L0, "multiplier_boundary": L1},
          lambda z, a: formulas.frl(z, a, Y, L0, L1, 1.5), ["clean", "adv"])
