@@ -143,8 +143,19 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
 @pytest.mark.parametrize(
     ("name", "updates"),
     [
-        ("natural", 1), ("pgd_at", 11), ("trades", 2), ("mart", 2), ("frl", 2), ("cfa", 11), ("bat", 3), ("wat", 2),
-        ("dafa", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1),
+        ("natural", 1),
+        ("pgd_at", 11),
+        ("trades", 2),
+        ("mart", 2),
+        ("frl", 2),
+        ("cfa", 11),
+        ("bat", 3),
+        ("wat", 2),
+        ("dafa", 2),
+        ("ard", 11),
+        ("rslad", 2),
+        ("absld", 2),
+        ("ham", 1),
     ],  # fmt: skip
 )
 def test_how_often_batch_norm_moves_in_a_step(name: str, updates: int) -> None:

@@ -1,0 +1,95 @@
+"""What the tests of single methods share: training in small, counting passes, stopping and resuming, given logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.passes import Passes
+from bench.conformance.loop import EPOCHS, STEPS, Loop, Scene
+from bench.conformance.material import difference
+from bench.counting import Counter
+from methods.base import Adversarial, Batch, Method, Terms
+from methods.tables import METHODS
+from tests.methods.formulas import Array, Labels
+from tests.methods.scripted import Scripted, make_batch, make_context, random_logits
+
+BATCH = make_batch()
+Y = BATCH.y.numpy()
+CLEAN, ADV = random_logits(0), random_logits(1)
+POSITIONS = [(epoch, step) for epoch in range(EPOCHS) for step in range(STEPS) if epoch + step]
+
+
+def student_of(loop: Loop) -> dict[str, Tensor]:
+    """Weights and statistics of the student."""
+    return {name: tensor for name, tensor in loop.tensors().items() if name.startswith("model/")}
+
+
+def trained(method: Method, *, classes: int = 5, rounds: int = 3, lr: float = 0.05) -> dict[str, Tensor]:
+    """The student after some rounds of two epochs."""
+    loop = Loop(method, classes, Scene(lr=lr))
+    for _ in range(rounds):
+        loop.run()
+    return student_of(loop)
+
+
+def first_epoch(method: Method, *, classes: int = 5, lr: float = 0.05) -> dict[str, Tensor]:
+    """The student after one epoch."""
+    return student_of(Loop(method, classes, Scene(lr=lr)).run(stop=(1, 0)))
+
+
+def build(name: str, classes: int = 5, **settings: Any) -> Method:
+    """A registered method."""
+    return METHODS[name](num_classes=classes, **settings)
+
+
+def what_differs_after_resuming(make: Callable[[], Method], classes: int = 5) -> list[tuple[tuple[int, int], str]]:
+    """Where a run that was stopped at some step and resumed by a fresh object differs from an undisturbed one."""
+    undisturbed = Loop(make(), classes).run().tensors()
+    found = []
+    for position in POSITIONS:
+        stored = Loop(make(), classes).run(stop=position).save()
+        changed = difference(undisturbed, Loop(make(), classes).load(stored).run(start=position).tensors())
+        if changed is not None:
+            found.append((position, changed))
+    return found
+
+
+def counted(method: Method, epoch: int = 0, classes: int = 5) -> Passes:
+    """Passes per sample of one step."""
+    loop, counter = Loop(method, classes), Counter()
+    if epoch:
+        loop.run(stop=(epoch, 0))
+    loop.begin(epoch)
+    counter.watch(loop.model, "student")
+    batch = loop.batch()
+    loop.step(batch)
+    counts = counter.counts["student"]
+    return Passes(**{kind: counts.get(kind, 0) / len(batch.x) for kind in ("forward", "input_grad", "backward")})
+
+
+def gradients(method: Method, batch: Batch = BATCH) -> tuple[Terms, dict[str, Tensor]]:
+    """Terms on given logits, and the gradients of the mean loss; zeros where a view is not asked for."""
+    student = Scripted({"clean": (batch.x, CLEAN), "adv": (batch.x.clone(), ADV)})
+    terms = method.loss(student, batch, Adversarial(student.inputs["adv"]), make_context())
+    terms.loss.mean().backward()
+    return terms, {v: torch.zeros_like(z) if z.grad is None else z.grad for v, z in student.logits.items()}
+
+
+def observed(method: Method, logits: Tensor, y: Tensor, *, epoch: int = 0, epochs: int = 10) -> Method:
+    """The method after an epoch of one step with these adversarial logits."""
+    batch = Batch(BATCH.x, y, BATCH.index, y)
+    ctx = make_context(epoch=epoch, epochs=epochs)
+    method.observe(batch, Adversarial(BATCH.x), Terms(torch.zeros(len(y)), {"adv": logits}), ctx)
+    method.end_epoch(Scripted({}), ctx)
+    return method
+
+
+def class_mean(values: Array, y: Labels, classes: int) -> Array:
+    """Class means; a class without samples gets the mean of the others."""
+    found = np.array([values[k == y].mean() if np.any(k == y) else np.nan for k in range(classes)])
+    return np.where(np.isnan(found), np.nanmean(found), found)
