@@ -140,24 +140,13 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
     assert (asked["eps"], asked["step_size"], asked["steps"], asked["norm"]) == (0.15, 0.04, 7, "l2")
 
 
-@pytest.mark.parametrize(
-    ("name", "updates"),
-    [
-        ("natural", 1),
-        ("pgd_at", 11),
-        ("trades", 2),
-        ("mart", 2),
-        ("frl", 2),
-        ("cfa", 11),
-        ("bat", 3),
-        ("wat", 2),
-        ("dafa", 2),
-        ("ard", 11),
-        ("rslad", 2),
-        ("absld", 2),
-        ("ham", 1),
-    ],  # fmt: skip
-)
+UPDATES = [
+    ("natural", 1), ("pgd_at", 11), ("trades", 2), ("mart", 2), ("frl", 2), ("cfa", 11), ("bat", 3), ("wat", 2),
+    ("dafa", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "updates"), UPDATES)
 def test_how_often_batch_norm_moves_in_a_step(name: str, updates: int) -> None:
     begin = {"ham": 0, "cfa": 1, "dafa": 1}
     settings: dict[str, Any] = {"num_classes": 3, **({"begin_epoch_index": begin[name]} if name in begin else {})}
