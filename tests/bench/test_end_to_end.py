@@ -62,7 +62,8 @@ def test_every_mechanism_ran(results: Results) -> None:
     out, _ = results
     for method, names in (
         ("absld", ("temperature_adv", "temperature_clean")), ("frl", ("weight_clean",)), ("ham", ("kept_share",)),
-        ("frl_remargin", ("weight_clean", "radius_scale")),
+        ("frl_remargin", ("weight_clean", "radius_scale")), ("cfa", ("accuracy", "radius_scale")),
+        ("wat", ("class_weight",)), ("dafa", ("class_weight",)),
     ):  # fmt: skip
         (folder,) = out.glob(f"*/*/{method}/*")
         last = history(folder)[-1]["state"]
