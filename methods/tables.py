@@ -1,17 +1,136 @@
-"""The table of training methods."""
+"""The table of training methods, and that of compositions, which wrap any of them: `awp:trades`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from attacks.registry import Registry
+from attacks.registry import Registry, UnknownName
+from attacks.sketch import Sketch, sketch_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attacks.passes import Passes
     from methods.base import Method
+    from methods.wrapper import Wrapper
 
-METHODS: Registry[Callable[..., Method]] = Registry(
+COMPOSITIONS: Registry[type[Wrapper]] = Registry(
+    kind="composition",
+    group="bench.compositions",
+    builtin={
+        "awp": "methods.awp",
+        "fawa": "methods.fawa",
+        "ema": "methods.ema",
+        "swa": "methods.swa",
+        "fair_weight": "methods.fair_weight",
+    },
+)
+
+
+class Methods(Registry["Callable[..., Method]"]):
+    """The registered methods, and their compositions: `awp:trades` wraps trades, `awp:ema:trades` wraps ema:trades."""
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """How compositions are named, with a line on each."""
+        return {f"{name}:METHOD": COMPOSITIONS.sketch(name).summary for name in COMPOSITIONS}
+
+    def resolve(self, name: str) -> str:
+        """The registered spelling of a name; `-`, `_` and case do not matter.
+
+        Raises:
+            UnknownName: for an unknown part, and for a composition whose parts do not go together.
+        """
+        outer, colon, host = name.partition(":")
+        if not colon:
+            if name in COMPOSITIONS and name not in self:
+                raise UnknownName(f"{name!r} is a composition, expected a method behind it: {name}:trades")
+            return super().resolve(name)
+        wrapper, known = COMPOSITIONS.resolve(outer), self.resolve(host)
+        if wrapper in known.split(":")[:-1]:
+            raise UnknownName(f"{wrapper}:{known}: {wrapper} stands there twice; leave one out")
+        shared = sorted(_own_settings(COMPOSITIONS.sketch(wrapper)) & self.sketch(known).settings.keys())
+        if shared:
+            raise UnknownName(
+                f"{wrapper}:{known}: {wrapper} and {known} both have the setting {shared[0]!r}, and --set could not "
+                "tell them apart; rename one of them, or leave one of the two out"
+            )
+        return f"{wrapper}:{known}"
+
+    def parts(self, name: str) -> list[tuple[Registry[Any], str]]:
+        """The registered things that a name is made of, the outermost first, each with its table."""
+        *wrappers, method = self.resolve(name).split(":")
+        return [*((COMPOSITIONS, wrapper) for wrapper in wrappers), (self, method)]
+
+    def __getitem__(self, name: str) -> Callable[..., Method]:
+        """The class; that of a composition is made of the classes of its parts."""
+        outer, colon, host = self.resolve(name).partition(":")
+        if not colon:
+            return super().__getitem__(outer)
+        from methods.wrapper import compose
+
+        return compose(COMPOSITIONS[outer], self[host])
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str) or ":" not in name:
+            return super().__contains__(name)
+        try:
+            return bool(self.resolve(name))
+        except UnknownName:
+            return False
+
+    def sketch(self, name: str) -> Sketch:
+        """What is known of a method or a composition, without importing it."""
+        outer, colon, host = self.resolve(name).partition(":")
+        return _composed(COMPOSITIONS.sketch(outer), self.sketch(host)) if colon else super().sketch(outer)
+
+
+def joined(outer: Any, host: Any) -> Any:
+    """A fact of a composition from that of the wrapper and that of its host.
+
+    Revisions add up, so that a change of either shows; lists and tables hold what both name, the host's entry first
+    in rank; what one of them is, both together are; of anything else the host's counts where it has one.
+    """
+    if isinstance(host, bool):
+        return outer or host
+    if isinstance(host, int):
+        return outer + host
+    if isinstance(host, tuple):
+        return tuple(dict.fromkeys((*host, *outer)))
+    if isinstance(host, Mapping):
+        return {**outer, **host}
+    return outer if host is None else host
+
+
+def _own_settings(wrapper: Sketch) -> set[str]:
+    """The settings that a composition has besides those of every method."""
+    return set(wrapper.settings) - set(sketch_class("methods.base", "Method").settings)
+
+
+def _composed(outer: Sketch, host: Sketch) -> Sketch:
+    """The sketch of a composition."""
+    own = _own_settings(outer)
+    facts = {**outer.facts, **host.facts}
+    facts |= {name: joined(outer.facts[name], host.facts[name]) for name in outer.facts.keys() & host.facts.keys()}
+    facts["passes"] = partial(_passes, outer.facts["added_passes"], host.facts["passes"])
+    facts["own_doc"] = "\n\n".join(filter(None, (part.fact("own_doc") for part in (outer, host))))
+    return Sketch(
+        name=f"{outer.name}:{host.name}",
+        doc=f"{outer.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
+        settings={**host.settings, **{name: value for name, value in outer.settings.items() if name in own}},
+        facts=facts,
+        source=host.source if outer.source is None else outer.source,
+    )
+
+
+def _passes(added: Callable[..., Passes], of_host: Callable[..., Passes], method: Any) -> Passes:
+    passes = of_host(method)
+    return passes + added(method, passes)
+
+
+METHODS = Methods(
     kind="method",
     group="bench.methods",
     builtin={
