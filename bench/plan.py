@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import canonical
+from attacks.registry import Registry, canonical
 from attacks.sketch import Sketch
 from attacks.tables import ATTACKS
 from bench import protocols
@@ -20,6 +20,7 @@ from bench.jobs import EvalJob, Plan, TrainJob
 from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
 from bench.store import file_hash
+from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
@@ -56,6 +57,7 @@ class _Planner:
         select = self.run.select or recipe.selection
         model = self._teacher_model() if role == "teacher" else usual_model(self.run)
         settings.update(own)
+        trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
         job = TrainJob(
             dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
             label=f"{method} ({changed})" if changed else method,
@@ -64,7 +66,7 @@ class _Planner:
             teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
-            revision=sketch.fact("revision", 1), source=_source_hash(method, sketch),
+            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
         )  # fmt: skip
         self.train.setdefault(job.key, job)
         return job
@@ -72,7 +74,7 @@ class _Planner:
     def _recipe(
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
-        known = {**DEFAULT, **sketch.fact("recipes", {})}
+        known = recipes.known(sketch.fact("recipes", {}))
         usual = facts.get("recipe", "paper")
         name = (self.run.recipe or usual).lower()
         if name not in known and method not in self.run.methods:
@@ -100,6 +102,9 @@ class _Planner:
             recipe = replace(recipe, augment=suited)
             what = "augmentation" if suited == "none" else "mirrored images"
             self._note(f"{method}: {self.run.dataset} is trained without {what}")
+        if recipe.ema and sketch.fact("averages_weights"):
+            recipe = replace(recipe, ema=0.0)
+            self._note(f"{method}: averages weights itself, so the recipe's moving average is left out")
         return name, recipe
 
     def _settings(
@@ -107,7 +112,7 @@ class _Planner:
     ) -> dict[str, Any]:
         """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
         settings = dict(sketch.settings)
-        paper = {**DEFAULT, **sketch.fact("recipes", {})}["paper"]
+        paper = recipes.known(sketch.fact("recipes", {}))["paper"]
         for name in sketch.fact("epoch_settings", ()):
             settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
         settings.update(recipe.settings)
@@ -192,9 +197,9 @@ def check_overrides(run: RunSettings) -> None:
     Raises:
         UsageError: otherwise.
     """
-    owners = {canonical(name) for name in (*METHODS.names(), *ATTACKS.names(), "teacher")}
     for dotted in run.overrides:
-        if "." not in dotted or canonical(dotted.partition(".")[0]) not in owners:
+        owner = dotted.partition(".")[0]
+        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) == "teacher"):
             raise UsageError(
                 f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
             )
@@ -235,7 +240,7 @@ def evaluation_jobs(
             deterministic=run.deterministic,
             revision=sketch.fact("revision", 1),
             title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
-            source=_source_hash(attack, sketch),
+            source=_source_hash(ATTACKS, attack),
             part=share(run.shard),
             prepare=run.prepare,
             stop_when=run.stop_when,
@@ -336,8 +341,8 @@ def _show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _source_hash(name: str, sketch: Sketch) -> str:
-    """The hash of a plug-in's file; those of the suite carry a revision instead."""
-    if name in METHODS.builtin or name in ATTACKS.builtin or sketch.source is None:
-        return ""
-    return file_hash(sketch.source)
+def _source_hash(registry: Registry[Any], name: str) -> str:
+    """The hash of a plug-in's file, of all of them in a composition; those of the suite carry a revision instead."""
+    parts = METHODS.parts(name) if registry is METHODS else [(registry, name)]
+    files = [table.sketch(part).source for table, part in parts if part not in table.builtin]
+    return "+".join(file_hash(file) for file in files if file is not None)

@@ -5,9 +5,9 @@ Inner problem:  the host's; then, at its adversarial inputs, v = gamma ||w|| g /
 Outer problem:  the host's, at w + v instead of w; the optimiser's step is added to w.
 State:          none.
 Defaults:       gamma 0.005 from the first epoch on. The paper's AT-AWP is gamma 0.01; its TRADES-AWP gamma 0.005 from
-                the 10th of 200 epochs (`awp_start` 0.045, a share of the run). Both on SGD 0.1 / 0.9 / 5e-4, 200
-                epochs, drops at 100 and 150, TRADES at eps 8/255 with steps of 2/255. [read in the released code] The
-                schedule here is the host's own.
+                the 10th of 200 epochs (`awp_start` 0.045, a share of the run), at eps 8/255 with steps of 2/255: the
+                recipes "at_awp" and "trades_awp". Without them the schedule is the host's own. [read in the released
+                code; TRADES-AWP's augmentation is inferred]
 Departures:     the release finds v by an SGD step of a second network, here it is the gradient itself: with v
                 normalised, and no momentum or decay in that step, its learning rate cancels [inferred]. Perturbed are
                 tensors of two and more dimensions with "weight" in their name, as there. After the step the release
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context
+from methods.recipes import EPS_8, RICE
 from methods.tables import COMPOSITIONS
 from methods.wrapper import Wrapper
 
@@ -39,6 +41,14 @@ class AWP(Wrapper):
         gamma: length of the perturbation, relative to the norm of each weight tensor; 0 is the bare method.
         awp_start: share of the run's epochs before the first that perturbs.
     """
+
+    recipes = {
+        "at_awp": replace(RICE, settings={"gamma": 0.01}, source="released script"),
+        "trades_awp": replace(
+            RICE, augment="crop_flip", source="released script",
+            settings={"gamma": 0.005, "awp_start": 0.045, "eps": EPS_8, "step_size": EPS_8 / 4},
+        ),
+    }  # fmt: skip
 
     def __init__(self, *, gamma: float = 0.005, awp_start: float = 0.0, **host: Any) -> None:
         super().__init__(**host)

@@ -14,9 +14,19 @@ if TYPE_CHECKING:
 
     from attacks.passes import Passes
     from methods.base import Method
-    from methods.wrapper import Wrapper
+    from methods.wrapper import Wrapper  # noqa: F401 - in a quoted type
 
-COMPOSITIONS: Registry[type[Wrapper]] = Registry(
+
+class Compositions(Registry["type[Wrapper]"]):
+    """What can be put around any method."""
+
+    def own_settings(self, name: str) -> dict[str, Any]:
+        """The settings that a composition has besides those of every method, with their defaults."""
+        every = sketch_class("methods.base", "Method").settings
+        return {key: value for key, value in self.sketch(name).settings.items() if key not in every}
+
+
+COMPOSITIONS = Compositions(
     kind="composition",
     group="bench.compositions",
     builtin={
@@ -35,7 +45,8 @@ class Methods(Registry["Callable[..., Method]"]):
     @property
     def forms(self) -> dict[str, str]:
         """How compositions are named, with a line on each."""
-        return {f"{name}:METHOD": COMPOSITIONS.sketch(name).summary for name in COMPOSITIONS}
+        lines = {name: COMPOSITIONS.sketch(name) for name in COMPOSITIONS}
+        return {f"{name}:METHOD": (s.fact("own_doc") or s.doc).strip().split("\n")[0] for name, s in lines.items()}
 
     def resolve(self, name: str) -> str:
         """The registered spelling of a name; `-`, `_` and case do not matter.
@@ -51,7 +62,7 @@ class Methods(Registry["Callable[..., Method]"]):
         wrapper, known = COMPOSITIONS.resolve(outer), self.resolve(host)
         if wrapper in known.split(":")[:-1]:
             raise UnknownName(f"{wrapper}:{known}: {wrapper} stands there twice; leave one out")
-        shared = sorted(_own_settings(COMPOSITIONS.sketch(wrapper)) & self.sketch(known).settings.keys())
+        shared = sorted(COMPOSITIONS.own_settings(wrapper).keys() & self.sketch(known).settings.keys())
         if shared:
             raise UnknownName(
                 f"{wrapper}:{known}: {wrapper} and {known} both have the setting {shared[0]!r}, and --set could not "
@@ -84,7 +95,21 @@ class Methods(Registry["Callable[..., Method]"]):
     def sketch(self, name: str) -> Sketch:
         """What is known of a method or a composition, without importing it."""
         outer, colon, host = self.resolve(name).partition(":")
-        return _composed(COMPOSITIONS.sketch(outer), self.sketch(host)) if colon else super().sketch(outer)
+        return self._composed(outer, self.sketch(host)) if colon else super().sketch(outer)
+
+    def _composed(self, name: str, host: Sketch) -> Sketch:
+        outer = COMPOSITIONS.sketch(name)
+        facts = {**outer.facts, **host.facts}
+        facts |= {fact: joined(outer.facts[fact], host.facts[fact]) for fact in outer.facts.keys() & host.facts.keys()}
+        facts["passes"] = partial(_passes, outer.facts["added_passes"], host.facts["passes"])
+        facts["own_doc"] = "\n\n".join(filter(None, (part.fact("own_doc") for part in (outer, host))))
+        return Sketch(
+            name=f"{outer.name}:{host.name}",
+            doc=f"{outer.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
+            settings={**host.settings, **COMPOSITIONS.own_settings(name)},
+            facts=facts,
+            source=host.source if outer.source is None else outer.source,
+        )
 
 
 def joined(outer: Any, host: Any) -> Any:
@@ -102,27 +127,6 @@ def joined(outer: Any, host: Any) -> Any:
     if isinstance(host, Mapping):
         return {**outer, **host}
     return outer if host is None else host
-
-
-def _own_settings(wrapper: Sketch) -> set[str]:
-    """The settings that a composition has besides those of every method."""
-    return set(wrapper.settings) - set(sketch_class("methods.base", "Method").settings)
-
-
-def _composed(outer: Sketch, host: Sketch) -> Sketch:
-    """The sketch of a composition."""
-    own = _own_settings(outer)
-    facts = {**outer.facts, **host.facts}
-    facts |= {name: joined(outer.facts[name], host.facts[name]) for name in outer.facts.keys() & host.facts.keys()}
-    facts["passes"] = partial(_passes, outer.facts["added_passes"], host.facts["passes"])
-    facts["own_doc"] = "\n\n".join(filter(None, (part.fact("own_doc") for part in (outer, host))))
-    return Sketch(
-        name=f"{outer.name}:{host.name}",
-        doc=f"{outer.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
-        settings={**host.settings, **{name: value for name, value in outer.settings.items() if name in own}},
-        facts=facts,
-        source=host.source if outer.source is None else outer.source,
-    )
 
 
 def _passes(added: Callable[..., Passes], of_host: Callable[..., Passes], method: Any) -> Passes:

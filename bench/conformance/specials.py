@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attacks.registry import Registry
+from methods.tables import METHODS
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,16 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
 
 
 def special(registry: Registry[Any], name: str) -> Special:
-    """How a plug-in is checked: as the table says, or with the `check_arguments` of its registration."""
+    """How a plug-in is checked: as the table says, or with the `check_arguments` of its registration.
+
+    A composition is checked with what all of its parts need.
+    """
     known = registry.resolve(name)
+    if registry is METHODS and ":" in known:
+        parts = [special(*part) for part in METHODS.parts(known)]
+        arguments = {name: value for part in parts for name, value in part.arguments.items()}
+        exempt = {check: why for part in parts for check, why in part.exempt.items()}
+        return Special(arguments, "; ".join(part.reason for part in parts if part.reason), exempt)
     if (registry.kind, known) in SPECIALS:
         return SPECIALS[registry.kind, known]
     return Special(registry.sketch(known).fact("check_arguments", {}), "its registration says so")
