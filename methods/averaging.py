@@ -36,6 +36,11 @@ def move(average: nn.Module, model: nn.Module, share: float) -> None:
         torch._foreach_lerp_([mine for mine, _ in floats], [theirs.detach() for _, theirs in floats], share)
 
 
+def warm(decay: float, step: int) -> float:
+    """The decay of a moving average at a step of the run, from 0: that of a short average at first."""
+    return min(decay, (1 + step) / (10 + step))
+
+
 def _tensors(model: nn.Module) -> list[Tensor]:
     """Weights and buffers, a shared one once."""
     return [*model.parameters(), *model.buffers()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.averaging import frozen_copy, move
+from methods.averaging import frozen_copy, move, warm
 from methods.base import Context
 from methods.tables import COMPOSITIONS
 from methods.wrapper import Wrapper
@@ -53,8 +53,3 @@ class EMA(Wrapper):
     def evaluation_model(self, model: nn.Module) -> nn.Module:
         """The average."""
         return self.ema_average
-
-
-def warm(decay: float, step: int) -> float:
-    """The decay at a step of the run, from 0: that of a short average at first."""
-    return min(decay, (1 + step) / (10 + step))

@@ -87,5 +87,6 @@ class Kappa:
         self.right = torch.zeros(len(y), device=y.device)
 
     def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Count one iterate."""
-        self.right[rows] += (logits.argmax(1) == self.y[rows]).to(self.right.dtype)
+        """Count one iterate; where a teacher rides along, logits are (M, 2, K) and the student's come first."""
+        student = logits[:, 0] if logits.ndim == 3 else logits
+        self.right[rows] += (student.argmax(1) == self.y[rows]).to(self.right.dtype)

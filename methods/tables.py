@@ -62,7 +62,7 @@ class Methods(Registry["Callable[..., Method]"]):
         wrapper, known = COMPOSITIONS.resolve(outer), self.resolve(host)
         if wrapper in known.split(":")[:-1]:
             raise UnknownName(f"{wrapper}:{known}: {wrapper} stands there twice; leave one out")
-        shared = sorted(COMPOSITIONS.own_settings(wrapper).keys() & self.sketch(known).settings.keys())
+        shared = sorted(COMPOSITIONS.own_settings(wrapper).keys() & self._sketch(known).settings.keys())
         if shared:
             raise UnknownName(
                 f"{wrapper}:{known}: {wrapper} and {known} both have the setting {shared[0]!r}, and --set could not "
@@ -94,8 +94,11 @@ class Methods(Registry["Callable[..., Method]"]):
 
     def sketch(self, name: str) -> Sketch:
         """What is known of a method or a composition, without importing it."""
-        outer, colon, host = self.resolve(name).partition(":")
-        return self._composed(outer, self.sketch(host)) if colon else super().sketch(outer)
+        return self._sketch(self.resolve(name))
+
+    def _sketch(self, known: str) -> Sketch:
+        outer, colon, host = known.partition(":")
+        return self._composed(outer, self._sketch(host)) if colon else super().sketch(outer)
 
     def _composed(self, name: str, host: Sketch) -> Sketch:
         outer = COMPOSITIONS.sketch(name)
