@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from attacks.registry import Registry, UnknownName
@@ -22,8 +22,7 @@ class Compositions(Registry["type[Wrapper]"]):
 
     def own_settings(self, name: str) -> dict[str, Any]:
         """The settings that a composition has besides those of every method, with their defaults."""
-        every = sketch_class("methods.base", "Method").settings
-        return {key: value for key, value in self.sketch(name).settings.items() if key not in every}
+        return {key: value for key, value in self.sketch(name).settings.items() if key not in _every_setting()}
 
 
 COMPOSITIONS = Compositions(
@@ -113,6 +112,12 @@ class Methods(Registry["Callable[..., Method]"]):
             facts=facts,
             source=host.source if outer.source is None else outer.source,
         )
+
+
+@cache
+def _every_setting() -> frozenset[str]:
+    """The settings that every method has."""
+    return frozenset(sketch_class("methods.base", "Method").settings)
 
 
 def joined(outer: Any, host: Any) -> Any:

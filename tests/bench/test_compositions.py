@@ -139,14 +139,14 @@ def test_a_composition_is_checked_from_the_command_line(tmp_path: Path, monkeypa
 BARE: list[tuple[str, dict[str, Any]]] = [
     ("awp:trades", {"gamma": 0.0}), ("fair_weight:absld", {"fair_power": 0.0}), ("ema:pgd_at", {"ema_decay": 0.0}),
     ("swa:ham", {"swa_start": 1.0}), ("fawa:frl", {"fawa_decay": 0.0, "fawa_threshold": 0.0, "fawa_start": 0.0}),
-    ("awp:ema:rslad", {"gamma": 0.0, "ema_decay": 0.0}),
+    ("awp:ema:pgd_at", {"gamma": 0.0, "ema_decay": 0.0}),
 ]  # fmt: skip
 STRONG = ("awp:ema:trades", "fawa:frl", "swa:fair_weight:absld", "awp:ham")
 
 
 def tiny(*methods: str, **changes: Any) -> Plan:
     """A plan of two epochs of two steps."""
-    return small(**{"methods": methods, "epochs": 2, "train_limit": 200, **changes})
+    return small(**{"methods": methods, "epochs": 2, "train_limit": 100, "batch_size": 60, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_declared_passes_are_counted_and_averages_are_what_is_stored(name: str, 
     job = job_of(found, name)
     facts = description(whole / job.folder)
     assert (facts["method"], facts["label"].split(" ")[0]) == (name, name)
-    declared = METHODS.sketch(name).call("passes", job.settings) * 400
+    declared = METHODS.sketch(name).call("passes", job.settings) * 200
     counted = facts["passes"]["student"]
     pairs = [(counted[kind], getattr(declared, kind)) for kind in ("forward", "input_grad", "backward")]
     assert all(a <= b for a, b in pairs) if name == "awp:ham" else all(a == b for a, b in pairs)
@@ -344,7 +344,7 @@ def test_fields_that_recipes_got_later_leave_the_keys_of_earlier_runs() -> None:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     out = tmp_path_factory.mktemp("table")
     arguments = ["--methods", "swa:trades,awp:natural,trades,natural", "--recipe", "short", "--epochs", "1"]
-    limits = ["--train-limit", "200", "--limit", "40", "--attacks", "fgsm", "--workers", "1", "--quiet"]
+    limits = ["--train-limit", "100", "--limit", "40", "--attacks", "fgsm", "--workers", "1", "--quiet"]
     yield run("run", *arguments, *limits, "--out", str(out))
     frame = json.loads(run("report", str(out), "--format", "json", "--methods", "awp:natural,trades"))
     assert "awp:natural" in json.dumps(frame)
