@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from bench.checkpoints import load_weights
 from bench.cli import main
+from bench.conformance.loop import Loop
 from bench.describe import list_text, show_text
 from bench.errors import BenchError, UsageError
 from bench.estimate import totals
@@ -126,12 +128,18 @@ def test_lists_and_pages_name_compositions() -> None:
     assert result.exit_code == 2 and "did you mean 'trades'" in result.output
 
 
-def test_a_composition_is_checked_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "doubled.py"
-    file.write_text(PLUGIN)
+def test_the_composition_of_contributing_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Wrapper" in block]
+    file = tmp_path / "focus.py"
+    file.write_text(source)
     with own_registrations(monkeypatch):
-        output = run("check", "Doubled:natural", "--plugin", str(file))
-    assert all(line.startswith("ok    doubled:natural") for line in output.splitlines()) and output
+        output = run("check", "Focus:natural", "--plugin", str(file))
+        bare, focused = (Loop(METHODS[name](num_classes=3, **given), 3).begin(0) for name, given in (
+            ("pgd_at", {}), ("focus:pgd_at", {"focus_power": 0.0}),
+        ))  # fmt: skip
+        assert bare.step(bare.batch()).loss.equal(focused.step(focused.batch()).loss)
+    assert all(line.startswith("ok    focus:natural") for line in output.splitlines()) and output
 
 
 # Trained for real
