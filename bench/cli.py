@@ -68,6 +68,8 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
     click.option("--model", help="Architecture of the students.  [the data set's]"),
     click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
     click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
+    click.option("--natural-teacher", metavar="FILE|ID", help="The non-robust teacher of mtard.  [trained too]"),
+    click.option("--natural-teacher-model", help="Its architecture.  [the teacher's]"),
     click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
     click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
     click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),

@@ -113,7 +113,7 @@ def plan_text(plan: Plan, out: Path) -> str:
 
 def _plan_line(name: str, cost: Cost, width: int) -> str:
     passes = cost.passes
-    numbers = (passes.forward, passes.input_grad, passes.backward, passes.teacher)
+    numbers = (passes.forward, passes.input_grad, passes.backward, passes.teacher + passes.teacher_grad)
     counts = "  ".join(f"{_count(number):>9}" for number in numbers)
     return f"{name:<{width}}  {counts}  {'done' if cost.done else _hours(cost.seconds):>8}"
 

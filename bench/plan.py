@@ -24,7 +24,8 @@ from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
-TEACHER_METHOD = "trades"
+# Role -> the method that trains a teacher for it, and the name under which a run gives or changes that teacher.
+TEACHERS = {"robust": ("trades", "teacher"), "natural": ("natural", "natural_teacher")}
 BLOCK = 100
 UNIFORM_STEPS = 10
 FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
@@ -41,11 +42,12 @@ class _Planner:
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def job(self, method: str, seed: int, *, role: str = "student") -> TrainJob:
-        """The job of a method and seed, with the jobs it needs put before it."""
+    def job(self, method: str, seed: int, *, teaches: str | None = None) -> TrainJob:
+        """The job of a method and seed, with the jobs it needs put before it; a teacher's role is given."""
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
-        overrides = _overrides(self.run, method if role == "student" else "teacher", sketch)
+        role = "student" if teaches is None else "teacher"
+        overrides = _overrides(self.run, method if teaches is None else _teacher_name(teaches), sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
         except ValueError as error:
@@ -55,7 +57,7 @@ class _Planner:
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
         changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
         select = self.run.select or recipe.selection
-        model = self._teacher_model() if role == "teacher" else usual_model(self.run)
+        model = usual_model(self.run) if teaches is None else self._teacher_model(teaches)
         settings.update(own)
         trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
         job = TrainJob(
@@ -133,25 +135,29 @@ class _Planner:
 
     def _teacher(self, role: str) -> dict[str, str]:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
-        given = self.run.teacher
+        name = _teacher_name(role)
+        given: str | None = getattr(self.run, name)
         if given is None:
-            job = self.job(TEACHER_METHOD, 0, role="teacher")
+            method, _ = TEACHERS.get(role, TEACHERS["robust"])
+            job = self.job(method, 0, teaches=role)
             self.evaluated.setdefault(job.key)
             return {"key": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
         if ":" in given and given.partition(":")[0].lower() == "robustbench":
             return {"zoo": given.partition(":")[2], "label": given}
         if not Path(given).is_file():
-            raise UsageError(f"--teacher {given}: expected a checkpoint file or robustbench:ID, found neither")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
         return {
             "file": given,
-            "model": self._teacher_model(),
+            "model": self._teacher_model(role),
             "sha256": file_hash(Path(given)),
             "label": Path(given).name,
         }
 
-    def _teacher_model(self) -> str:
+    def _teacher_model(self, role: str) -> str:
+        own: str | None = getattr(self.run, f"{_teacher_name(role)}_model")
         usual = DATASETS.sketch(self.run.dataset).fact("teacher_model")
-        return self.run.teacher_model or usual or usual_model(self.run)
+        return own or self.run.teacher_model or usual or usual_model(self.run)
 
     def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
         if method is None:
@@ -197,11 +203,13 @@ def check_overrides(run: RunSettings) -> None:
     Raises:
         UsageError: otherwise.
     """
+    teachers = [name for _, name in TEACHERS.values()]
     for dotted in run.overrides:
         owner = dotted.partition(".")[0]
-        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) == "teacher"):
+        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) in teachers):
             raise UsageError(
-                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
+                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
+                "natural_teacher.FIELD"
             )
 
 
@@ -307,6 +315,10 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
         own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
     return own
+
+
+def _teacher_name(role: str) -> str:
+    return TEACHERS.get(role, TEACHERS["robust"])[1]
 
 
 def _suited(augment: str, usual: str | None) -> str:

@@ -152,9 +152,10 @@ class Method(nn.Module):
     teachers: ClassVar[tuple[str, ...]] = ()
     warm_start: ClassVar[str | None] = None
     epoch_settings: ClassVar[tuple[str, ...]] = ()  # settings counted in epochs of the "paper" recipe
-    reported: ClassVar[tuple[str, ...]] = ()  # per-class state that the history records
+    reported: ClassVar[tuple[str, ...]] = ()  # state that the history records, (K,) or a scalar
     drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
     averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; a recipe's own is then left out
+    couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
     revision: ClassVar[int] = 1
 
     def __init__(

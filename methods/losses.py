@@ -68,3 +68,23 @@ def class_means(sums: Tensor, counts: Tensor) -> Tensor:
     seen = counts > 0
     means = sums / counts.clamp_min(1)
     return torch.where(seen, means, means[seen].mean() if bool(seen.any()) else torch.zeros_like(means))
+
+
+def mart(clean: Tensor, adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """The per-sample loss of MART (Wang et al., ICLR 2020), with the constants of its release; (N,).
+
+    With p of the clean and p' of the adversarial logits: CE(p', y) - log(1.0001 - max_{k != y} p'_k) +
+    beta KL(p || p') (1.0000001 - p_y), gradients through all of it.
+
+    Args:
+        clean: (N, K) logits of clean inputs.
+        adv: (N, K) logits of adversarial inputs.
+        y: (N,) labels.
+        beta: weight of the divergence.
+    """
+    p, q = clean.softmax(1), adv.softmax(1)
+    wrong = q.scatter(1, y[:, None], 0.0).amax(1)
+    boosted = cross_entropy(adv, y) - (1.0001 - wrong + 1e-12).log()
+    apart = (p * (F.log_softmax(clean, 1) - (q + 1e-12).log())).sum(1)
+    doubt = 1.0000001 - p.gather(1, y[:, None]).squeeze(1)
+    return boosted + beta * apart * doubt

@@ -155,6 +155,9 @@ METHODS = Methods(
         "rslad": "methods.rslad",
         "absld": "methods.absld",
         "ham": "methods.ham",
+        "mtard": "methods.mtard",
+        "adaad": "methods.adaad",
+        "faal": "methods.faal",
     },
 )
 register = METHODS.register

@@ -323,7 +323,8 @@ def test_labels_name_what_was_changed() -> None:
         ({"pgd.queries": 1}, "--set pgd.queries: pgd has no setting 'queries'; it has restarts, start, "),
         (
             {"absdl.eps": 1},
-            "--set absdl.eps: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD",
+            "--set absdl.eps: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
+            "natural_teacher.FIELD",
         ),
         ({"eps": 1}, "--set eps: expected METHOD.FIELD, "),
         ({"absld.steps": 2.5}, "--set absld.steps: expected int like 10, got 2.5"),
