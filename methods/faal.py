@@ -34,8 +34,8 @@ from methods.recipes import Recipe, digits
 from methods.tables import register
 from methods.trades import divergence_from
 
-ROUNDING = 1e-9
-POINTS, ROUNDS = 64, 9
+ROUNDING = 1e-9  # margins that differ by less are equal
+POINTS, ROUNDS, FAR = 64, 9, 30.0
 
 
 @register("faal")
@@ -141,21 +141,21 @@ def worst_case(gain: Tensor, radius: float) -> Tensor:
     reach = below.max()
     if radius == 0 or len(gain) < 2:
         return torch.ones_like(gain)
-    below = below / reach.clamp_min(ROUNDING)
+    gaps = (below / reach.clamp_min(ROUNDING)).log()
     # KL(u || q) falls as eta - max(gain) = reach e^s grows: it encloses s ever more narrowly, many points at a time.
-    low = gain.new_full((), math.log(torch.finfo(gain.dtype).tiny))
-    high = gain.new_full((), 60.0)
+    low = gain.new_full((), -len(gain) * (radius + math.log(len(gain))))
+    high = gain.new_full((), FAR)
     steps = torch.linspace(0, 1, POINTS + 1, dtype=gain.dtype, device=gain.device)
     for _ in range(ROUNDS):
         s = low + (high - low) * steps
-        apart = -math.log(len(gain)) - _log_shares(below, s).mean(1)
+        apart = -math.log(len(gain)) - _log_shares(gaps, s).mean(1)
         place = ((apart > radius).sum() - 1).clamp(0, POINTS - 1)
         low, high = s[torch.stack((place, place + 1))].unbind()
-    weights = len(gain) * _log_shares(below, (low + high)[None] / 2)[0].exp()
+    weights = len(gain) * _log_shares(gaps, (low + high)[None] / 2)[0].exp()
     return torch.where(reach > ROUNDING, weights, torch.ones_like(gain))
 
 
-def _log_shares(below: Tensor, s: Tensor) -> Tensor:
-    """The logarithms (P, K) of q_k proportional to 1 / (e^s + below_k), for every s (P,)."""
-    score = -(s[:, None].exp() + below).log()
+def _log_shares(gaps: Tensor, s: Tensor) -> Tensor:
+    """The logarithms (P, K) of q_k proportional to 1 / (e^s + e^gap_k), for every s (P,)."""
+    score = -torch.logaddexp(s[:, None], gaps)
     return score - score.logsumexp(1, keepdim=True)

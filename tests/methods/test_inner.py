@@ -54,7 +54,10 @@ INNER: list[tuple[str, float, float, str, str, Callable[[Array], Array]]] = [
     ("rslad", 8 / 255, 2 / 255, "gaussian", "eval", away_from_teacher),
     ("absld", 8 / 255, 2 / 255, "gaussian", "eval", away_from_tempered_teacher),
     ("ham", 0.031, 0.007, "uniform", "eval", towards_label),
+    ("mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
+    ("faal", 8 / 255, 2 / 255, "uniform", "eval", towards_label),
 ]
+WITH_THE_TEACHER = {"adaad"}  # its objective takes the logits of two networks: tests/methods/test_adaad.py
 
 
 @pytest.fixture
@@ -71,7 +74,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def ask(method: Method, epoch: int = 0) -> None:
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, make_context(Constant(TEACHER), epoch=epoch))
+    ctx = make_context(Constant(TEACHER), natural=Constant(TEACHER), epoch=epoch)
+    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, ctx)
 
 
 @pytest.mark.parametrize(("name", "eps", "step_size", "start", "bn", "objective"), INNER, ids=[row[0] for row in INNER])
@@ -102,7 +106,7 @@ def test_natural_training_attacks_nothing(asked: dict[str, Any]) -> None:
 
 
 def test_every_method_has_its_inner_problem_pinned() -> None:
-    assert {"natural", *(row[0] for row in INNER)} == set(METHODS.builtin)
+    assert {"natural", *(row[0] for row in INNER)} | WITH_THE_TEACHER == set(METHODS.builtin)
 
 
 def test_frl_gives_each_class_its_radius_and_the_batch_one_step(asked: dict[str, Any]) -> None:
@@ -137,7 +141,10 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
 
 @pytest.mark.parametrize(
     ("name", "updates"),
-    [("natural", 1), ("pgd_at", 11), ("trades", 2), ("frl", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1)],
+    [
+        *(("natural", 1), ("pgd_at", 11), ("trades", 2), ("frl", 2), ("ard", 11), ("rslad", 2), ("absld", 2)),
+        *(("ham", 1), ("mtard", 2), ("adaad", 1), ("faal", 1)),
+    ],
 )
 def test_how_often_batch_norm_moves_in_a_step(name: str, updates: int) -> None:
     settings: dict[str, Any] = {"num_classes": 3, **({"begin_epoch_index": 0} if name == "ham" else {})}
