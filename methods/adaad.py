@@ -16,16 +16,21 @@ Departures:     the release takes the mean over batch and classes on CIFAR-10 (t
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attacks.ascent import Observer
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl, kl_logits
-from methods.recipes import Recipe, digits
+from methods.recipes import Recipe, digits, short
 from methods.tables import register
+
+PAPER = Recipe(epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip", source="released script")
 
 
 @register("adaad")
@@ -38,7 +43,8 @@ class AdaAD(Method):
     """
 
     recipes = {
-        "paper": Recipe(epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip", source="released script"),
+        "paper": PAPER,
+        "short": short(PAPER, scale=0.1),
         "cifar100": Recipe(
             epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip", settings={"scale": 1.0},
             source="released script, CIFAR-100",
@@ -66,7 +72,8 @@ class AdaAD(Method):
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence of student and teacher, both on the iterate."""
         both = _Joint(model, ctx.teacher("robust"))
-        x_adv = self.ascend(both, batch.x, _apart, ctx, start="gaussian")
+        watchers = tuple(partial(_of_student, watch) for watch in ctx.watchers)
+        x_adv = self.ascend(both, batch.x, _apart, replace(ctx, watchers=watchers), start="gaussian")
         extras = {"soft_adv": ctx.teacher("robust", x_adv).softmax(1)}
         if self.alpha < 1:
             extras["soft_clean"] = ctx.teacher("robust", batch.x).softmax(1)
@@ -97,3 +104,8 @@ def _apart(logits: Tensor, rows: Tensor) -> Tensor:
     """KL(p_T || p_S) of joint logits (M, 2, K), with gradients through both; (M,)."""
     student, teacher = logits.unbind(1)
     return kl_logits(teacher, student)
+
+
+def _of_student(watch: Observer, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
+    """Let a watcher see the student's logits alone, as in the ascent of any other method."""
+    return watch(step, x_adv, logits[:, 0], rows)

@@ -15,7 +15,7 @@ Departures:     class means over the samples seen, where the release divides by 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class FairWeight(Wrapper):
         fair_min, fair_max: bounds of the weights.
     """
 
-    reported = ("fair_weight",)
+    reported: ClassVar[tuple[str, ...]] = ("fair_weight",)
 
     fair_weight: Tensor
     fair_sums: Tensor

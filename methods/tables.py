@@ -158,6 +158,9 @@ METHODS = Methods(
         "mtard": "methods.mtard",
         "adaad": "methods.adaad",
         "faal": "methods.faal",
+        "fair_ard": "methods.fair_ard",
+        "fair_rslad": "methods.fair_ard",
+        "fair_mtard": "methods.fair_ard",
     },
 )
 register = METHODS.register

@@ -33,7 +33,10 @@ NO_CORNER = {"linear_model_closed_form": "random search does not reach the corne
 SPECIALS: Mapping[tuple[str, str], Special] = {
     **{
         ("method", name): Special(SHORT, SHORTER)
-        for name in ("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld", "mtard", "adaad", "faal")
+        for name in (
+            *("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld"),
+            *("mtard", "adaad", "faal", "fair_ard", "fair_rslad", "fair_mtard"),
+        )
     },
     ("method", "ham"): Special(
         {**SHORT, "begin_epoch_index": 0}, "mining begins in epoch 49, and a check trains for two epochs"
