@@ -133,6 +133,18 @@ def faal_weights(gains: Array, radius: float) -> Array:
     return shares
 
 
+def fair(weights: Array, terms: list[tuple[Array, Array, float]]) -> float:
+    """Weighted distillation: per-sample weights, and (teacher's logits, student's logits, factor) of each term."""
+    each = sum(factor * kl(softmax(teacher), student) for teacher, student, factor in terms)
+    return mean_bk(weights * each, terms[0][0].shape[1])
+
+
+def fair_weights(kappa: Array, power: float = 2.0) -> Array:
+    """Class weights from the class means of kappa."""
+    raw = np.array([(value + 1e-5) ** -power for value in kappa])
+    return np.array([min(max(value * len(raw) / raw.sum(), 5 / 6), 5 / 2) for value in raw])
+
+
 def gradient(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
     """Central differences."""
     found = np.zeros_like(at)

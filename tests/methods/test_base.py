@@ -68,8 +68,8 @@ def test_settings_name_every_argument_of_the_class_and_its_bases() -> None:
 
 def test_teachers_and_warm_starts_are_declared() -> None:
     declared = {name: (METHODS[name].teachers, METHODS[name].warm_start) for name in METHODS.builtin}
-    distilled, fine_tuned = {"ard", "rslad", "absld", "adaad"}, {"frl", "frl_remargin", "faal"}
-    by_two = {"mtard"}
+    distilled, by_two = {"ard", "rslad", "absld", "adaad", "fair_ard", "fair_rslad"}, {"mtard", "fair_mtard"}
+    fine_tuned = {"frl", "frl_remargin", "faal"}
     for name, (teachers, warm_start) in declared.items():
         assert teachers == (("robust",) if name in distilled else ("robust", "natural") if name in by_two else ())
         assert warm_start == ("pgd_at" if name in fine_tuned else None)
@@ -90,7 +90,12 @@ SCHEDULES: list[tuple[str, str, int, float, dict[int, float]]] = [
     ("mtard", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
     ("adaad", "paper", 200, 5e-4, {0: 0.1, 99: 0.1, 100: 0.01, 150: 0.001}),
     ("faal", "paper", 2, 5e-4, {0: 0.01, 1: 0.001}),
+    ("fair_ard", "paper", 200, 2e-4, {99: 0.1, 100: 0.01, 150: 0.001}),
+    ("fair_ard", "released", 200, 2e-4, {99: 0.1, 100: 0.01, 199: 0.01}),
+    ("fair_rslad", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
+    ("fair_mtard", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
 ]
+NESTEROV = {"fair_ard", "fair_rslad", "fair_mtard"}
 
 
 @pytest.mark.parametrize(("name", "recipe", "epochs", "decay", "rates"), SCHEDULES)
@@ -98,7 +103,8 @@ def test_the_schedules_of_the_papers(
     name: str, recipe: str, epochs: int, decay: float, rates: dict[int, float]
 ) -> None:
     found = METHODS[name].recipes[recipe]
-    assert (found.epochs, found.weight_decay, found.momentum, found.nesterov) == (epochs, decay, 0.9, False)
+    nesterov = name in NESTEROV
+    assert (found.epochs, found.weight_decay, found.momentum, found.nesterov) == (epochs, decay, 0.9, nesterov)
     assert found.batch_size == 128 and found.source
     assert {epoch: found.lr_at(epoch) for epoch in rates} == pytest.approx(rates)
 

@@ -23,6 +23,7 @@ T = TEACHER.numpy()
 L0, L1 = np.linspace(0.0, 0.09, CLASSES), np.linspace(0.08, 0.0, CLASSES) ** 2
 NATURAL = random_logits(3, scale=3.0)
 FAAL = {mean: formulas.faal_weights(formulas.faal_gains(ADV.numpy(), Y, mean), 0.5)[Y] for mean in (False, True)}
+FAIR = np.linspace(5 / 6, 2.5, CLASSES)
 TAU_ADV, TAU_CLEAN = np.linspace(0.6, 2.0, CLASSES), np.linspace(3.0, 0.7, CLASSES)
 
 Formula = Callable[[Array, Array], float]
@@ -58,6 +59,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Array], Formula, list[str]]] = 
      ["clean", "adv"]),
     ("faal", {"host": "mart", "beta": 5.0}, {}, lambda z, a: (FAAL[False] * formulas.mart(z, a, Y, 5.0)).mean(),
      ["clean", "adv"]),
+    ("fair_ard", {}, {"fair_weight": FAIR}, lambda z, a: formulas.fair(FAIR[Y], [(T / 30, a / 30, 900.0)]), ["adv"]),
+    ("fair_rslad", {}, {"fair_weight": FAIR},
+     lambda z, a: formulas.fair(FAIR[Y], [(T, a, 5 / 6), (T, z, 1 / 6)]), ["adv", "clean"]),
+    ("fair_mtard", {"natural_weight": 0.2}, {"fair_weight": FAIR},
+     lambda z, a: formulas.fair(FAIR[Y], [(T, a, 0.8), (NATURAL.numpy(), z, 0.2)]), ["adv", "clean"]),
 ]  # fmt: skip
 NAMES = [f"{name}-{'-'.join(map(str, settings.values()))}".rstrip("-") for name, settings, *_ in CASES]
 

@@ -56,6 +56,9 @@ INNER: list[tuple[str, float, float, str, str, Callable[[Array], Array]]] = [
     ("ham", 0.031, 0.007, "uniform", "eval", towards_label),
     ("mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
     ("faal", 8 / 255, 2 / 255, "uniform", "eval", towards_label),
+    ("fair_ard", 8 / 255, 2 / 255, "uniform_unclipped", "train", towards_label),
+    ("fair_rslad", 8 / 255, 2 / 255, "gaussian", "eval", away_from_teacher),
+    ("fair_mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
 ]
 WITH_THE_TEACHER = {"adaad"}  # its objective takes the logits of two networks: tests/methods/test_adaad.py
 
@@ -144,6 +147,7 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
     [
         *(("natural", 1), ("pgd_at", 11), ("trades", 2), ("frl", 2), ("ard", 11), ("rslad", 2), ("absld", 2)),
         *(("ham", 1), ("mtard", 2), ("adaad", 1), ("faal", 1)),
+        *(("fair_ard", 11), ("fair_rslad", 2), ("fair_mtard", 2)),
     ],
 )
 def test_how_often_batch_norm_moves_in_a_step(name: str, updates: int) -> None:

@@ -112,13 +112,13 @@ def test_weights_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 
 def test_a_run_of_the_plan_learns_the_balance_and_resumes_with_it(tmp_path: Path) -> None:
-    plan = small(methods=("mtard",))
+    plan = small(methods=("mtard",), epochs=2)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train_all(plan, whole)
     job = job_of(plan, "mtard")
     assert [(j.method, j.role) for j in plan.train[:2]] == [("trades", "teacher"), ("natural", "teacher")]
     shares = [line["state"]["natural_share"] for line in history(whole / job.folder)]
-    assert len(set(shares)) == 3 and all(0 < share < 1 for share in shares)
+    assert len(set(shares)) == 2 and all(0 < share < 1 for share in shares)
     for teacher in plan.train[:2]:
         (pieces / teacher.folder.parent).mkdir(parents=True)
         (pieces / teacher.folder).symlink_to(whole / teacher.folder)
@@ -126,5 +126,5 @@ def test_a_run_of_the_plan_learns_the_balance_and_resumes_with_it(tmp_path: Path
     def start(progress: StopAt) -> None:
         train(job, parts_of(job), pieces, Path("data"), progress)
 
-    assert in_pieces(start) > 2
+    assert in_pieces(start, n=3) > 1
     assert tree(pieces / job.folder) == tree(whole / job.folder)
