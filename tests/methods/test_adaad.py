@@ -103,3 +103,15 @@ def test_the_recipes_of_the_release() -> None:
     assert settings("paper") == pytest.approx([8 / 255, 2 / 255, 0.1])
     assert settings("cifar100") == pytest.approx([8 / 255, 2 / 255, 1.0])
     assert settings("wide") == pytest.approx([16 / 255, 4 / 255, 0.1])
+
+
+def test_who_watches_the_attack_sees_the_student_alone() -> None:
+    student, teacher = linear(0), linear(1).requires_grad_(False)
+    seen: list[tuple[Tensor, Tensor]] = []
+    ctx = replace(
+        make_context(teacher), watchers=(lambda step, x_adv, logits, rows: seen.append((x_adv, logits)),)
+    )  # fmt: skip
+    AdaAD(steps=3).perturb(student, BATCH, ctx)
+    assert len(seen) == 3
+    for x_adv, logits in seen:
+        assert torch.equal(logits, student(x_adv).detach())
