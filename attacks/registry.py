@@ -46,6 +46,7 @@ class Registry(Generic[T]):
     builtin: Mapping[str, str] = field(default_factory=dict)
     _objects: dict[str, T] = field(default_factory=dict, repr=False)
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _read: dict[str, Sketch] = field(default_factory=dict, repr=False)
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """Decorator that adds a plug-in under a name.
@@ -107,10 +108,12 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def sketch(self, name: str) -> Sketch:
-        """What is known of a plug-in; built-in ones are read from their source, unimported."""
+        """What is known of a plug-in; built-in ones are read from their source, unimported, and once."""
         known = self.resolve(name)
         if known in self.builtin:
-            return sketch_source(known, self.builtin[known])
+            if known not in self._read:
+                self._read[known] = sketch_source(known, self.builtin[known])
+            return self._read[known]
         thing = self[known]
         return sketch_object(known, thing, self._facts[known])
 

@@ -14,13 +14,14 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 # Modules that may be imported for their values, and class functions that work on plain numbers.
 TORCH_FREE = frozenset({"math", "dataclasses", "types", "methods.recipes", "attacks.passes", "collections.abc"})
-PLAIN_FUNCTIONS = ("passes",)
+PLAIN_FUNCTIONS = ("passes", "added_passes", "loss_overhead")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class Sketch:
 
     def call(self, function: str, settings: Mapping[str, Any], *args: Any) -> Any:
         """Evaluate a plain function of the class, such as `passes`, on given settings."""
-        return self.facts[function](SimpleNamespace(**{**self.facts, **self.settings, **settings}), *args)
+        plug_in = SimpleNamespace(**{**self.facts, **self.settings, **settings})
+        for name in PLAIN_FUNCTIONS:
+            if name in self.facts:
+                setattr(plug_in, name, partial(self.facts[name], plug_in))
+        return getattr(plug_in, function)(*args)
 
 
 def sketch_object(name: str, thing: Any, facts: Mapping[str, Any]) -> Sketch:
@@ -84,21 +89,44 @@ def sketch_source(name: str, module: str) -> Sketch:
     Raises:
         LookupError: if the module is missing or does not register the name.
     """
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise LookupError(f"{name!r} is declared in {module}, which is not installed")
-    path = Path(spec.origin)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    path, tree = _read(name, module)
     scope = _plain_scope(tree)
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             found = _registration(node, name, scope)
             if found is not None:
-                settings, facts = _class_facts(node, tree, scope)
-                own = ast.get_docstring(node) or ""
-                doc = ast.get_docstring(tree) or own
-                return Sketch(name, doc, settings, {**facts, "own_doc": own, **found}, path)
+                return _sketch_node(name, node, tree, path, found)
     raise LookupError(f"{path} was expected to register {name!r} and does not")
+
+
+def sketch_class(module: str, name: str) -> Sketch:
+    """The sketch of a class, registered or not, read from the source of its module.
+
+    Raises:
+        LookupError: if the module is missing or has no such class.
+    """
+    path, tree = _read(name, module)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _sketch_node(name, node, tree, path, {})
+    raise LookupError(f"{path} was expected to hold the class {name} and does not")
+
+
+def _read(name: str, module: str) -> tuple[Path, ast.Module]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"{name!r} is declared in {module}, which is not installed")
+    path = Path(spec.origin)
+    return path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _sketch_node(
+    name: str, node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, path: Path, found: Mapping[str, Any]
+) -> Sketch:
+    own = ast.get_docstring(node) or ""
+    doc = ast.get_docstring(tree) or own
+    settings, facts = _node_facts(node, tree)
+    return Sketch(name, doc, settings, {**facts, "own_doc": own, **found}, path)
 
 
 def _registration(node: ast.ClassDef | ast.FunctionDef, name: str, scope: dict[str, Any]) -> dict[str, Any] | None:
@@ -109,21 +137,33 @@ def _registration(node: ast.ClassDef | ast.FunctionDef, name: str, scope: dict[s
     return None
 
 
-def _class_facts(
-    node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, scope: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and plain attributes of a class, those of its bases in the same package included."""
+def _node_facts(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and plain attributes of a plug-in, those of its base classes in the suite included."""
     if isinstance(node, ast.FunctionDef):
-        return _keyword_defaults(node, scope), {}
+        return _keyword_defaults(node, _plain_scope(tree)), {}
     settings: dict[str, Any] = {}
     facts: dict[str, Any] = {}
+    for owner, home in reversed(_line_of(node, tree)):
+        own_settings, own_facts = _class_facts(owner, _plain_scope(home))
+        settings.update(own_settings)
+        facts.update(own_facts)
+    return settings, facts
+
+
+def _line_of(node: ast.ClassDef, tree: ast.Module) -> list[tuple[ast.ClassDef, ast.Module]]:
+    """A class and its bases in the order in which attributes are looked up: a base that two share comes after both."""
+    line = [(node, tree)]
     for base in node.bases:
         found = _find_class(base, tree)
-        if found is not None:
-            base_node, base_tree = found
-            base_settings, base_facts = _class_facts(base_node, base_tree, _plain_scope(base_tree))
-            settings.update(base_settings)
-            facts.update(base_facts)
+        line += _line_of(*found) if found is not None else []
+    last = {(owner.name, owner.lineno): i for i, (owner, _) in enumerate(line)}
+    return [line[i] for i in sorted(last.values())]
+
+
+def _class_facts(node: ast.ClassDef, scope: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and plain attributes that a class itself defines."""
+    settings: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     is_dataclass = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":

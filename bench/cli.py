@@ -68,6 +68,8 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
     click.option("--model", help="Architecture of the students.  [the data set's]"),
     click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
     click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
+    click.option("--natural-teacher", metavar="FILE|ID", help="The non-robust teacher of mtard.  [trained too]"),
+    click.option("--natural-teacher-model", help="Its architecture.  [the teacher's]"),
     click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
     click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
     click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
@@ -240,11 +242,14 @@ def status(results: tuple[str, ...]) -> None:
         click.echo(status_text(Path(folder)))
 
 
+KINDS = ("methods", "compositions", "attacks", "datasets", "models")
+
+
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "attacks", "datasets", "models", "reporters", "protocols"]))
+@click.argument("kind", type=click.Choice([*KINDS, "reporters", "protocols"]))
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
 def list_(kind: str, plugins: tuple[str, ...]) -> None:
-    """Names of what is registered, each with one line."""
+    """Names of what is registered, each with one line; for methods also what can be put around them."""
     from bench import describe, protocols
 
     _load_plugins(plugins)
@@ -255,16 +260,18 @@ def list_(kind: str, plugins: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
 def show(name: str, plugins: tuple[str, ...]) -> None:
-    """What a method, attack, data set, model or protocol is: source, defaults, recipes, departures, doubts."""
+    """What a method, composition, attack, data set, model or protocol is: defaults, recipes, departures, doubts."""
     from bench import protocols
     from bench.describe import show_text
 
     _load_plugins(plugins)
-    kinds = [kind for kind in ("methods", "attacks", "datasets", "models") if name in _registry(kind)]
+    if name.partition(":")[0] in _registry("compositions"):
+        name = _registry("methods" if ":" in name else "compositions").resolve(name)
+    kinds = [kind for kind in KINDS if name in _registry(kind)]
     shown = [show_text(kind, _registry(kind), name) for kind in kinds]
     shown += [protocols.show_text(known) for known in protocols.PROTOCOLS if known == canonical(name)]
     if not shown:
-        names = [known for kind in ("methods", "attacks", "datasets", "models") for known in _registry(kind)]
+        names = [known for kind in KINDS for known in _registry(kind)]
         listed = ", ".join(dict.fromkeys([*names, *protocols.PROTOCOLS]))
         raise UsageError(f"unknown name {name!r}; known: {listed}")
     click.echo("\n\n".join(shown))
@@ -290,9 +297,9 @@ def _registry(kind: str) -> Registry[Any]:
     import importlib
 
     homes = {
-        "methods": ("methods.tables", "METHODS"), "attacks": ("attacks.tables", "ATTACKS"),
-        "datasets": ("bench.data", "DATASETS"), "models": ("bench.models", "MODELS"),
-        "reporters": ("bench.report.sheet", "REPORTERS"),
+        "methods": ("methods.tables", "METHODS"), "compositions": ("methods.tables", "COMPOSITIONS"),
+        "attacks": ("attacks.tables", "ATTACKS"), "datasets": ("bench.data", "DATASETS"),
+        "models": ("bench.models", "MODELS"), "reporters": ("bench.report.sheet", "REPORTERS"),
     }  # fmt: skip
     module, name = homes[kind]
     registry: Registry[Any] = getattr(importlib.import_module(module), name)

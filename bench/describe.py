@@ -13,7 +13,8 @@ from bench import pairs, store
 from bench.errors import UsageError
 from bench.estimate import Cost, totals
 from bench.jobs import PARTIAL, Plan, title
-from methods.recipes import DEFAULT, Recipe
+from methods.recipes import Recipe, known
+from methods.tables import COMPOSITIONS, METHODS
 
 PLANS = ".plans"
 
@@ -37,9 +38,11 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
     own = str(sketch.fact("own_doc", "")).strip()
     if own and own != sketch.doc.strip():
         parts += ["", own]
-    if sketch.settings:
-        parts += ["", "Settings (change one with --set " + f"{sketch.name}.FIELD=VALUE):"]
-        parts += [f"  {key} = {_value(value)}" for key, value in sketch.settings.items() if key != "threat"]
+    settings = COMPOSITIONS.own_settings(name) if kind == "compositions" else sketch.settings
+    if settings:
+        prefix = f"{sketch.name}:METHOD" if kind == "compositions" else sketch.name
+        parts += ["", "Settings (change one with --set " + f"{prefix}.FIELD=VALUE):"]
+        parts += [f"  {key} = {_value(value)}" for key, value in settings.items() if key != "threat"]
     if kind == "methods":
         parts += _recipes(sketch)
         passes = sketch.call("passes", {})
@@ -50,6 +53,9 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
             f"Teachers: {', '.join(sketch.fact('teachers')) or 'none'}",
             f"Starts from: {sketch.fact('warm_start') or 'scratch'}",
         ]
+    elif kind == "compositions":
+        added = METHODS.sketch(f"{name}:pgd_at").call("passes", {}) + METHODS.sketch("pgd_at").call("passes", {}) * -1
+        parts += ["", "Passes per sample and step that it adds, around pgd_at: " + (_passes(added) or "none")]
     elif kind == "attacks":
         parts += ["", "Passes per sample at 10 classes, at most: " + _passes(sketch.call("passes", {}, 10))]
     else:
@@ -62,9 +68,12 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
 
 def _recipes(sketch: Sketch) -> list[str]:
     lines = ["", "Recipes (--recipe NAME):"]
-    for name, recipe in {**DEFAULT, **sketch.fact("recipes", {})}.items():
-        shown = [f"{f.name} {_value(getattr(recipe, f.name))}" for f in fields(Recipe)
-                 if getattr(recipe, f.name) not in ((), None, "", {})]  # fmt: skip
+    for name, recipe in known(sketch.fact("recipes", {})).items():
+        values = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
+        unused = {"ema"} if not recipe.ema else set()
+        unused |= {"factors"} if not recipe.milestones else set()
+        shown = [f"{key} {_value(value)}" for key, value in values.items()
+                 if key not in unused and value not in ((), None, "", {})]  # fmt: skip
         lines.append(f"  {name}: " + ", ".join(shown))
     return lines
 
@@ -104,7 +113,7 @@ def plan_text(plan: Plan, out: Path) -> str:
 
 def _plan_line(name: str, cost: Cost, width: int) -> str:
     passes = cost.passes
-    numbers = (passes.forward, passes.input_grad, passes.backward, passes.teacher)
+    numbers = (passes.forward, passes.input_grad, passes.backward, passes.teacher + passes.teacher_grad)
     counts = "  ".join(f"{_count(number):>9}" for number in numbers)
     return f"{name:<{width}}  {counts}  {'done' if cost.done else _hours(cost.seconds):>8}"
 

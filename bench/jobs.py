@@ -13,6 +13,8 @@ from methods.recipes import Recipe
 
 FORMAT = 1
 PARTIAL = "partial"
+# Fields that recipes got after runs were stored: at their usual value they are no part of a key.
+NEWER_RECIPE_FIELDS = {"schedule": "steps", "ema": 0.0}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class TrainJob:
         """Hash of everything the weights depend on."""
         identity = {**asdict(self), "dataset": DATASETS.label(self.dataset)}
         identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
+        for name, usual in NEWER_RECIPE_FIELDS.items():
+            if identity["recipe"][name] == usual:
+                del identity["recipe"][name]
         for name in ("role", "label", "recipe_name"):
             del identity[name]
         identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
@@ -72,7 +77,8 @@ class TrainJob:
     @property
     def folder(self) -> Path:
         """Its place below the results folder."""
-        return Path(DATASETS.label(self.dataset), self.model.replace("/", "_").replace(":", "_"), self.method, self.key)
+        model, method = self.model.replace("/", "_").replace(":", "_"), self.method.replace(":", "+")
+        return Path(DATASETS.label(self.dataset), model, method, self.key)
 
     @property
     def id(self) -> str:

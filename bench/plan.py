@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import canonical
+from attacks.registry import Registry, canonical
 from attacks.sketch import Sketch
 from attacks.tables import ATTACKS
 from bench import protocols
@@ -20,10 +20,12 @@ from bench.jobs import EvalJob, Plan, TrainJob
 from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
 from bench.store import file_hash
+from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
-TEACHER_METHOD = "trades"
+# Role -> the method that trains a teacher for it, and the name under which a run gives or changes that teacher.
+TEACHERS = {"robust": ("trades", "teacher"), "natural": ("natural", "natural_teacher")}
 BLOCK = 100
 UNIFORM_STEPS = 10
 FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
@@ -40,11 +42,12 @@ class _Planner:
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def job(self, method: str, seed: int, *, role: str = "student") -> TrainJob:
-        """The job of a method and seed, with the jobs it needs put before it."""
+    def job(self, method: str, seed: int, *, teaches: str | None = None) -> TrainJob:
+        """The job of a method and seed, with the jobs it needs put before it; a teacher's role is given."""
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
-        overrides = _overrides(self.run, method if role == "student" else "teacher", sketch)
+        role = "student" if teaches is None else "teacher"
+        overrides = _overrides(self.run, method if teaches is None else _teacher_name(teaches), sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
         except ValueError as error:
@@ -54,8 +57,9 @@ class _Planner:
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
         changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
         select = self.run.select or recipe.selection
-        model = self._teacher_model() if role == "teacher" else usual_model(self.run)
+        model = usual_model(self.run) if teaches is None else self._teacher_model(teaches)
         settings.update(own)
+        trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
         job = TrainJob(
             dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
             label=f"{method} ({changed})" if changed else method,
@@ -64,7 +68,7 @@ class _Planner:
             teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
-            revision=sketch.fact("revision", 1), source=_source_hash(method, sketch),
+            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
         )  # fmt: skip
         self.train.setdefault(job.key, job)
         return job
@@ -72,7 +76,7 @@ class _Planner:
     def _recipe(
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
-        known = {**DEFAULT, **sketch.fact("recipes", {})}
+        known = recipes.known(sketch.fact("recipes", {}))
         usual = facts.get("recipe", "paper")
         name = (self.run.recipe or usual).lower()
         if name not in known and method not in self.run.methods:
@@ -100,6 +104,9 @@ class _Planner:
             recipe = replace(recipe, augment=suited)
             what = "augmentation" if suited == "none" else "mirrored images"
             self._note(f"{method}: {self.run.dataset} is trained without {what}")
+        if recipe.ema and sketch.fact("averages_weights"):
+            recipe = replace(recipe, ema=0.0)
+            self._note(f"{method}: averages weights itself, so the recipe's moving average is left out")
         return name, recipe
 
     def _settings(
@@ -107,7 +114,7 @@ class _Planner:
     ) -> dict[str, Any]:
         """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
         settings = dict(sketch.settings)
-        paper = {**DEFAULT, **sketch.fact("recipes", {})}["paper"]
+        paper = recipes.known(sketch.fact("recipes", {}))["paper"]
         for name in sketch.fact("epoch_settings", ()):
             settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
         settings.update(recipe.settings)
@@ -128,25 +135,29 @@ class _Planner:
 
     def _teacher(self, role: str) -> dict[str, str]:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
-        given = self.run.teacher
+        name = _teacher_name(role)
+        given: str | None = getattr(self.run, name)
         if given is None:
-            job = self.job(TEACHER_METHOD, 0, role="teacher")
+            method, _ = TEACHERS.get(role, TEACHERS["robust"])
+            job = self.job(method, 0, teaches=role)
             self.evaluated.setdefault(job.key)
             return {"key": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
         if ":" in given and given.partition(":")[0].lower() == "robustbench":
             return {"zoo": given.partition(":")[2], "label": given}
         if not Path(given).is_file():
-            raise UsageError(f"--teacher {given}: expected a checkpoint file or robustbench:ID, found neither")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
         return {
             "file": given,
-            "model": self._teacher_model(),
+            "model": self._teacher_model(role),
             "sha256": file_hash(Path(given)),
             "label": Path(given).name,
         }
 
-    def _teacher_model(self) -> str:
+    def _teacher_model(self, role: str) -> str:
+        own: str | None = getattr(self.run, f"{_teacher_name(role)}_model")
         usual = DATASETS.sketch(self.run.dataset).fact("teacher_model")
-        return self.run.teacher_model or usual or usual_model(self.run)
+        return own or self.run.teacher_model or usual or usual_model(self.run)
 
     def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
         if method is None:
@@ -192,11 +203,13 @@ def check_overrides(run: RunSettings) -> None:
     Raises:
         UsageError: otherwise.
     """
-    owners = {canonical(name) for name in (*METHODS.names(), *ATTACKS.names(), "teacher")}
+    teachers = [name for _, name in TEACHERS.values()]
     for dotted in run.overrides:
-        if "." not in dotted or canonical(dotted.partition(".")[0]) not in owners:
+        owner = dotted.partition(".")[0]
+        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) in teachers):
             raise UsageError(
-                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD"
+                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
+                "natural_teacher.FIELD"
             )
 
 
@@ -235,7 +248,7 @@ def evaluation_jobs(
             deterministic=run.deterministic,
             revision=sketch.fact("revision", 1),
             title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
-            source=_source_hash(attack, sketch),
+            source=_source_hash(ATTACKS, attack),
             part=share(run.shard),
             prepare=run.prepare,
             stop_when=run.stop_when,
@@ -304,6 +317,10 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
     return own
 
 
+def _teacher_name(role: str) -> str:
+    return TEACHERS.get(role, TEACHERS["robust"])[1]
+
+
 def _suited(augment: str, usual: str | None) -> str:
     """A recipe's augmentation as far as the data set bears it: mirroring, for one, makes other digits of digits."""
     if usual == "none":
@@ -336,8 +353,8 @@ def _show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _source_hash(name: str, sketch: Sketch) -> str:
-    """The hash of a plug-in's file; those of the suite carry a revision instead."""
-    if name in METHODS.builtin or name in ATTACKS.builtin or sketch.source is None:
-        return ""
-    return file_hash(sketch.source)
+def _source_hash(registry: Registry[Any], name: str) -> str:
+    """The hash of a plug-in's file, of all of them in a composition; those of the suite carry a revision instead."""
+    parts = METHODS.parts(name) if registry is METHODS else [(registry, name)]
+    files = [table.sketch(part).source for table, part in parts if part not in table.builtin]
+    return "+".join(file_hash(file) for file in files if file is not None)

@@ -10,7 +10,7 @@ from bench.jobs import EvalJob, Plan, TrainJob
 from bench.parts import limit, load
 from bench.schedule import Site
 from bench.teachers import load_teacher
-from methods.tables import METHODS
+from bench.train import build_method
 
 
 def preflight(plan: Plan, site: Site) -> None:
@@ -51,6 +51,6 @@ def _limit(job: TrainJob | EvalJob) -> int | None:
 
 def _build(job: TrainJob | EvalJob) -> None:
     if isinstance(job, TrainJob):
-        METHODS[job.method](**job.settings)
+        build_method(job, job.settings["num_classes"])
     else:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]

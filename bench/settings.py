@@ -38,6 +38,8 @@ class RunSettings:
         dataset, model: names; None takes the data set's usual model.
         teacher: a checkpoint file or `robustbench:ID`; None trains one in the same plan.
         teacher_model: architecture of the teacher; None takes the data set's.
+        natural_teacher, natural_teacher_model: likewise, of the teacher in the role "natural" (MTARD has both); its
+            architecture is the other teacher's unless it is said.
         attacks: names of the attacks of the table; None takes the usual ones, or all of the protocols.
         protocols: evaluation protocols, whose attacks run with the published settings.
         seeds: one run per method and seed.
@@ -53,7 +55,7 @@ class RunSettings:
         prepare: how the copy of a model that is searched is sped up beside what is usual: "bf16", "channels_last",
             "compile"; "none" alone searches the model itself. Verdicts are the model's in any case.
         stop_when: "worst<20%": stop an evaluation as soon as its upper bound decides that; its figures are bounds then.
-        overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD -> value.
+        overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or natural_teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
         threads: CPU threads of each job; part of a run's identity.
         workers: jobs side by side; None means one per core on a CPU, one otherwise.
@@ -68,6 +70,8 @@ class RunSettings:
     model: str | None = None
     teacher: str | None = None
     teacher_model: str | None = None
+    natural_teacher: str | None = None
+    natural_teacher_model: str | None = None
     attacks: tuple[str, ...] | None = None
     protocols: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
@@ -129,6 +133,9 @@ class RunSettings:
             dataset=named(DATASETS, [self.dataset])[0],
             model=None if self.model is None else model_name(self.model),
             teacher_model=None if self.teacher_model is None else model_name(self.teacher_model),
+            natural_teacher_model=(
+                None if self.natural_teacher_model is None else model_name(self.natural_teacher_model)
+            ),
             seeds=tuple(dict.fromkeys(self.seeds)),
             shard=None if part is None else "{}/{}".format(*part),
             prepare=prepare,

@@ -67,7 +67,7 @@ class Trainer:
             fit(self.model, dict(start), where=f"{job.title}: warm start")
         self.model.to(self.device)
         try:
-            method: Method = METHODS[job.method](**{**job.settings, "num_classes": parts.num_classes})
+            method = build_method(job, parts.num_classes)
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
         self.method = method.to(self.device, exact(self.device))
@@ -119,9 +119,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         ctx, first = self.ctx, self.position[1] if epoch == self.position[0] else 0
-        ctx.epoch, ctx.lr = epoch, self.job.recipe.lr_at(epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = ctx.lr
+        self._set_rate(epoch, first)
         self.model.train()
         if first == 0:
             self.progress.check()
@@ -138,6 +136,7 @@ class Trainer:
                 raise Interrupted(
                     f"{self.job.title}: saved in epoch {epoch}, step {step}; run the same command to go on"
                 )
+            self._set_rate(epoch, step)
             self._step(epoch, step, rows)
         self._check_finite(epoch, ctx.steps)
         ctx.generator.manual_seed(derive(self.job.seed, "end", epoch))
@@ -150,6 +149,12 @@ class Trainer:
         self._save(epoch + 1, 0)
         store.write_lines(self.folder / "history.jsonl", self.history)
         self.progress.update(epoch + 1, ctx.epochs, _running(row))
+
+    def _set_rate(self, epoch: int, step: int) -> None:
+        ctx = self.ctx
+        ctx.epoch, ctx.lr = epoch, self.job.recipe.lr_at(epoch, (step + 0.5) / ctx.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = ctx.lr
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> None:
         ctx, seed = self.ctx, self.job.seed
@@ -296,6 +301,14 @@ class Trainer:
             "passes": self.counter.counts, "versions": devices.versions(),
             "hardware": devices.describe(job.device, job.threads), "revision": job.revision, "source": job.source,
         }  # fmt: skip
+
+
+def build_method(job: TrainJob, num_classes: int) -> Method:
+    """The method of a job; a recipe with a moving average of the weights puts the composition `ema` around it."""
+    name, settings = job.method, {**job.settings, "num_classes": num_classes}
+    if job.recipe.ema:
+        name, settings["ema_decay"] = f"ema:{name}", job.recipe.ema
+    return METHODS[name](**settings)
 
 
 def selection_due(epoch: int, epochs: int) -> bool:

@@ -1,7 +1,8 @@
 """How a model is trained: adversarial-training methods, one file each.
 
 `METHODS["absld"]` is the class; `METHODS["absld"](num_classes=10, temperature_rate=0.1)` builds one. A method of
-your own subclasses `Method`, defines `perturb` and `loss`, and is added with `@register("mine")`.
+your own subclasses `Method`, defines `perturb` and `loss`, and is added with `@register("mine")`. What can be put
+around any method, as in `METHODS["awp:trades"]`, subclasses `Wrapper`: `@COMPOSITIONS.register("mine")`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,29 @@ if TYPE_CHECKING:
     from methods import losses
     from methods.base import Adversarial, Batch, Context, Method, Terms
     from methods.recipes import Recipe
-    from methods.tables import METHODS, register
+    from methods.tables import COMPOSITIONS, METHODS, register
+    from methods.wrapper import Wrapper
 
 _HOMES = {
     **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
-    **dict.fromkeys(("METHODS", "register"), "methods.tables"),
+    **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.tables"),
     "Recipe": "methods.recipes",
+    "Wrapper": "methods.wrapper",
 }
 
-__all__ = ["METHODS", "Adversarial", "Batch", "Context", "Method", "Recipe", "Terms", "losses", "register"]
+__all__ = [
+    "COMPOSITIONS",
+    "METHODS",
+    "Adversarial",
+    "Batch",
+    "Context",
+    "Method",
+    "Recipe",
+    "Terms",
+    "Wrapper",
+    "losses",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

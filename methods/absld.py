@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adversarial, Batch, Context, Terms
-from methods.losses import class_means, class_sums, cross_entropy
+from methods.losses import class_means, class_sums, cross_entropy, tempered
 from methods.rslad import RSLAD
 from methods.tables import register
 
@@ -71,8 +71,7 @@ class ABSLD(RSLAD):
         adv, clean = self.temperature_adv, self.temperature_clean
         if self.temperature_mode == "product":
             adv = clean = adv * clean
-        tau_adv, tau_clean = (tau.to(teacher_logits.dtype)[y, None] for tau in (adv, clean))
-        return (teacher_logits / tau_adv).softmax(1), (teacher_logits / tau_clean).softmax(1)
+        return tempered(teacher_logits, adv, y), tempered(teacher_logits, clean, y)
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
         """Add the step's class sums of cross-entropy."""

@@ -23,8 +23,12 @@ from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl
-from methods.recipes import Recipe, digits
+from methods.recipes import Recipe, digits, short
 from methods.tables import register
+
+PAPER = Recipe(
+    epochs=200, lr=0.1, milestones=(100, 150), weight_decay=2e-4, augment="crop_flip", source="released script"
+)
 
 
 @register("ard")
@@ -38,13 +42,12 @@ class ARD(Method):
     """
 
     recipes = {
-        "paper": Recipe(
-            epochs=200, lr=0.1, milestones=(100, 150), weight_decay=2e-4, augment="crop_flip", source="released script"
-        ),
+        "paper": PAPER,
         "released": Recipe(
             epochs=200, lr=0.1, milestones=(100,), weight_decay=2e-4, augment="crop_flip",
             settings={"clean_pass": True}, source="released script as it runs",
         ),
+        "short": short(PAPER, scale=0.1),
         "digits": digits(lr=1.0),
     }  # fmt: skip
     teachers = ("robust",)
@@ -61,6 +64,10 @@ class ARD(Method):
         return Passes(
             forward=self.steps + 1 + clean, input_grad=self.steps, backward=1 + int(self.alpha < 1), teacher=1
         )
+
+    def loss_overhead(self) -> Passes:
+        """The clean forward that nothing flows back through."""
+        return Passes(forward=int(self.clean_pass and self.alpha == 1))
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise cross-entropy; the teacher's soft labels ride along."""

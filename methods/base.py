@@ -88,6 +88,7 @@ class Context:
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
+        watchers: see every iterate of `Method.ascend`, as an observer does, and stop none: a composition's eyes.
     """
 
     epochs: int
@@ -102,6 +103,7 @@ class Context:
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
+    watchers: tuple[Observer, ...] = ()
 
     @overload
     def teacher(self, role: str) -> nn.Module: ...
@@ -150,8 +152,10 @@ class Method(nn.Module):
     teachers: ClassVar[tuple[str, ...]] = ()
     warm_start: ClassVar[str | None] = None
     epoch_settings: ClassVar[tuple[str, ...]] = ()  # settings counted in epochs of the "paper" recipe
-    reported: ClassVar[tuple[str, ...]] = ()  # per-class state that the history records
+    reported: ClassVar[tuple[str, ...]] = ()  # state that the history records, (K,) or a scalar
     drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
+    averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; a recipe's own is then left out
+    couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
     revision: ClassVar[int] = 1
 
     def __init__(
@@ -173,6 +177,10 @@ class Method(nn.Module):
     def passes(self) -> Passes:
         """Passes per training sample and step, at most; the default is that of adversarial training."""
         return Passes(forward=self.steps + 1, input_grad=self.steps, backward=1)
+
+    def loss_overhead(self) -> Passes:
+        """Those passes of `loss` that no gradient to the weights follows: the others are as many as `backward` says."""
+        return Passes()
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
         """Once, before the first epoch: allocate what depends on the model or the data."""
@@ -233,5 +241,19 @@ class Method(nn.Module):
             model, x, objective,
             eps=self.eps if eps is None else eps,
             step_size=self.step_size if step_size is None else step_size,
-            steps=self.steps, start=start, norm=self.norm, generator=ctx.generator, observe=observe, bn=bn,
+            steps=self.steps, start=start, norm=self.norm, generator=ctx.generator,
+            observe=_together(observe, ctx.watchers), bn=bn,
         )  # fmt: skip
+
+
+def _together(observe: Observer | None, watchers: tuple[Observer, ...]) -> Observer | None:
+    """One observer for a method's own, which alone may stop samples, and those that only watch."""
+    if not watchers:
+        return observe
+
+    def see(step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
+        for watch in watchers:
+            watch(step, x_adv, logits, rows)
+        return None if observe is None else observe(step, x_adv, logits, rows)
+
+    return see

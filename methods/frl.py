@@ -26,7 +26,7 @@ from attacks.passes import Passes
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.losses import class_means, class_sums, cross_entropy, kl_logits
+from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class, step_share
 from methods.recipes import Recipe, digits
 from methods.tables import register
 from methods.trades import divergence_from
@@ -114,7 +114,7 @@ class FRL(Method):
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence from the clean prediction within class-wise radii."""
-        scale = self.radius_scale.to(batch.x.dtype)[batch.y]
+        scale = of_class(self.radius_scale, batch.y, batch.x.dtype)
         x_adv = self.ascend(
             model, batch.x, divergence_from(model, batch), ctx,
             start="gaussian", eps=self.eps * scale, step_size=self.step_size * scale.max(),
@@ -130,7 +130,7 @@ class FRL(Method):
 
     def _share(self, weight: Tensor, batch: Batch) -> Tensor:
         """Per-sample factors whose mean over the step is 1; (N,)."""
-        return (weight[batch.y] * len(batch.step_labels) / weight[batch.step_labels].sum()).to(batch.x.dtype)
+        return step_share(weight, batch.y, batch.step_labels, batch.x.dtype)
 
 
 @register("frl_remargin")

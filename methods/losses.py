@@ -29,6 +29,24 @@ def kl_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def of_class(values: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each sample's entry (N,) of a quantity per class (K,), such as a weight or a radius, in a type of its own."""
+    return values.to(dtype)[y]
+
+
+def step_share(weight: Tensor, y: Tensor, step_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Class weights (K,) as factors of the samples y (N,) whose mean over the optimiser step is 1; (N,).
+
+    The mean over the step of factor times loss is then sum_i w_i loss_i / sum_i w_i, over micro-batches and ranks.
+    """
+    return (weight[y] * len(step_labels) / weight[step_labels].sum()).to(dtype)
+
+
+def tempered(teacher_logits: Tensor, temperature: Tensor, y: Tensor) -> Tensor:
+    """Soft labels (N, K): softmax of a teacher's logits (N, K) at the temperature (K,) of each sample's class."""
+    return (teacher_logits / of_class(temperature, y, teacher_logits.dtype)[:, None]).softmax(1)
+
+
 def exact(device: torch.device) -> torch.dtype:
     """The type in which sums are kept: float64, or float32 on devices without it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 EPS_8 = 8 / 255
 DIGITS_EPS = 0.15
+SHORT_EPOCHS = 30
+RISE = 0.3  # share of the steps of a one-cycle schedule until its peak
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,17 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training part.
-        lr: initial learning rate.
+        lr: initial learning rate; of a one-cycle schedule the highest.
+        schedule: "steps" (the rate of an epoch, cut at the milestones) or "one_cycle" (the rate of a step: from 0 in a
+            line to `lr` after three tenths of all steps, and back to 0 in a line with the last; no milestones).
         milestones: epochs, counted from 0, from which the rate is multiplied by the next of `factors`.
         factors: one factor per milestone; one number serves all.
         weight_decay, momentum, nesterov: of SGD, on all parameters.
         batch_size: samples per optimiser step.
         augment: "none", "crop_flip" (zero padding 4), "crop_flip_reflect", or None for the data set's own.
         holdout: whether the select and steer parts are kept out of training.
+        ema: decay of the moving average of the weights that is evaluated instead of them, as the composition `ema`
+            does; 0 evaluates the weights themselves.
         selection: "best" (average plus worst class under PGD-10 on the select part) or "last".
         threat_eps: the Linf radius that the method's eps and step_size are stated for; runs at another radius
             scale both in proportion.
@@ -44,6 +50,8 @@ class Recipe:
     threat_eps: float = EPS_8
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    schedule: str = "steps"
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
@@ -51,13 +59,25 @@ class Recipe:
             raise ValueError(f"recipe: expected epochs >= 1, batch_size >= 2 and lr > 0, got {got}")
         if self.selection not in ("best", "last"):
             raise ValueError(f"recipe: expected selection 'best' or 'last', got {self.selection!r}")
+        if self.schedule not in ("steps", "one_cycle"):
+            raise ValueError(f"recipe: expected schedule 'steps' or 'one_cycle', got {self.schedule!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"recipe: expected ema from 0 (off) to below 1, got {self.ema}")
         if isinstance(self.factors, tuple) and len(self.factors) != len(self.milestones):
             raise ValueError(
                 f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"
             )
 
-    def lr_at(self, epoch: int) -> float:
-        """Learning rate in an epoch, counted from 0."""
+    def lr_at(self, epoch: int, done: float = 0.0) -> float:
+        """Learning rate in an epoch, counted from 0.
+
+        Args:
+            epoch: the epoch.
+            done: share of the epoch that lies behind, in the middle of the step that is asked about.
+        """
+        if self.schedule == "one_cycle":
+            share = (epoch + done) / self.epochs
+            return self.lr * min(share / RISE, (1 - share) / (1 - RISE))
         factors = self.factors if isinstance(self.factors, tuple) else (self.factors,) * len(self.milestones)
         rate = self.lr
         for milestone, factor in zip(self.milestones, factors, strict=True):
@@ -73,6 +93,29 @@ def digits(**changes: Any) -> Recipe:
         "threat_eps": DIGITS_EPS, "source": "this suite",
     }  # fmt: skip
     return Recipe(**{**plain, **changes, "settings": settings})
+
+
+def short(paper: Recipe, *, scale: float = 1.0, **changes: Any) -> Recipe:
+    """A published schedule in about 30 epochs: one cycle up to twice its rate, and the weights' moving average.
+
+    Args:
+        paper: the published schedule; batch, weight decay, augmentation, radius and settings stay.
+        scale: factor on the whole loss that the method makes in comparison with cross-entropy. Rate and weight decay
+            are moved against it, so that steps are as long as those of a method without the factor.
+        changes: further fields.
+    """
+    plain: dict[str, Any] = {
+        "epochs": min(paper.epochs, SHORT_EPOCHS), "lr": 2 * paper.lr / scale, "milestones": (), "factors": 0.1,
+        "weight_decay": paper.weight_decay * scale, "schedule": "one_cycle", "ema": 0.999, "selection": "last",
+        "source": "this suite, after the paper's",
+    }  # fmt: skip
+    return replace(paper, **{**plain, **changes})
+
+
+def known(own: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """All recipes of a method: its own, those that every method has, and a short form of its paper's."""
+    recipes = {**DEFAULT, **own}
+    return {"paper": recipes["paper"], "short": short(recipes["paper"]), **recipes}
 
 
 RICE = Recipe(

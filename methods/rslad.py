@@ -22,13 +22,15 @@ from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl
-from methods.recipes import Recipe, digits
+from methods.recipes import Recipe, digits, short
 from methods.tables import register
 
+PAPER = Recipe(
+    epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, augment="crop_flip", source="released script"
+)
 RECIPES = {
-    "paper": Recipe(
-        epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, augment="crop_flip", source="released script"
-    ),
+    "paper": PAPER,
+    "short": short(PAPER, scale=0.1),
     "digits": digits(lr=1.0),
 }
 

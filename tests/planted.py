@@ -122,12 +122,12 @@ class KeepsStateInAnAttribute(PGDAT):
         self.factor *= 0.9
 
 
-class ReportsOneNumber(PGDAT):
-    reported = ("total",)
+class ReportsClassPairs(PGDAT):
+    reported = ("pairs",)
 
     def __init__(self, **inner: Any) -> None:
         super().__init__(**inner)
-        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("pairs", torch.zeros(self.num_classes, self.num_classes))
 
 
 class DividesByClassCounts(PGDAT):
@@ -193,7 +193,7 @@ FAULTY_METHODS: list[tuple[str, type[Method]]] = [
     ("modes_restored", LeaksTrainMode),
     ("inner_points_in_box_and_ball", LeavesTheBall),
     ("resume_is_bitwise", KeepsStateInAnAttribute),
-    ("state_is_per_class", ReportsOneNumber),
+    ("state_is_per_class", ReportsClassPairs),
     ("class_missing_stays_finite", DividesByClassCounts),
     ("equal_classes_stay_finite", DividesByZeroGap),
     ("label_permutation_equivariance", PrefersHighLabels),

@@ -32,16 +32,25 @@ from bench.conformance.specials import SPECIALS
 from methods.base import Adversarial, Batch, Context, Method
 from methods.pgd_at import PGDAT
 from methods.recipes import digits
-from methods.tables import METHODS
+from methods.tables import COMPOSITIONS, METHODS
 from tests.bench.jobs import plan, train_all
 from tests.planted import FAULTY_ATTACKS, FAULTY_METHODS
 
 EXEMPT = [(kind, name, check) for (kind, name), known in SPECIALS.items() for check in known.exempt]
 
 
+# One of each composition, around hosts with a teacher, held-out samples, dropped rows, and around one another.
+COMPOSED = ("awp:trades", "fawa:frl", "fair_weight:absld", "awp:ema:ham", "swa:ard")
+
+
 @pytest.mark.parametrize(
     ("name", "check"),
-    [(name, check) for name in METHODS.names() for check in METHOD_CHECKS if ("method", name, check) not in EXEMPT],
+    [
+        (name, check)
+        for name in [*METHODS.names(), *COMPOSED]
+        for check in METHOD_CHECKS
+        if ("method", name, check) not in EXEMPT
+    ],
 )
 def test_method_keeps_the_contract(name: str, check: str) -> None:
     for case in method_cases(name):
@@ -97,6 +106,16 @@ def test_check_all_runs_every_check_in_any_spelling() -> None:
         *(["ok", "fgsm", check] for check in ATTACK_CHECKS),
     ]
     assert all(passed for _, passed in lines)
+
+
+def test_check_all_runs_on_compositions_with_what_their_parts_need() -> None:
+    assert special(METHODS, "awp:ema:ham").arguments == {"steps": 5, "begin_epoch_index": 0}
+    lines = list(check_all(["AWP:natural"]))
+    assert [line.split()[:3] for line, _ in lines] == [["ok", "awp:natural", check] for check in METHOD_CHECKS]
+
+
+def test_every_composition_is_among_those_that_are_checked() -> None:
+    assert {part for name in COMPOSED for part in name.split(":")[:-1]} == set(COMPOSITIONS.builtin)
 
 
 def test_check_all_gives_the_reason_of_an_exemption() -> None:

@@ -15,13 +15,13 @@ import attacks
 import bench
 import methods
 from attacks.tables import ATTACKS
-from methods.tables import METHODS
+from methods.tables import COMPOSITIONS, METHODS
 
 HOME = Path(__file__).resolve().parents[1]
 BELOW = {"attacks": {"attacks"}, "methods": {"attacks", "methods"}, "bench": {"attacks", "methods", "bench"}}
 FILES = [path for package in BELOW for path in sorted((HOME / package).rglob("*.py"))]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "robustbench")
-FRAME = {"__init__", "base", "losses", "recipes", "tables"}
+FRAME = {"__init__", "averaging", "base", "losses", "recipes", "tables", "wrapper"}
 
 
 def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -99,11 +99,12 @@ def test_a_file_that_shadows_a_storey_is_named(tmp_path: Path, name: str, folder
 
 def test_every_method_file_is_registered() -> None:
     files = {path.stem for path in (HOME / "methods").glob("*.py")} - FRAME
-    assert files == {module.removeprefix("methods.") for module in METHODS.builtin.values()}
+    homes = {*METHODS.builtin.values(), *COMPOSITIONS.builtin.values()}
+    assert files == {module.removeprefix("methods.") for module in homes}
 
 
 def test_every_registered_module_registers_its_names() -> None:
-    for registry in (METHODS, ATTACKS):
+    for registry in (METHODS, COMPOSITIONS, ATTACKS):
         for name, module in registry.builtin.items():
             assert registry[name].__module__ == module
 

@@ -58,7 +58,7 @@ def check_all(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """Run every check on methods and attacks.
 
     Args:
-        names: registered methods and attacks, in any spelling.
+        names: registered methods, compositions of them such as "awp:trades", and attacks, in any spelling.
 
     Yields:
         A line for people, such as "ok    absld  resume_is_bitwise", and whether the check passed.
@@ -69,7 +69,7 @@ def check_all(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
     known: Registry[None] = Registry(
         kind="method or attack", group="", builtin=dict.fromkeys([*METHODS.names(), *ATTACKS.names()], "")
     )
-    for name in [known.resolve(name) for name in names]:
+    for name in [METHODS.resolve(name) if ":" in name else known.resolve(name) for name in names]:
         if name in METHODS:
             yield from _run(name, METHOD_CHECKS, method_cases(name), special(METHODS, name))
         if name in ATTACKS:

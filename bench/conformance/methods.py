@@ -191,13 +191,14 @@ def resume_is_bitwise(case: MethodCase) -> None:
 
 
 def state_is_per_class(case: MethodCase) -> None:
-    """What the history records has one finite value per class, before and after training."""
+    """What the history records is finite and has one value per class, or one for all, before and after training."""
     loop = case.loop()
     for moment in ("before", "after"):
         for name in loop.method.reported:
             value = getattr(loop.method, name)
             shape = (case.num_classes,)
-            require(value.shape == shape, f"expected {name} {shape}, got {tuple(value.shape)} {moment} training")
+            fits = value.shape in (shape, ())
+            require(fits, f"expected {name} {shape} or a scalar, got {tuple(value.shape)} {moment} training")
             require(bool(value.isfinite().all()), f"{name} is not finite {moment} training")
         if moment == "before":
             loop.run()
@@ -223,7 +224,8 @@ def label_permutation_equivariance(case: MethodCase) -> None:
         same = a.loss.shape == b.loss.shape and torch.allclose(a.loss, b.loss, rtol=1e-2, atol=1e-3)
         require(same, f"the loss of step {step} changes when the classes are renamed")
     for name in plain.method.reported:
-        was, now = getattr(plain.method, name), getattr(renamed.method, name)[order]
+        was, now = getattr(plain.method, name), getattr(renamed.method, name)
+        now = now[order] if now.ndim else now
         gap = (was - now).abs().max().item()
         require(gap < 2e-3, f"{name} does not follow its classes when they are renamed: off by {gap:.2g}")
 
@@ -269,7 +271,10 @@ def op_count_independent_of_batch(case: MethodCase) -> None:
 
 
 def micro_batches_agree(case: MethodCase) -> None:
-    """The loss of two halves equals that of the whole, given the labels of the whole step (without BatchNorm)."""
+    """The loss of two halves equals that of the whole, given the labels of the whole step (without BatchNorm).
+
+    A method that says `couples_batch` is expected not to agree.
+    """
     loop = case.loop(Scene(batch_norm=False)).run().begin(1)
     batch = loop.batch()
     adv, middle = loop.perturb(batch), len(batch.x) // 2
@@ -277,7 +282,10 @@ def micro_batches_agree(case: MethodCase) -> None:
     halves = [part_of(batch, adv, *span) for span in ((0, middle), (middle, len(batch.x)))]
     parts = torch.cat([loop.method.loss(loop.model, *half, loop.ctx).loss for half in halves])
     same = parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-4, atol=1e-6)
-    require(same, "the losses of two micro-batches are not those of the whole; normalise by batch.step_labels")
+    if loop.method.couples_batch:
+        require(not same, "couples_batch is declared, and the losses of two micro-batches are those of the whole")
+    else:
+        require(same, "the losses of two micro-batches are not those of the whole; normalise by batch.step_labels")
 
 
 def _require_finite(loop: Loop) -> None:

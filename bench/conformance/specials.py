@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attacks.registry import Registry
+from methods.tables import METHODS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ NO_CORNER = {"linear_model_closed_form": "random search does not reach the corne
 SPECIALS: Mapping[tuple[str, str], Special] = {
     **{
         ("method", name): Special(SHORT, SHORTER)
-        for name in ("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld", "mart", "wat")
+        for name in (
+            *("pgd_at", "trades", "frl", "frl_remargin", "ard", "rslad", "absld", "mart", "wat"),
+            *("mtard", "adaad", "faal", "fair_ard", "fair_rslad", "fair_mtard"),
+        )
     },
     **{("method", name): Special({**SHORT, "begin_epoch_index": 1}, SECOND_EPOCH) for name in ("cfa", "dafa")},
     ("method", "bat"): Special(SHORT, SHORTER, LEAVING),
@@ -57,8 +61,16 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
 
 
 def special(registry: Registry[Any], name: str) -> Special:
-    """How a plug-in is checked: as the table says, or with the `check_arguments` of its registration."""
+    """How a plug-in is checked: as the table says, or with the `check_arguments` of its registration.
+
+    A composition is checked with what all of its parts need.
+    """
     known = registry.resolve(name)
+    if registry is METHODS and ":" in known:
+        parts = [special(*part) for part in METHODS.parts(known)]
+        arguments = {name: value for part in parts for name, value in part.arguments.items()}
+        exempt = {check: why for part in parts for check, why in part.exempt.items()}
+        return Special(arguments, "; ".join(part.reason for part in parts if part.reason), exempt)
     if (registry.kind, known) in SPECIALS:
         return SPECIALS[registry.kind, known]
     return Special(registry.sketch(known).fact("check_arguments", {}), "its registration says so")

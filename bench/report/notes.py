@@ -88,10 +88,17 @@ def training_note(table: Table) -> str:
     def facts(row: Row) -> str:
         size, epochs, recipe = _data(row).get("train_size"), row.run.facts.get("epochs"), row.run.text("recipe")
         known = [f"{size:,} samples" if size else "", f"recipe {recipe}" if recipe else ""]
-        known.append(f"{epochs} epochs" if epochs else "")
+        known += [f"{epochs} epochs" if epochs else "", *_schedule(row)]
         return ", ".join(fact for fact in known if fact) or "unknown"
 
     return f"Training: {by_row(table.rows, facts)}."
+
+
+def _schedule(row: Row) -> list[str]:
+    """What of the schedule a reader would not expect: a rate that moves with every step, averaged weights."""
+    training = row.run.facts.get("training") or {}
+    facts = ["one-cycle rate"] if training.get("schedule") == "one_cycle" else []
+    return facts + ([f"weights averaged (EMA {training['ema']:g})"] if training.get("ema") else [])
 
 
 def seeds_note(table: Table) -> str:

@@ -110,8 +110,10 @@ def _ordered(table: Table, methods: Sequence[str] | None) -> Table:
     return Table(table.dataset, table.model, table.norm, table.eps, table.columns, tuple(sorted(table.rows, key=place)))
 
 
-def _method_place(method: str) -> tuple[int, str]:
+def _method_place(method: str) -> tuple[int, int, str]:
+    """A composition stands behind the method that it wraps."""
     from methods import METHODS
 
     names = [canonical(name) for name in METHODS.builtin]
-    return (names.index(method) if method in names else len(names)), method
+    *wrappers, host = method.split(":")
+    return (names.index(host) if host in names else len(names)), len(wrappers), method

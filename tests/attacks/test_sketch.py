@@ -17,9 +17,9 @@ from attacks.tables import ATTACKS
 from bench.data import DATASETS
 from bench.models import MODELS
 from methods.base import Method
-from methods.tables import METHODS
+from methods.tables import COMPOSITIONS, METHODS
 
-REGISTRIES: list[Registry[Any]] = [METHODS, ATTACKS, DATASETS, MODELS]
+REGISTRIES: list[Registry[Any]] = [METHODS, COMPOSITIONS, ATTACKS, DATASETS, MODELS]
 PLUG_INS = [(registry, name) for registry in REGISTRIES for name in registry.builtin]
 UNREAD = ("own_doc",)
 

@@ -22,7 +22,7 @@ from bench.plan import make_plan
 from bench.progress import Progress
 from bench.settings import RunSettings, combined
 from bench.train import train
-from methods.tables import METHODS
+from methods.tables import COMPOSITIONS, METHODS
 
 # The real command, as an installed `bench` runs it.
 COMMAND = [sys.executable, "-c", "from bench.cli import main; main()"]
@@ -109,7 +109,7 @@ def in_pieces(start: Any, n: int = 2) -> int:
 @contextmanager
 def own_registrations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let plug-ins register in copies of the tables, so that other tests do not meet them."""
-    tables: list[Registry[Any]] = [METHODS, ATTACKS, DATASETS, MODELS]
+    tables: list[Registry[Any]] = [METHODS, COMPOSITIONS, ATTACKS, DATASETS, MODELS]
     loaded = set(sys.modules)
     for table in tables:
         for name in table.builtin:

@@ -101,6 +101,49 @@ def test_a_missing_teacher_is_refused() -> None:
         plan(methods=("absld",), teacher="none.pt")
 
 
+def test_two_teachers_are_trained_each_in_its_role_and_shared() -> None:
+    found = plan(methods=("mtard", "rslad"), seeds=(0, 1))
+    teachers = {job.method: job for job in found.train if job.role == "teacher"}
+    assert {name: (job.model, job.recipe_name) for name, job in teachers.items()} == {
+        "trades": ("small_cnn_wide", "digits_teacher"), "natural": ("small_cnn_wide", "digits"),
+    }  # fmt: skip
+    for job in found.train:
+        keys = {role: source["key"] for role, source in job.teachers.items()}
+        if job.method == "mtard":
+            assert keys == {"robust": teachers["trades"].key, "natural": teachers["natural"].key}
+            assert set(job.requires) == set(keys.values())
+        elif job.method == "rslad":
+            assert keys == {"robust": teachers["trades"].key}
+    assert len(found.train) == 6
+
+
+def test_a_natural_teacher_can_be_given_and_changed_by_itself(tmp_path: Path) -> None:
+    file = tmp_path / "natural.pt"
+    file.write_bytes(b"weights")
+    found = plan(methods=("mtard",), natural_teacher=str(file), teacher_model="resnet18")
+    assert [(job.method, job.model) for job in found.train] == [("trades", "resnet18"), ("mtard", "small_cnn")]
+    assert job_of(found, "mtard").teachers["natural"] == {
+        "file": str(file), "model": "resnet18", "sha256": file_hash(file), "label": "natural.pt",
+    }  # fmt: skip
+    own = plan(methods=("mtard",), natural_teacher_model="small_cnn", overrides={"natural_teacher.recipe.lr": 0.05})
+    job = job_of(own, "natural", "teacher")
+    assert (job.model, job.recipe.lr) == ("small_cnn", 0.05)
+    trades = job_of(own, "trades", "teacher")
+    assert (trades.model, trades.recipe.lr) == ("small_cnn_wide", 0.1)
+    keys = {
+        key("mtard", **change)
+        for change in (
+            {}, {"natural_teacher": str(file)}, {"natural_teacher_model": "small_cnn"},
+            {"overrides": {"natural_teacher.recipe.lr": 0.05}}, {"overrides": {"teacher.recipe.lr": 0.05}},
+        )
+    }  # fmt: skip
+    assert len(keys) == 5
+    assert key(natural_teacher=str(file)) == key(), "who has one teacher does not know the other"
+    sentence = "--natural-teacher none.pt: expected a checkpoint file or robustbench:ID, found neither"
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        plan(methods=("mtard",), natural_teacher="none.pt")
+
+
 def test_a_selected_checkpoint_is_evaluated_beside_the_last() -> None:
     assert [job.checkpoint for job in plan(methods=("pgd_at",), attacks=("pgd",), select="best").evaluate] == [
         "best",
@@ -323,7 +366,8 @@ def test_labels_name_what_was_changed() -> None:
         ({"pgd.queries": 1}, "--set pgd.queries: pgd has no setting 'queries'; it has restarts, start, "),
         (
             {"absdl.eps": 1},
-            "--set absdl.eps: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD or teacher.FIELD",
+            "--set absdl.eps: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
+            "natural_teacher.FIELD",
         ),
         ({"eps": 1}, "--set eps: expected METHOD.FIELD, "),
         ({"absld.steps": 2.5}, "--set absld.steps: expected int like 10, got 2.5"),
@@ -343,7 +387,7 @@ def test_an_override_that_fits_nothing_is_refused(overrides: dict[str, Any], sen
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"^--recipe papr: ard has the recipes digits, paper, released$"):
+    with pytest.raises(UsageError, match=r"^--recipe papr: ard has the recipes digits, paper, released, short$"):
         plan(methods=("ard",), recipe="papr")
     released = job_of(plan(methods=("ard",), recipe="Released", teacher="robustbench:Any"), "ard")
     assert (released.recipe.milestones, released.settings["clean_pass"]) == ((100,), True)

@@ -128,6 +128,59 @@ def absld_update(tau: Array, means: Array, rate: float) -> Array:
     return moved
 
 
+def mtard(robust: Array, natural: Array, z: Array, z_adv: Array, share: float) -> float:
+    """`robust` are the robust teacher's logits on adversarial, `natural` the natural teacher's on clean inputs."""
+    k = z.shape[1]
+    return (1 - share) * mean_bk(kl(softmax(robust), z_adv), k) + share * mean_bk(kl(softmax(natural), z), k)
+
+
+def mtard_update(share: float, first: Array, now: Array, rate: float) -> float:
+    """The share of the natural term after a step; `first` and `now` are the terms (robust, natural)."""
+    robust, natural = now / first
+    return float(share - rate * (share - natural / (robust + natural)))
+
+
+def adaad(teacher_adv: Array, teacher: Array, z: Array, z_adv: Array, alpha: float) -> float:
+    k = z.shape[1]
+    return alpha * mean_bk(kl(softmax(teacher_adv), z_adv), k) + (1 - alpha) * mean_bk(kl(softmax(teacher), z), k)
+
+
+def faal_gains(z_adv: Array, y: Labels, mean: bool) -> Array:
+    """Class sums, or class means with -1 for absent classes, of the margins of probabilities."""
+    q, k = softmax(z_adv), z_adv.shape[1]
+    margins: list[list[float]] = [[] for _ in range(k)]
+    for row, label in zip(q, y, strict=True):
+        margins[label].append(max(value for j, value in enumerate(row) if j != label) - row[label])
+    if mean:
+        return np.array([sum(m) / len(m) if m else -1.0 for m in margins])
+    return np.array([sum(m) for m in margins])
+
+
+def faal_weights(gains: Array, radius: float) -> Array:
+    """K times the worst distribution, by plain bisection on eta."""
+    k, top = len(gains), gains.max()
+    low, high = 0.0, 1e9
+    for _ in range(500):
+        middle = (low * high) ** 0.5 if low > 0 else high / 2
+        q = 1 / (top + middle - gains)
+        q /= q.sum()
+        low, high = (middle, high) if (np.log(1 / k) - np.log(q)).mean() > radius else (low, middle)
+    shares: Array = k * q
+    return shares
+
+
+def fair(weights: Array, terms: list[tuple[Array, Array, float]]) -> float:
+    """Weighted distillation: per-sample weights, and (teacher's logits, student's logits, factor) of each term."""
+    each = sum(factor * kl(softmax(teacher), student) for teacher, student, factor in terms)
+    return mean_bk(weights * each, terms[0][0].shape[1])
+
+
+def fair_weights(kappa: Array, power: float = 2.0) -> Array:
+    """Class weights from the class means of kappa."""
+    raw = np.array([(value + 1e-5) ** -power for value in kappa])
+    return np.array([min(max(value * len(raw) / raw.sum(), 5 / 6), 5 / 2) for value in raw])
+
+
 def gradient(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
     """Central differences."""
     found = np.zeros_like(at)

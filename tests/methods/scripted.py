@@ -49,8 +49,11 @@ def make_batch(n: int = SAMPLES) -> Batch:
     return Batch(images(n, 0).double(), y, torch.arange(n), y)
 
 
-def make_context(teacher: nn.Module | None = None, *, epoch: int = 0, epochs: int = 10) -> Context:
-    teachers = {} if teacher is None else {"robust": teacher}
+def make_context(
+    teacher: nn.Module | None = None, *, natural: nn.Module | None = None, epoch: int = 0, epochs: int = 10
+) -> Context:
+    given = {"robust": teacher, "natural": natural}
+    teachers = {role: module for role, module in given.items() if module is not None}
     return Context(
         epochs=epochs, steps=1, device=torch.device("cpu"), num_classes=CLASSES, class_counts=torch.ones(CLASSES),
         generator=torch.Generator().manual_seed(0), epoch=epoch, teachers=teachers,

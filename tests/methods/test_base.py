@@ -68,9 +68,10 @@ def test_settings_name_every_argument_of_the_class_and_its_bases() -> None:
 
 def test_teachers_and_warm_starts_are_declared() -> None:
     declared = {name: (METHODS[name].teachers, METHODS[name].warm_start) for name in METHODS.builtin}
-    distilled, fine_tuned = {"ard", "rslad", "absld"}, {"frl", "frl_remargin"}
+    distilled, by_two = {"ard", "rslad", "absld", "adaad", "fair_ard", "fair_rslad"}, {"mtard", "fair_mtard"}
+    fine_tuned = {"frl", "frl_remargin", "faal"}
     for name, (teachers, warm_start) in declared.items():
-        assert teachers == (("robust",) if name in distilled else ())
+        assert teachers == (("robust",) if name in distilled else ("robust", "natural") if name in by_two else ())
         assert warm_start == ("pgd_at" if name in fine_tuned else None)
 
 
@@ -92,7 +93,15 @@ SCHEDULES: list[tuple[str, str, int, float, dict[int, float]]] = [
     ("rslad", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
     ("absld", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
     ("ham", "paper", 120, 2e-4, {58: 0.1, 59: 0.01, 89: 0.001, 109: 0.0005}),
+    ("mtard", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
+    ("adaad", "paper", 200, 5e-4, {0: 0.1, 99: 0.1, 100: 0.01, 150: 0.001}),
+    ("faal", "paper", 2, 5e-4, {0: 0.01, 1: 0.001}),
+    ("fair_ard", "paper", 200, 2e-4, {99: 0.1, 100: 0.01, 150: 0.001}),
+    ("fair_ard", "released", 200, 2e-4, {99: 0.1, 100: 0.01, 199: 0.01}),
+    ("fair_rslad", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
+    ("fair_mtard", "paper", 300, 2e-4, {214: 0.1, 215: 0.01, 260: 0.001, 285: 0.0001}),
 ]
+NESTEROV = {"fair_ard", "fair_rslad", "fair_mtard"}
 
 
 @pytest.mark.parametrize(("name", "recipe", "epochs", "decay", "rates"), SCHEDULES)
@@ -100,7 +109,8 @@ def test_the_schedules_of_the_papers(
     name: str, recipe: str, epochs: int, decay: float, rates: dict[int, float]
 ) -> None:
     found = METHODS[name].recipes[recipe]
-    assert (found.epochs, found.weight_decay, found.momentum, found.nesterov) == (epochs, decay, 0.9, False)
+    nesterov = name in NESTEROV
+    assert (found.epochs, found.weight_decay, found.momentum, found.nesterov) == (epochs, decay, 0.9, nesterov)
     assert found.batch_size == 128 and found.source
     assert {epoch: found.lr_at(epoch) for epoch in rates} == pytest.approx(rates)
 
@@ -136,6 +146,9 @@ def test_the_defaults_of_each_method() -> None:
     ]  # fmt: skip
     assert [defaults["ard"][s] for s in ("alpha", "temperature", "clean_pass")] == [1.0, 30.0, False]
     assert [defaults["absld"][s] for s in ("temperature_rate", "temperature_mode")] == [0.1, "separate"]
+    assert [defaults["mtard"][s] for s in ("natural_weight", "weight_rate", "scale")] == [0.5, 0.025, 0.1]
+    assert [defaults["adaad"][s] for s in ("alpha", "scale")] == [1.0, 0.1]
+    assert [defaults["faal"][s] for s in ("host", "radius", "margins", "beta")] == ["at", 0.5, "sums", 6.0]
     assert [defaults["ham"][s] for s in ("begin_epoch_index", "mining_step", "reweight")] == [49, 3, "none"]
     assert all(settings["steps"] == 10 for settings in defaults.values())
 

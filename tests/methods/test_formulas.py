@@ -21,6 +21,9 @@ BATCH = make_batch()
 Y = BATCH.y.numpy()
 T = TEACHER.numpy()
 L0, L1 = np.linspace(0.0, 0.09, CLASSES), np.linspace(0.08, 0.0, CLASSES) ** 2
+NATURAL = random_logits(3, scale=3.0)
+FAAL = {mean: formulas.faal_weights(formulas.faal_gains(ADV.numpy(), Y, mean), 0.5)[Y] for mean in (False, True)}
+FAIR = np.linspace(5 / 6, 2.5, CLASSES)
 TAU_ADV, TAU_CLEAN = np.linspace(0.6, 2.0, CLASSES), np.linspace(3.0, 0.7, CLASSES)
 BETAS, WEIGHTS = np.linspace(0.4, 1.5, CLASSES), np.linspace(1.6, 0.3, CLASSES + 1)
 
@@ -55,6 +58,25 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Array], Formula, list[str]]] = 
     ("absld", {"temperature_mode": "product"}, {"temperature_adv": TAU_ADV, "temperature_clean": TAU_CLEAN},
      lambda z, a: formulas.absld(T, z, a, Y, TAU_ADV, TAU_CLEAN, product=True), ["adv", "clean"]),
     ("ham", {}, {}, lambda z, a: formulas.ce(a, Y).mean(), ["adv"]),
+    *(
+        ("mtard", {"natural_weight": share}, {},
+         lambda z, a, share=share: formulas.mtard(T, NATURAL.numpy(), z, a, share), ["adv", "clean"])
+        for share in (0.5, 0.2)
+    ),
+    ("adaad", {}, {}, lambda z, a: formulas.adaad(T, T, z, a, 1.0), ["adv"]),
+    ("adaad", {"alpha": 0.3}, {}, lambda z, a: formulas.adaad(T, T, z, a, 0.3), ["adv", "clean"]),
+    ("faal", {}, {}, lambda z, a: (FAAL[False] * formulas.ce(a, Y)).mean(), ["adv"]),
+    ("faal", {"margins": "means"}, {}, lambda z, a: (FAAL[True] * formulas.ce(a, Y)).mean(), ["adv"]),
+    ("faal", {"host": "trades"}, {},
+     lambda z, a: (FAAL[False] * (formulas.ce(z, Y) + 6 * formulas.kl(formulas.softmax(z), a))).mean(),
+     ["clean", "adv"]),
+    ("faal", {"host": "mart", "beta": 5.0}, {}, lambda z, a: (FAAL[False] * formulas.mart(z, a, Y, 5.0)).mean(),
+     ["clean", "adv"]),
+    ("fair_ard", {}, {"fair_weight": FAIR}, lambda z, a: formulas.fair(FAIR[Y], [(T / 30, a / 30, 900.0)]), ["adv"]),
+    ("fair_rslad", {}, {"fair_weight": FAIR},
+     lambda z, a: formulas.fair(FAIR[Y], [(T, a, 5 / 6), (T, z, 1 / 6)]), ["adv", "clean"]),
+    ("fair_mtard", {"natural_weight": 0.2}, {"fair_weight": FAIR},
+     lambda z, a: formulas.fair(FAIR[Y], [(T, a, 0.8), (NATURAL.numpy(), z, 0.2)]), ["adv", "clean"]),
 ]  # fmt: skip
 NAMES = [f"{name}-{'-'.join(map(str, settings.values()))}".rstrip("-") for name, settings, *_ in CASES]
 
@@ -85,7 +107,8 @@ def test_loss_gradient_and_order_of_forwards(
 ) -> None:
     method = build(name, settings, state)
     teacher = Constant(TEACHER)
-    ctx = make_context(teacher)
+    natural = Constant(NATURAL)
+    ctx = make_context(teacher, natural=natural)
     student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (still, ADV)})
     adv = method.perturb(student, BATCH, ctx)
     student.calls.clear()
@@ -94,7 +117,8 @@ def test_loss_gradient_and_order_of_forwards(
 
     assert student.calls == order
     assert list(terms.logits) and all(terms.logits[view] is student.logits[view] for view in terms.logits)
-    assert all(x is BATCH.x for x in teacher.seen) and len(teacher.seen) == len(method.teachers)
+    assert all(x is BATCH.x or x is still for x in teacher.seen) and bool(teacher.seen) == ("robust" in method.teachers)
+    assert all(x is BATCH.x for x in natural.seen) and len(natural.seen) == ("natural" in method.teachers)
     clean, attacked = CLEAN.numpy(), ADV.numpy()
     np.testing.assert_allclose(terms.loss.mean().item(), formula(clean, attacked), rtol=1e-6)
     expected = {

@@ -58,8 +58,14 @@ INNER: list[tuple[str, float, float, str, str, Callable[[Array], Array]]] = [
     ("rslad", 8 / 255, 2 / 255, "gaussian", "eval", away_from_teacher),
     ("absld", 8 / 255, 2 / 255, "gaussian", "eval", away_from_tempered_teacher),
     ("ham", 0.031, 0.007, "uniform", "eval", towards_label),
+    ("mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
+    ("faal", 8 / 255, 2 / 255, "uniform", "eval", towards_label),
+    ("fair_ard", 8 / 255, 2 / 255, "uniform_unclipped", "train", towards_label),
+    ("fair_rslad", 8 / 255, 2 / 255, "gaussian", "eval", away_from_teacher),
+    ("fair_mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
 ]
 OWN_START = {"bat"}  # clips its start: tests/methods/test_bat.py
+WITH_THE_TEACHER = {"adaad"}  # its objective takes the logits of two networks: tests/methods/test_adaad.py
 
 
 @pytest.fixture
@@ -76,7 +82,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def ask(method: Method, epoch: int = 0) -> None:
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, make_context(Constant(TEACHER), epoch=epoch))
+    ctx = make_context(Constant(TEACHER), natural=Constant(TEACHER), epoch=epoch)
+    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, ctx)
 
 
 @pytest.mark.parametrize(("name", "eps", "step_size", "start", "bn", "objective"), INNER, ids=[row[0] for row in INNER])
@@ -107,7 +114,7 @@ def test_natural_training_attacks_nothing(asked: dict[str, Any]) -> None:
 
 
 def test_every_method_has_its_inner_problem_pinned() -> None:
-    assert {"natural", *(row[0] for row in INNER)} | OWN_START == set(METHODS.builtin)
+    assert {"natural", *(row[0] for row in INNER)} | OWN_START | WITH_THE_TEACHER == set(METHODS.builtin)
 
 
 def test_frl_gives_each_class_its_radius_and_the_batch_one_step(asked: dict[str, Any]) -> None:
@@ -142,7 +149,8 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
 
 UPDATES = [
     ("natural", 1), ("pgd_at", 11), ("trades", 2), ("mart", 2), ("frl", 2), ("cfa", 11), ("bat", 3), ("wat", 2),
-    ("dafa", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1),
+    ("dafa", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1), ("mtard", 2), ("adaad", 1), ("faal", 1),
+    ("fair_ard", 11), ("fair_rslad", 2), ("fair_mtard", 2),
 ]  # fmt: skip
 
 
