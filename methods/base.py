@@ -152,7 +152,7 @@ class Method(nn.Module):
     epoch_settings: ClassVar[tuple[str, ...]] = ()  # settings counted in epochs of the "paper" recipe
     reported: ClassVar[tuple[str, ...]] = ()  # per-class state that the history records
     drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,
