@@ -43,7 +43,8 @@ def ascend(
         norm: "linf" (sign steps) or "l2" (normalised gradient steps).
         generator: source of the random start.
         observe: `observe(step, x_adv, logits, rows)` sees each iterate that is evaluated, the one after `step`
-            moves. It may return keep (M,) bool: the others stop where they are, for good and for free.
+            moves. It may return keep (M,) bool, or the positions to keep, int64, which saves a GPU from being waited
+            for: the others stop where they are, for good and for free.
         bn: mode of the whole model; in "train" every pass uses and moves batch statistics.
 
     Returns:
@@ -54,17 +55,17 @@ def ascend(
     if steps == 0:
         return project(x_adv, x, eps, norm)
     stride, ball = per_sample(step_size, x), _Ball.around(x, eps, norm)
-    rows = torch.arange(len(x), device=x.device)
+    rows, everything = torch.arange(len(x), device=x.device), len(x)
     with mode(model, train=bn == "train"), frozen(model), torch.enable_grad():
         for step in range(steps):
-            here = (x_adv if len(rows) == len(x) else x_adv[rows]).detach().requires_grad_()
+            here = (x_adv if len(rows) == everything else x_adv[rows]).detach().requires_grad_()
             here, grad, kept = _gradient(model, here, objective, rows, step, observe)
             if step == 0 and len(kept) < len(rows):  # a start may lie outside the ball; what stops there must not
                 x_adv = project(x_adv, x, eps, norm)
             rows = kept
             if len(rows) == 0:
                 break
-            if len(rows) == len(x):
+            if len(rows) == everything:
                 x_adv = _step(here, grad, stride, ball)
             else:
                 x_adv = x_adv.index_copy(0, rows, _step(here, grad, _of(stride, rows), ball.of(rows)))
@@ -121,7 +122,9 @@ def _gradient(
     """Iterates, gradients and rows of the samples that go on after the observer has seen them."""
     logits = model(here)
     keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
-    if keep is None or bool(keep.all()):
+    if keep is not None and keep.dtype == torch.bool:
+        keep = keep.nonzero().squeeze(1)
+    if keep is None or len(keep) == len(rows):
         return here, _uphill(objective, logits, rows, here), rows
     rows = rows[keep]
     if len(rows) == 0:

@@ -88,6 +88,7 @@ class Context:
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
+        searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
 
     epochs: int
@@ -102,6 +103,7 @@ class Context:
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
+    searched: Callable[[nn.Module], nn.Module] = lambda model: model
 
     @overload
     def teacher(self, role: str) -> nn.Module: ...
@@ -230,7 +232,7 @@ class Method(nn.Module):
     ) -> Tensor:
         """The shared inner loop (`attacks.ascend`) with this method's norm, radius, step size and steps."""
         return ascend(
-            model, x, objective,
+            ctx.searched(model) if bn == "eval" else model, x, objective,
             eps=self.eps if eps is None else eps,
             step_size=self.step_size if step_size is None else step_size,
             steps=self.steps, start=start, norm=self.norm, generator=ctx.generator, observe=observe, bn=bn,
