@@ -59,6 +59,7 @@ def main() -> None:
 
 
 UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
+TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
 SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
 
 
@@ -75,6 +76,7 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
     click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
     click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
     click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
+    names("--train-with", help=TRAIN_WITH_HELP),
     click.option("--uniform-threat", is_flag=True, default=None, help=UNIFORM_HELP),
     click.option("--dry-run", is_flag=True, help="Print jobs, passes, a rough time and disk; do nothing."),
     click.option("--quiet", is_flag=True, help="No progress bars."),

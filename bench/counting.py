@@ -27,7 +27,7 @@ class Counter:
 
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             column = self.counts.setdefault(self._override or owner, dict.fromkeys(KINDS, 0))
-            n = len(output)  # the hook below must not hold the output: it would keep the whole graph alive
+            n = output.shape[0]  # the hook below must not hold the output: it would keep the whole graph alive
             column["forward"] += n
             if torch.is_grad_enabled() and output.requires_grad:
                 kind = "input_grad" if inputs[0].requires_grad else "backward"

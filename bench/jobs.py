@@ -33,6 +33,7 @@ class TrainJob:
         warm_start: {"key": ..., "folder": ...}, or None.
         device, threads, deterministic: what the bits depend on besides.
         source: hash of the plug-in's file, or "" for a method of the suite.
+        train_with: the switches of `bench.switches` that are on; as bits depend on them, they are in the key.
     """
 
     dataset: str
@@ -55,11 +56,14 @@ class TrainJob:
     deterministic: bool
     revision: int
     source: str = ""
+    train_with: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
         identity = {**asdict(self), "dataset": DATASETS.label(self.dataset)}
+        if not self.train_with:
+            del identity["train_with"]
         identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
         for name, usual in NEWER_RECIPE_FIELDS.items():
             if identity["recipe"][name] == usual:

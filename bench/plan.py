@@ -20,6 +20,7 @@ from bench.jobs import EvalJob, Plan, TrainJob
 from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
 from bench.store import file_hash
+from bench.switches import switched_on
 from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
@@ -69,6 +70,7 @@ class _Planner:
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
             revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
+            train_with=switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic),
         )  # fmt: skip
         self.train.setdefault(job.key, job)
         return job

@@ -22,6 +22,7 @@ from bench.models import resolve as resolve_model
 from bench.protocols import check as check_protocols
 from bench.protocols import resolve as resolve_protocols
 from bench.stopping import Rule
+from bench.switches import parse as parse_switches
 from methods.tables import METHODS
 
 Select = Literal["last", "best", "test"]
@@ -54,6 +55,7 @@ class RunSettings:
         shard: "2/4": of every evaluation only the second of four shares of the blocks; `bench merge` finishes it.
         prepare: how the copy of a model that is searched is sped up beside what is usual: "bf16", "channels_last",
             "compile"; "none" alone searches the model itself. Verdicts are the model's in any case.
+        train_with: switches that make training steps faster, see `bench.switches`; () takes those of the device.
         stop_when: "worst<20%": stop an evaluation as soon as its upper bound decides that; its figures are bounds then.
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or natural_teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
@@ -88,6 +90,7 @@ class RunSettings:
     block: int | None = None
     shard: str | None = None
     prepare: tuple[str, ...] = ()
+    train_with: tuple[str, ...] = ()
     stop_when: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -139,6 +142,7 @@ class RunSettings:
             seeds=tuple(dict.fromkeys(self.seeds)),
             shard=None if part is None else "{}/{}".format(*part),
             prepare=prepare,
+            train_with=parse_switches(self.train_with),
             stop_when=None if self.stop_when is None else str(Rule.parse(self.stop_when)),
         )
 

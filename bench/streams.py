@@ -32,6 +32,19 @@ def sample_generator(seed: int, *purpose: str | int, block: int, samples: Sequen
     return SampleGenerator(derive(seed, *purpose, block), keys)
 
 
+def seed_global(device: torch.device, seed: int) -> None:
+    """Seed the global streams of the CPU and of a device.
+
+    `torch.manual_seed` does so for every device there might be, which takes a millisecond where there is none.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def forked(device: torch.device) -> Iterator[None]:
     """Leave the global streams of the CPU and of the device as they were."""

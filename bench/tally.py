@@ -37,7 +37,7 @@ class Tally:
         self.count += len(terms.loss)
         for view, logits in terms.logits.items():
             right = logits.detach().argmax(1) == y
-            sums = torch.stack([class_sums(v, y, self.num_classes) for v in (right, torch.ones_like(right))])
+            sums = class_sums(torch.stack([right, torch.ones_like(right)]), y, self.num_classes)
             self.classes[view] = self.classes[view] + sums if view in self.classes else sums
 
     def row(self) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from bench.checkpoints import fit, load_weights, save_weights
 from bench.counting import Counter
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError, Interrupted
+from bench.forms import EXAMPLES, Forms
 from bench.jobs import FORMAT, TrainJob
 from bench.models import build
 from bench.progress import Progress
 from bench.state import load_state, save_state
-from bench.streams import derive, forked, generator
+from bench.streams import derive, forked, generator, seed_global
 from bench.tally import Tally
 from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
 from methods.losses import class_sums, exact
@@ -72,20 +73,23 @@ class Trainer:
             raise BenchError(f"{job.title}: {error}") from None
         self.method = method.to(self.device, exact(self.device))
         self.counter = Counter()
-        self.counter.watch(self.model, "student")
-        for teacher in teachers.values():
-            self.counter.watch(teacher.to(self.device), "teacher")
+        self.forms = Forms(
+            self.model, {role: teacher.to(self.device) for role, teacher in teachers.items()},
+            to_float(self.train.x[:EXAMPLES].to(self.device)), job.train_with,
+            counter=self.counter, warn=self.progress.line,
+        )  # fmt: skip
+        self.network = self.forms.network
         recipe = job.recipe
         self.optimiser = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay, nesterov=recipe.nesterov,
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov, fused="fused" in job.train_with or None,
         )  # fmt: skip
         batches = torch.arange(len(self.train)).split(recipe.batch_size)
         self.ctx = Context(
             epochs=recipe.epochs, steps=len(batches), device=self.device, num_classes=parts.num_classes,
             class_counts=torch.bincount(self.train.y, minlength=parts.num_classes),
-            generator=torch.Generator(self.device), teachers=teachers,
-            validator=self._validate if recipe.holdout else None,
+            generator=torch.Generator(self.device), teachers=self.forms.teachers,
+            validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
         )  # fmt: skip
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -132,6 +136,7 @@ class Trainer:
             if step < first:
                 continue
             if step > 0 and self.progress.stopping:
+                self._check_finite(epoch, step)
                 self._save(epoch, step)
                 raise Interrupted(
                     f"{self.job.title}: saved in epoch {epoch}, step {step}; run the same command to go on"
@@ -159,19 +164,19 @@ class Trainer:
     def _step(self, epoch: int, step: int, rows: Tensor) -> None:
         ctx, seed = self.ctx, self.job.seed
         ctx.step = step
-        torch.manual_seed(derive(seed, "forward", epoch, step))
+        seed_global(self.device, derive(seed, "forward", epoch, step))
         ctx.generator.manual_seed(derive(seed, "augment", epoch, step))
         y = self.train.y[rows]
         kind, reflect = self.job.recipe.augment or "none", "_reflect"
         padding = "reflect" if kind.endswith(reflect) else "zeros"
         x = to_float(augment(self.train.x[rows], kind.removesuffix(reflect), ctx.generator, padding=padding))
-        batch = Batch(x, y, rows, y)
+        batch = Batch(self.forms.images(x), y, rows, y)
         if len(rows) < 2:  # BatchNorm has no statistics of one sample
             self.tally.skipped += 1
             return
         ctx.generator.manual_seed(derive(seed, "perturb", epoch, step))
-        adv = self.method.perturb(self.model, batch, ctx)
-        with self.method.around_step(self.model, batch, adv, ctx):
+        adv = self.method.perturb(self.network, batch, ctx)
+        with self.method.around_step(self.network, batch, adv, ctx):
             terms = self._backward(batch, adv)
             self.method.observe(batch, adv, terms, ctx)
             if len(terms.loss):
@@ -186,7 +191,7 @@ class Trainer:
         if len(adv.x) < 2:
             self.tally.skipped += 1
             return Terms(batch.x.new_zeros(0), {})
-        terms = self.method.loss(self.model, batch, adv, self.ctx)
+        terms = self.method.loss(self.network, batch, adv, self.ctx)
         self.optimiser.zero_grad(set_to_none=True)
         terms.loss.mean().backward()
         return terms
@@ -274,8 +279,9 @@ class Trainer:
         except RuntimeError as error:
             raise BenchError(f"{path}: does not fit this run ({error}); delete the folder and run again") from None
         for i, parameter in enumerate(self.model.parameters()):
-            if str(i) in groups["momentum"]:
-                self.optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)]
+            if str(i) in groups["momentum"]:  # in the layout of the parameter, which a fused step takes for granted
+                momentum = torch.empty_like(parameter).copy_(groups["momentum"][str(i)])
+                self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
         self.tally.load(groups["tally"], position["skipped"])
         self.counter.restore(position["passes"])
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
@@ -299,7 +305,8 @@ class Trainer:
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),
             "passes": self.counter.counts, "versions": devices.versions(),
-            "hardware": devices.describe(job.device, job.threads), "revision": job.revision, "source": job.source,
+            "hardware": devices.describe(job.device, job.threads), "arithmetic": self.forms.facts,
+            "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         }  # fmt: skip
 
 

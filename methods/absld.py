@@ -75,9 +75,8 @@ class ABSLD(RSLAD):
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
         """Add the step's class sums of cross-entropy."""
-        for row, view in enumerate(("adv", "clean")):
-            self.sums[row] += class_sums(cross_entropy(terms.logits[view].detach(), batch.y), batch.y, self.num_classes)
-        self.sums[2] += class_sums(torch.ones_like(batch.y), batch.y, self.num_classes)
+        losses = [cross_entropy(terms.logits[view].detach(), batch.y) for view in ("adv", "clean")]
+        self.sums += class_sums(torch.stack([*losses, torch.ones_like(losses[0])]), batch.y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
         """Move both temperatures, and start the sums anew."""

@@ -89,6 +89,7 @@ class Context:
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
         watchers: see every iterate of `Method.ascend`, as an observer does, and stop none: a composition's eyes.
+        searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
 
     epochs: int
@@ -104,6 +105,7 @@ class Context:
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
     watchers: tuple[Observer, ...] = ()
+    searched: Callable[[nn.Module], nn.Module] = lambda model: model
 
     @overload
     def teacher(self, role: str) -> nn.Module: ...
@@ -156,7 +158,7 @@ class Method(nn.Module):
     drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
     averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; a recipe's own is then left out
     couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -238,7 +240,7 @@ class Method(nn.Module):
     ) -> Tensor:
         """The shared inner loop (`attacks.ascend`) with this method's norm, radius, step size and steps."""
         return ascend(
-            model, x, objective,
+            ctx.searched(model) if bn == "eval" else model, x, objective,
             eps=self.eps if eps is None else eps,
             step_size=self.step_size if step_size is None else step_size,
             steps=self.steps, start=start, norm=self.norm, generator=ctx.generator,

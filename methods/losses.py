@@ -53,13 +53,14 @@ def exact(device: torch.device) -> torch.dtype:
 
 
 def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Sums of values (N,) over the samples of each class; (K,), see `exact`.
+    """Sums of values (N,), or of several rows of them (V, N), over the samples of each class; (K,) or (V, K).
 
     A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
-    on a GPU as well.
+    on a GPU as well. For the type see `exact`.
     """
     dtype = exact(values.device)
-    sums: Tensor = values.to(dtype) @ F.one_hot(y, num_classes).to(dtype)
+    one_hot = y[:, None] == torch.arange(num_classes, device=y.device)  # F.one_hot looks at the labels: it waits
+    sums: Tensor = values.to(dtype) @ one_hot.to(dtype)
     return sums
 
 

@@ -13,7 +13,7 @@ from attacks.ascent import ascend, mode
 from attacks.cw import CW
 from attacks.fgsm import FGSM
 from attacks.pgd import PGD, TRADES_RATIO, PGDTrades
-from attacks.threat import Norm, ThreatModel, distance
+from attacks.threat import Norm, ThreatModel, distance, project
 from bench.conformance.material import freeze_one_norm, gradients, images, modes, network, values
 from bench.counting import Counter
 
@@ -215,6 +215,46 @@ def test_modes_and_gradients_are_left_as_they_were(model: nn.Sequential, bn: Lit
     ascend(model, X, objectives.cross_entropy(Y), eps=0.1, step_size=0.03, steps=2, start="zero", bn=bn)
     after = {**modes(model), **gradients(model)}
     assert all(torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k] for k, v in before.items())
+
+
+def test_an_objective_without_a_derivative_is_differentiated(model: nn.Module) -> None:
+    objective = objectives.kl(torch.full((12, 5), 0.2))
+    ways = [objective, lambda logits, rows: objective(logits, rows)]
+    points = [
+        ascend(model.double(), X.double(), way, eps=0.1, step_size=0.03, steps=4, start="uniform", generator=stream())
+        for way in ways
+    ]
+    torch.testing.assert_close(*points)
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_no_parameter_asks_for_a_gradient_meanwhile_and_all_do_afterwards(
+    model: nn.Sequential, bn: Literal["eval", "train"]
+) -> None:
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    asked: list[bool] = []
+
+    def watch(step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> None:
+        asked.extend(parameter.requires_grad for parameter in parameters)
+
+    ascend(model, X, objectives.cross_entropy(Y), eps=0.1, step_size=0.03, steps=2, start="zero", observe=watch, bn=bn)
+    assert len(asked) == 2 * len(parameters)
+    assert not any(asked)
+    assert [parameter.requires_grad for parameter in parameters] == [False] + [True] * (len(parameters) - 1)
+
+
+def test_the_ball_is_found_once_and_equals_a_projection_after_each_step(model: nn.Module) -> None:
+    """Images outside the box end inside it, as `project` would have them."""
+    outside = (3 * X - 1).double()
+    stride, eps = 0.05, torch.linspace(0.01, 0.2, 12, dtype=torch.float64)
+    model, objective, x_adv = model.double(), objectives.cross_entropy(Y), outside
+    for _ in range(3):
+        here = x_adv.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(objective(model(here), torch.arange(12)).sum(), here)
+        x_adv = project(x_adv + stride * grad.sign(), outside, eps, "linf")
+    found = ascend(model, outside, objective, eps=eps, step_size=stride, steps=3, start="zero")
+    torch.testing.assert_close(found, x_adv, rtol=0, atol=1e-12)
 
 
 def test_modes_are_restored_after_an_error(model: nn.Sequential) -> None:

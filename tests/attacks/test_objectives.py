@@ -60,6 +60,19 @@ def test_kl_of_a_target_with_zeros_is_cross_entropy() -> None:
     np.testing.assert_allclose(evaluate(objectives.kl(one_hot), np.arange(20)).numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [np.arange(20), ROWS], ids=["all", "some"])
+def test_derivatives_are_those_that_autograd_finds(rows: NDArray[np.int64]) -> None:
+    """Targets of `kl` need not sum to 1."""
+    where = torch.tensor(rows)
+    for objective in (
+        objectives.cross_entropy(torch.tensor(Y)),
+        objectives.kl(torch.tensor(softmax(LOGITS[::-1]) * 2)),
+    ):
+        logits = torch.tensor(LOGITS[rows], requires_grad=True)
+        (expected,) = torch.autograd.grad(objective(logits, where).sum(), logits)
+        torch.testing.assert_close(objective.derivative(logits.detach(), where), expected)
+
+
 def test_the_margin_is_positive_exactly_where_misclassified() -> None:
     found = evaluate(objectives.margin(torch.tensor(Y)), np.arange(20))
     assert (found.numpy() > 0).tolist() == (LOGITS.argmax(1) != Y).tolist()
