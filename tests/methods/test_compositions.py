@@ -104,7 +104,8 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_composition_of_ones_own_goes_around_any_method() -> None:
     COMPOSITIONS.register("doubled")(Doubled)
     made = METHODS["awp:doubled:absld"](factor=3.0, gamma=0.0, num_classes=7)
-    assert (made.revision, made.epoch_settings) == (1 + 4 + 1, ("rate_milestones", "until"))
+    parts = COMPOSITIONS["awp"].revision + 4 + METHODS["absld"].revision
+    assert (made.revision, made.epoch_settings) == (parts, ("rate_milestones", "until"))
     assert made.reported == ("temperature_adv", "temperature_clean", "doubled")
     assert made.passes() == METHODS["absld"]().passes() + Passes(forward=6)
     assert METHODS.sketch("awp:doubled:absld").call("passes", {"factor": 3.0, "gamma": 0.0}) == made.passes()
