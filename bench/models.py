@@ -33,6 +33,8 @@ MODELS: Registry[Builder] = Registry(
     builtin={
         "small_cnn": "bench.architectures.small",
         "small_cnn_wide": "bench.architectures.small",
+        "small_resnet": "bench.architectures.small_resnet",
+        "small_resnet_wide": "bench.architectures.small_resnet",
         "resnet18": "bench.architectures.resnet",
         "preact_resnet18": "bench.architectures.resnet",
         "preact_resnet18_plain": "bench.architectures.resnet",
