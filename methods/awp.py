@@ -65,8 +65,10 @@ class AWP(Wrapper):
     @contextmanager
     def around_step(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Iterator[None]:
         """Perturb the weights, and take the perturbation off what the step has made of them."""
-        idle = self.gamma == 0 or ctx.epoch < self.awp_start * ctx.epochs or len(adv.x) < 2
-        weights = [] if idle else perturbed_tensors(model)
+        due = self.gamma > 0 and ctx.epoch >= self.awp_start * ctx.epochs
+        # Whether there is a step at all is the same in all processes, however many rows each of them has.
+        due = due and int(ctx.reduce(torch.tensor(len(adv.x)))) >= 2
+        weights = perturbed_tensors(model) if due else []
         before = [weight.detach().clone() for weight in weights]
         if weights:
             self._perturb(model, weights, batch, adv, ctx)
@@ -80,17 +82,20 @@ class AWP(Wrapper):
                     weight.sub_(there).add_(start)
 
     def _perturb(self, model: nn.Module, weights: list[Tensor], batch: Batch, adv: Adversarial, ctx: Context) -> None:
-        """Move the weights along the gradient of the host's loss; buffers stay."""
+        """Move the weights along the gradient of the host's loss."""
+        totals = [torch.zeros_like(weight) for weight in weights]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        loss = super().loss(model, batch, adv, ctx).loss.sum()
-        grads = torch.autograd.grad(loss, weights, allow_unused=True)
-        with torch.no_grad():
+        try:
+            for part in ctx.split(batch, adv):
+                loss = super().loss(model, *part, ctx).loss.sum()
+                grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(totals, grads)
+        finally:
             for buffer, value in buffers:
                 buffer.copy_(value)
-            for weight, grad in zip(weights, grads, strict=True):
-                if grad is not None:
-                    total = ctx.reduce(grad)
-                    weight.add_(total * (self.gamma * weight.norm() / (total.norm() + 1e-20)))
+        with torch.no_grad():
+            for weight, total in zip(weights, map(ctx.reduce, totals), strict=True):
+                weight.add_(total * (self.gamma * weight.norm() / (total.norm() + 1e-20)))
 
 
 def perturbed_tensors(model: nn.Module) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, overload
@@ -88,6 +88,7 @@ class Context:
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
+        split: the parts in which a loss on this process's share of a step is to be computed; each is a batch.
         watchers: see every iterate of `Method.ascend`, as an observer does, and stop none: a composition's eyes.
         searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
@@ -104,6 +105,7 @@ class Context:
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
+    split: Callable[[Batch, Adversarial], Iterable[tuple[Batch, Adversarial]]] = lambda batch, adv: ((batch, adv),)
     watchers: tuple[Observer, ...] = ()
     searched: Callable[[nn.Module], nn.Module] = lambda model: model
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.ascent import mode
 from attacks.passes import Passes
 from attacks.registry import UnknownName
-from bench.conformance.loop import Loop, Scene
+from bench.conformance.loop import Loop, Scene, part_of
 from bench.conformance.material import difference, values
 from methods.averaging import frozen_copy, move, warm
 from methods.awp import AWP, perturbed_tensors
@@ -300,6 +300,38 @@ def test_awp_waits_for_its_start_and_for_two_rows() -> None:
     loop.ctx.epoch = 1
     assert moved(adv)
     assert not moved(Adversarial(adv.x[:1], rows=torch.tensor([0]), extras=adv.extras))
+
+
+def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
+    """Parts of a step add up, and so do processes, of which each has a share of the step."""
+    points = []
+    for parts, processes in ((1, 1), (3, 1), (1, 2)):
+        loop = begun(scene=Scene(batch_norm=False))
+        batch = loop.batch(1)
+        adv = loop.perturb(batch)
+        spans = [(len(batch.x) * i // parts, len(batch.x) * (i + 1) // parts) for i in range(parts)]
+        loop.ctx.split = lambda b, a, spans=spans: [part_of(b, a, *span) for span in spans]  # type: ignore[misc]
+        loop.ctx.reduce = lambda total, count=processes: count * total  # type: ignore[misc]
+        with loop.method.around_step(loop.model, batch, adv, loop.ctx):
+            points.append(values(loop.model))
+    for name, tensor in points[0].items():
+        torch.testing.assert_close(points[1][name], tensor)
+        torch.testing.assert_close(points[2][name], tensor)
+
+
+def test_statistics_are_put_back_also_where_the_trial_pass_fails() -> None:
+    loop = begun()
+    batch = loop.batch(1)
+    adv, before = loop.perturb(batch), values(loop.model)
+
+    def fail(b: Any, a: Any) -> Iterator[Any]:
+        yield b, a
+        raise torch.OutOfMemoryError("no room")
+
+    loop.ctx.split = fail
+    with pytest.raises(torch.OutOfMemoryError), loop.method.around_step(loop.model, batch, adv, loop.ctx):
+        raise AssertionError("the step must not begin")
+    assert difference(before, values(loop.model)) is None
 
 
 def test_awp_perturbs_trained_weights_of_two_and_more_dimensions_alone() -> None:
