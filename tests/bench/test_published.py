@@ -42,7 +42,7 @@ def test_figures_are_fractions_under_known_names(source: str) -> None:
         assert (figure.nsd is None) == (figure.about.source not in ("faal", "frl")), "computed where classes are listed"
         assert figure.nsd is None or 0 < figure.nsd < 1
         assert figure.dataset in DATASETS.names()
-        assert not figure.method or figure.method in METHODS.names()
+        assert not figure.method or figure.method in METHODS
         assert figure.name and figure.model and figure.checkpoint in CHECKPOINTS
         assert figure.attack == CLEAN or figure.attack in ATTACKS.names()
 
