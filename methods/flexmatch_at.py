@@ -175,7 +175,7 @@ class FlexMatchAT(Method):
             return self.hosting.loss(model, part, Adversarial(adv.x), ctx)
         target, hidden = adv.extras["target"], batch.y == HIDDEN
         terms = self.hosting.loss(model, replace(batch, y=target), adv, ctx)
-        guessed = self.weight * adv.extras["use"] * cross_entropy(terms.logits["adv"], target)
+        guessed = self.weight * (adv.extras["use"] * cross_entropy(terms.logits["adv"], target))
         of_step = batch.step_labels == HIDDEN
         size = torch.where(hidden, of_step.sum(), (~of_step).sum())
         return Terms(guessed.where(hidden, terms.loss) * (len(of_step) / size.to(terms.loss.dtype)), terms.logits)
