@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ class Inner:
 
     Attributes:
         objectives: what is maximised, "CE", "KL from p(x)", ...
-        starts: "uniform", "gaussian", ... more than one where it depends on a setting.
+        starts: "uniform", "gaussian", ... more than one where it depends on a setting; "own" where it is worked out.
         bn: modes of the model in the attack, "eval" or "train".
         own: which of "eps" and "step_size" the method works out itself, such as a radius for each class.
         host: the method whose inner problem it is by default, where that is another's.
@@ -35,11 +35,14 @@ class Inner:
 
 
 def inner(registry: Registry[Any], name: str) -> Inner:
-    """The inner problem of a registered method, from `perturb` and the functions of the suite that it calls."""
-    sketch = registry.sketch(name)
-    line = lineage(sketch)
-    bodies = list(_reached(line, "perturb"))
-    calls = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.Call)]
+    """The inner problem of a registered method, from `perturb` and the functions of the suite that it calls.
+
+    That of a composition is its method's.
+    """
+    sketch = registry.sketch(name.rpartition(":")[2])
+    bodies = list(_reached(lineage(sketch), "perturb"))
+    nodes = [node for body in bodies for node in ast.walk(body)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     ascents = [call for call in calls if _attribute(call) == "ascend"]
     host = sketch.settings.get("host")
     if not ascents and isinstance(host, str) and host in registry and registry.resolve(host) != sketch.name:
@@ -48,27 +51,41 @@ def inner(registry: Registry[Any], name: str) -> Inner:
     given = [kind for kind in ("eps", "step_size") if any(kind in named for named in words)]
     return Inner(
         objectives=tuple(dict.fromkeys(_objectives(calls))) if ascents else (),
-        starts=_values([named["start"] for named in words if "start" in named], sketch.settings),
-        bn=_values([named.get("bn", ast.Constant("eval")) for named in words], sketch.settings),
+        starts=_values([named["start"] for named in words if "start" in named], nodes, sketch.settings),
+        bn=_values([named.get("bn", ast.Constant("eval")) for named in words], nodes, sketch.settings),
         own=tuple(given),
     )
 
 
-def steers(sketch: Sketch) -> bool:
-    """Whether a method looks at held-out training samples as it trains."""
+def steers(parts: Sequence[Sketch]) -> bool:
+    """Whether one of the parts of a method looks at held-out training samples as it trains."""
     return any(
         isinstance(node, ast.Call) and _attribute(node) == "validate" and _owner(node) == "ctx"
-        for owner, _ in lineage(sketch)
+        for part in parts
+        for owner, _ in lineage(part)
         for node in ast.walk(owner)
     )
 
 
-def arguments(sketch: Sketch) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of each argument."""
+def arguments(parts: Sequence[Sketch]) -> dict[str, str]:
+    """What the docstrings of the classes of a method and of their bases say of each argument."""
     found: dict[str, str] = {}
-    for owner, _ in reversed(lineage(sketch)):
-        found.update(_arguments(ast.get_docstring(owner) or ""))
+    for part in parts:
+        for owner, _ in reversed(lineage(part)):
+            found.update(_arguments(ast.get_docstring(owner) or ""))
     return found
+
+
+def parts(registry: Registry[Any], name: str) -> list[Sketch]:
+    """The sketches of what a name is made of, the outermost first; of a plain name its own."""
+    split = getattr(registry, "parts", None)
+    return [registry.sketch(name)] if split is None else [table.sketch(part) for table, part in split(name)]
+
+
+def around(doc: str) -> dict[str, str]:
+    """The head comments of a composition by the name of what each is about, the outermost, "", first."""
+    pieces = re.split(r"^Around (\S+):$", doc, flags=re.MULTILINE)
+    return dict(zip(["", *pieces[1::2]], pieces[::2], strict=True))
 
 
 def sections(doc: str) -> tuple[str, dict[str, str]]:
@@ -131,17 +148,29 @@ def _objectives(calls: list[ast.Call]) -> Iterator[str]:
             yield f"KL from {soft} prediction" if word == "kl" else OBJECTIVES.get(word, word)
 
 
-def _values(nodes: list[ast.expr], settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Constants, and defaults of settings, among expressions; both sides of a choice."""
+def _values(given: list[ast.expr], nodes: list[ast.AST], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Constants and defaults of settings among expressions, both sides of a choice; "own" for what is worked out."""
     found: list[str] = []
-    for node in nodes:
+    for node in given:
         if isinstance(node, ast.IfExp):
-            found += _values([node.body, node.orelse], settings)
+            found += _values([node.body, node.orelse], nodes, settings)
         elif isinstance(node, ast.Constant):
             found.append(str(node.value))
         elif isinstance(node, ast.Attribute) and node.attr in settings:
             found.append(str(settings[node.attr]))
+        else:
+            local = _assigned(node.id, nodes) if isinstance(node, ast.Name) else None
+            found += ["own"] if local is None else _values([local], [], settings)
     return tuple(dict.fromkeys(found))
+
+
+def _assigned(name: str, nodes: list[ast.AST]) -> ast.expr | None:
+    """What a local name stands for."""
+    for node in nodes:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and any(ast.unparse(t) == name for t in targets if t):
+            return node.value
+    return None
 
 
 def _attribute(call: ast.Call) -> str | None:
