@@ -9,8 +9,8 @@ Outer problem:  minimise  mean CE(S(x'), y) + weight N_i,
                 is given), j over the batch, t_ij = 1[y_i = y_j] / #{j: y_j = y_i}. An adversarial input has to find
                 the clean inputs of its class among those of all classes.
 State:          none.
-Defaults:       weight 0.001, of 0.001, 0.01, 0.1 and 1 the best on held-out digits over three seeds, where the others cost
-                robustness; norm_weight 0.02; all else as PGD-AT.
+Defaults:       weight 0.001, of 0.001, 0.01, 0.1 and 1 the best on held-out digits over three seeds, where the others
+                cost robustness; norm_weight 0.02; all else as PGD-AT.
 Departures:     from Sohn, who draws one pair of each class of a batch: here the batch is as it is drawn, and all of a
                 class in it are positives. The clean forward is made in train mode after the adversarial one, so
                 BatchNorm moves once more than in PGD-AT. At weight 0 it is not made.
