@@ -69,9 +69,9 @@ class Trainer:
         self.model.to(self.device)
         try:
             method = build_method(job, parts.num_classes)
+            self.train = replace(self.train, y=method.visible_labels(self.train.y))
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
-        self.train = replace(self.train, y=method.visible_labels(self.train.y))
         self.method = method.to(self.device, exact(self.device))
         self.counter = Counter()
         self.forms = Forms(

@@ -338,11 +338,13 @@ def test_the_state_that_a_resumed_run_needs_is_stored() -> None:
     assert stored["method/moved"].any() and stored["method/sigma"].any() and stored["method/counts"].any()
 
 
-RUN: dict[str, Any] = {"methods": ("flexmatch_at",), "overrides": {"flexmatch_at.tau": 0.5}}
+RUN: dict[str, Any] = {
+    "methods": ("flexmatch_at",), "overrides": {"flexmatch_at.tau": 0.2}, "epochs": 2, "train_limit": 200,
+}  # fmt: skip
 
 
 def trained(folder: Path, order: Tensor | None = None, visible: Tensor | None = None) -> dict[str, str]:
-    """Hashes of the files of a run of three epochs in which some labels were exchanged."""
+    """Hashes of the files of a run of two epochs in which some labels were exchanged."""
     job = job_of(small(**RUN), "flexmatch_at")
     parts = parts_of(job)
     split = stratified(parts.train.y, 0.1, 0) if visible is None else visible
@@ -405,3 +407,18 @@ def test_a_run_says_how_many_labels_it_saw_and_records_its_thresholds(tmp_path: 
 def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         FlexMatchAT(**settings)
+
+
+def test_weights_by_class_are_not_for_samples_without_one() -> None:
+    with pytest.raises(
+        ValueError, match="fair_weight: expected a host that reads every label, got one that hides some"
+    ):
+        Loop(METHODS["fair_weight:flexmatch_at"](num_classes=3), 3)
+    Loop(METHODS["fair_weight:flexmatch_at"](num_classes=3, labelled_fraction=1.0), 3)
+
+
+def test_a_weight_average_around_it_leaves_the_training_alone() -> None:
+    settings: dict[str, Any] = {"num_classes": 3, "steps": 2}
+    plain, averaged = (Loop(METHODS[name](**settings), 3).run() for name in ("flexmatch_at", "ema:flexmatch_at"))
+    assert difference(values(plain.model), values(averaged.model)) is None
+    assert difference(values(plain.model), values(averaged.method.evaluation_model(averaged.model))) is not None
