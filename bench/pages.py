@@ -148,10 +148,11 @@ def _facts(name: str, sketch: Sketch) -> str:
 
 
 def _attack(inner: reading.Inner) -> str:
-    words = [" or ".join(inner.objectives), " or ".join(inner.starts), " or ".join(inner.bn)]
+    stated = ((inner.objectives, ""), (inner.starts, " start"), (inner.bn, " mode"))
     names = {"eps": "radius", "step_size": "step"}
+    words = [" or ".join(values) + suffix for values, suffix in stated if values]
     words += [f"own {' and '.join(names[word] for word in inner.own)}"] if inner.own else []
-    text = ", ".join(word.replace("_", " ") for word in words if word)
+    text = ", ".join(words).replace("_", " ")
     return f"that of `{inner.host}`: {text}" if inner.host else text
 
 
@@ -213,7 +214,7 @@ def _prose(text: str) -> str:
 
 def _sentence(text: str) -> str:
     """Prose with a capital, unless it begins with a symbol or the name of a setting."""
-    first = re.match(r"[a-z]{2,}\b(?=[.,:;]? *[A-Za-z]|\.$|'s)", text)
+    first = re.match(r"m[ai][xn]imise\b|[a-z]{2,}\b(?=[.,:;]? *[A-Za-z]|\.$|'s)", text)
     return _prose(text[:1].upper() + text[1:] if first and first[0] not in GREEK else text)
 
 

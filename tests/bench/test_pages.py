@@ -151,7 +151,7 @@ def test_head_comments_are_cut_at_their_sections_alone() -> None:
 
 def test_text_is_no_markup() -> None:
     assert pages._prose("2 * a * b <- c[y](x)") == r"2 \* a \* b \<- c[y\](x)"
-    assert pages._sentence("none.") == "None." and pages._sentence("minimise  x") == "Minimise x"
+    assert pages._sentence("none.") == "None." and pages._sentence("minimise  5 x") == "Minimise 5 x"
     for symbol in ("beta 6; 76 epochs", "p(x) stays", "w_k is one", "tau moves", "labelled_fraction 0.1"):
         assert pages._sentence(symbol) == symbol
     assert pages._cell("a | b") == r"a \| b"
@@ -205,7 +205,7 @@ def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 0, result.output
     assert "| `push` | `0.5` | how hard, from 0 to 1. |" in result.output
     assert "| `eps` | `0.03137` | its radius, in the units of x. |" in result.output
-    assert "as the source says: CE, zero, eval" in result.output
+    assert "as the source says: CE, zero start, eval mode" in result.output
 
 
 def test_pages_and_table_need_no_torch() -> None:
