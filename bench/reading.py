@@ -50,7 +50,7 @@ def inner(registry: Registry[Any], name: str) -> Inner:
     words = [{word.arg: word.value for word in call.keywords if word.arg} for call in ascents]
     given = [kind for kind in ("eps", "step_size") if any(kind in named for named in words)]
     return Inner(
-        objectives=tuple(dict.fromkeys(_objectives(calls))) if ascents else (),
+        objectives=(tuple(dict.fromkeys(_objectives(calls))) or ("own objective",)) if ascents else (),
         starts=_values([named["start"] for named in words if "start" in named], nodes, sketch.settings),
         bn=_values([named.get("bn", ast.Constant("eval")) for named in words], nodes, sketch.settings),
         own=tuple(given),

@@ -12,7 +12,7 @@ Outer problem:  minimise  mean of the host's loss over the labelled samples + we
                 A class that is learnt late has a low threshold, so its samples are let in earlier.
 State:          per unlabelled sample the class last seen with c > tau (what moved in this epoch apart), sigma (K,), and
                 the average. Reported: threshold (K,) after the epoch; used_share (K,), what was trained on of the
-                samples that were given the pseudo-label k in the epoch.
+                samples that were given the pseudo-label k in the epoch, 0 where none was.
 Defaults:       labelled_fraction 0.1 of each class and at least one sample, the same ones for every seed of a run; tau
                 0.95, weight 1, decay 0.999 with warm-up. Schedule, radius and step are those of PGD-AT, with the host
                 TRADES as well (whose paper has 0.031 and 0.007).
