@@ -29,7 +29,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attacks.ascent import mode
 from attacks.passes import Passes
@@ -73,6 +72,7 @@ class FlexMatchAT(Method):
     latest: Tensor
     moved: Tensor
     sigma: Tensor
+    change: Tensor
     counts: Tensor
     used_share: Tensor
 
@@ -109,9 +109,9 @@ class FlexMatchAT(Method):
         shared = {name: getattr(self, name) for name in ("num_classes", "norm", "eps", "step_size", "steps")}
         self.hosting: Method = {"pgd_at": PGDAT, "trades": TRADES}[host](**shared, **options)
         self.unlabelled_size = 0
-        for name, rows in (("sigma", 1), ("used_share", 1), ("counts", 2)):  # counts: pseudo-labels used, and given
-            zeros = torch.zeros(rows, self.num_classes, dtype=torch.float64)
-            self.register_buffer(name, zeros if rows > 1 else zeros[0])
+        for name in ("sigma", "change", "used_share"):  # change: of sigma, within a step
+            self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(2, self.num_classes, dtype=torch.float64))  # used, given
 
     def _check(self) -> None:
         for name, allowed in CHOICES.items():
@@ -188,14 +188,16 @@ class FlexMatchAT(Method):
         if self.memory == "kept":
             now = now.where(now != HIDDEN, before)
         after, earlier = (class_sums(torch.ones_like(k), k, self.num_classes) for k in (now, before))
-        self.sigma += ctx.reduce(after - earlier)
+        self.change.copy_(after - earlier)
         self.moved[batch.index] += now - before
         guess = adv.extras["target"].where(batch.y == HIDDEN, HIDDEN)
         for row, values in enumerate((adv.extras["use"], torch.ones_like(guess))):
             self.counts[row] += class_sums(values, guess, self.num_classes)
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
-        """Move the average."""
+        """Move sigma, with what every process has seen in the step, and the average."""
+        self.sigma += ctx.reduce(self.change)
+        self.change.zero_()
         if hasattr(self, "average"):
             step = ctx.epoch * ctx.steps + ctx.step
             move(self.average, model, 1 - min(self.decay, (1 + step) / (10 + step)))
@@ -209,12 +211,10 @@ class FlexMatchAT(Method):
         self.counts.zero_()
 
     def _predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits (N, K) of the labeller; those of the average pass through the model, and so count as its passes."""
-        with mode(model, train=False), torch.no_grad():
-            if not hasattr(self, "average"):
-                return cast(Tensor, model(x))
-            tensors = dict([*self.average.named_parameters(), *self.average.named_buffers()])
-            return cast(Tensor, functional_call(model, tensors, (x,)))
+        """Logits (N, K) of the labeller."""
+        labeller = self.average if hasattr(self, "average") else model
+        with mode(labeller, train=False), torch.no_grad():
+            return cast(Tensor, labeller(x))
 
 
 def stratified(y: Tensor, fraction: float, seed: int) -> Tensor:
