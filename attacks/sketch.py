@@ -182,15 +182,12 @@ def _class_facts(node: ast.ClassDef, scope: dict[str, Any]) -> tuple[dict[str, A
 def _find_class(base: ast.expr, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
     if not isinstance(base, ast.Name):
         return None
-    for node in tree.body:
+    for node in _statements(tree):
         if isinstance(node, ast.ClassDef) and node.name == base.id:
             return node, tree
         if isinstance(node, ast.ImportFrom) and node.module and any(a.name == base.id for a in node.names):
-            if node.module.partition(".")[0] not in ("attacks", "methods", "bench"):
-                return None
-            spec = importlib.util.find_spec(node.module)
-            if spec is not None and spec.origin is not None:
-                return _find_class(base, ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+            home = _suite_tree(node.module)
+            return None if home is None else _find_class(base, home)
     return None
 
 
@@ -247,3 +244,39 @@ def _plain_scope(tree: ast.Module) -> dict[str, Any]:
             if value is not _UNKNOWN:
                 scope[node.targets[0].id] = value
     return scope
+
+
+def lineage(sketch: Sketch) -> list[tuple[ast.ClassDef, ast.Module]]:
+    """The class behind a sketch and its bases within the suite, each with its module, as they stand in the source.
+
+    In the order in which attributes are looked up. Empty where the source has no class registered under the name.
+    """
+    if sketch.source is None:
+        return []
+    tree = ast.parse(sketch.source.read_text(encoding="utf-8"))
+    scope = _plain_scope(tree)
+    nodes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return next((_line_of(node, tree) for node in nodes if _registration(node, sketch.name, scope) is not None), [])
+
+
+def find_function(name: str, tree: ast.Module) -> tuple[ast.FunctionDef, ast.Module] | None:
+    """A function of a module, or one that it imports from a module of the suite, with the module that defines it."""
+    for node in _statements(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return node, tree
+        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
+            home = _suite_tree(node.module)
+            return None if home is None else find_function(name, home)
+    return None
+
+
+def _statements(tree: ast.Module) -> list[ast.stmt]:
+    """What stands in a module, what it says to type checkers alone included: the packages import lazily."""
+    return [inner for node in tree.body for inner in ([node] if not isinstance(node, ast.If) else node.body)]
+
+
+def _suite_tree(module: str) -> ast.Module | None:
+    if module.partition(".")[0] not in ("attacks", "methods", "bench"):
+        return None
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

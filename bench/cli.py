@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attacks.registry import Registry, UnknownName, canonical
+from attacks.registry import UnknownName
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
@@ -244,39 +244,35 @@ def status(results: tuple[str, ...]) -> None:
         click.echo(status_text(Path(folder)))
 
 
-KINDS = ("methods", "compositions", "attacks", "datasets", "models")
+FORM = click.option(
+    "--format", "form", type=click.Choice(["text", "markdown"]), default="text", show_default=True,
+    help="markdown: a page on a method; of all methods, a table.",
+)  # fmt: skip
+KINDS = ("methods", "compositions", "attacks", "datasets", "models", "reporters", "protocols")
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice([*KINDS, "reporters", "protocols"]))
+@click.argument("kind", type=click.Choice(KINDS))
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
-def list_(kind: str, plugins: tuple[str, ...]) -> None:
+@FORM
+def list_(kind: str, plugins: tuple[str, ...], form: str) -> None:
     """Names of what is registered, each with one line; for methods also what can be put around them."""
-    from bench import describe, protocols
+    from bench import describe
 
     _load_plugins(plugins)
-    click.echo(protocols.list_text() if kind == "protocols" else describe.list_text(_registry(kind)))
+    click.echo(describe.listed(kind, form))
 
 
 @main.command()
 @click.argument("name")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
-def show(name: str, plugins: tuple[str, ...]) -> None:
+@FORM
+def show(name: str, plugins: tuple[str, ...], form: str) -> None:
     """What a method, composition, attack, data set, model or protocol is: defaults, recipes, departures, doubts."""
-    from bench import protocols
-    from bench.describe import show_text
+    from bench import describe
 
     _load_plugins(plugins)
-    if name.partition(":")[0] in _registry("compositions"):
-        name = _registry("methods" if ":" in name else "compositions").resolve(name)
-    kinds = [kind for kind in KINDS if name in _registry(kind)]
-    shown = [show_text(kind, _registry(kind), name) for kind in kinds]
-    shown += [protocols.show_text(known) for known in protocols.PROTOCOLS if known == canonical(name)]
-    if not shown:
-        names = [known for kind in KINDS for known in _registry(kind)]
-        listed = ", ".join(dict.fromkeys([*names, *protocols.PROTOCOLS]))
-        raise UsageError(f"unknown name {name!r}; known: {listed}")
-    click.echo("\n\n".join(shown))
+    click.echo(describe.shown(name, form))
 
 
 @main.command()
@@ -293,19 +289,6 @@ def check(names: tuple[str, ...], plugins: tuple[str, ...]) -> None:
         click.echo(line)
     if failed:
         raise BenchError(f"check: {failed} failed")
-
-
-def _registry(kind: str) -> Registry[Any]:
-    import importlib
-
-    homes = {
-        "methods": ("methods.tables", "METHODS"), "compositions": ("methods.tables", "COMPOSITIONS"),
-        "attacks": ("attacks.tables", "ATTACKS"), "datasets": ("bench.data", "DATASETS"),
-        "models": ("bench.models", "MODELS"), "reporters": ("bench.report.sheet", "REPORTERS"),
-    }  # fmt: skip
-    module, name = homes[kind]
-    registry: Registry[Any] = getattr(importlib.import_module(module), name)
-    return registry
 
 
 def _load_plugins(plugins: Iterable[str]) -> None:

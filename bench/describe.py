@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import Registry
+from attacks.registry import Registry, canonical
 from attacks.sketch import Sketch
-from bench import pairs, store
+from bench import pages, pairs, protocols, store
 from bench.errors import UsageError
 from bench.estimate import Cost, totals
 from bench.jobs import PARTIAL, Plan, title
@@ -17,6 +18,51 @@ from methods.recipes import Recipe, known
 from methods.tables import COMPOSITIONS, METHODS
 
 PLANS = ".plans"
+REGISTRIES = {
+    "methods": ("methods.tables", "METHODS"), "compositions": ("methods.tables", "COMPOSITIONS"),
+    "attacks": ("attacks.tables", "ATTACKS"), "datasets": ("bench.data", "DATASETS"),
+    "models": ("bench.models", "MODELS"), "reporters": ("bench.report.sheet", "REPORTERS"),
+}  # fmt: skip
+SHOWN = ("methods", "compositions", "attacks", "datasets", "models")
+
+
+def registry_of(kind: str) -> Registry[Any]:
+    """The table of a kind of things, loaded when it is asked for."""
+    module, name = REGISTRIES[kind]
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
+    return registry
+
+
+def listed(kind: str, form: str = "text") -> str:
+    """The names of a kind, or of the protocols; as Markdown the table of methods.
+
+    Raises:
+        UsageError: if there is no such table of the kind.
+    """
+    if form == "markdown":
+        if kind != "methods":
+            raise UsageError(f"--format markdown: there is a table of methods, none of {kind}; leave it out")
+        return pages.table()
+    return protocols.list_text() if kind == "protocols" else list_text(registry_of(kind))
+
+
+def shown(name: str, form: str = "text") -> str:
+    """Everything that goes by a name; as Markdown the page of a method or a composition.
+
+    Raises:
+        UsageError: if nothing does.
+    """
+    if form == "markdown":
+        return pages.page(name)
+    if name.partition(":")[0] in COMPOSITIONS:
+        name = registry_of("methods" if ":" in name else "compositions").resolve(name)
+    texts = [show_text(kind, registry_of(kind), name) for kind in SHOWN if name in registry_of(kind)]
+    texts += [protocols.show_text(other) for other in protocols.PROTOCOLS if other == canonical(name)]
+    if not texts:
+        names = [other for kind in SHOWN for other in registry_of(kind)]
+        everything = ", ".join(dict.fromkeys([*names, *protocols.PROTOCOLS]))
+        raise UsageError(f"unknown name {name!r}; known: {everything}")
+    return "\n\n".join(texts)
 
 
 def list_text(registry: Registry[Any]) -> str:

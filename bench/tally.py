@@ -32,7 +32,7 @@ class Tally:
         self.skipped = 0
 
     def add(self, terms: Terms, y: Tensor) -> None:
-        """Fold in one step."""
+        """Fold in one step; samples with a hidden label count for the loss alone."""
         self.loss += terms.loss.detach().to(self.loss.dtype).sum()
         self.count += len(terms.loss)
         for view, logits in terms.logits.items():

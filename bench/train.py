@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from bench.progress import Progress
 from bench.state import load_state, save_state
 from bench.streams import derive, forked, generator, seed_global
 from bench.tally import Tally
-from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
+from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
 from methods.losses import class_sums, exact
 from methods.tables import METHODS
 
@@ -69,6 +69,7 @@ class Trainer:
         self.model.to(self.device)
         try:
             method = build_method(job, parts.num_classes)
+            self.train = replace(self.train, y=method.visible_labels(self.train.y))
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
         self.method = method.to(self.device, exact(self.device))
@@ -87,7 +88,7 @@ class Trainer:
         batches = torch.arange(len(self.train)).split(recipe.batch_size)
         self.ctx = Context(
             epochs=recipe.epochs, steps=len(batches), device=self.device, num_classes=parts.num_classes,
-            class_counts=torch.bincount(self.train.y, minlength=parts.num_classes),
+            class_counts=torch.bincount(self.train.y[self.train.y != HIDDEN], minlength=parts.num_classes),
             generator=torch.Generator(self.device), teachers=self.forms.teachers,
             validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
         )  # fmt: skip
@@ -300,7 +301,7 @@ class Trainer:
             "data": {
                 "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": len(self.train),
                 "select_size": len(parts.select), "steer_size": len(parts.steer), "test_size": len(parts.test),
-                "class_counts": parts.counts, "hash": parts.hash,
+                "class_counts": parts.counts, "hash": parts.hash, **self._labelled_size(),
             },
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),
@@ -308,6 +309,11 @@ class Trainer:
             "hardware": devices.describe(job.device, job.threads), "arithmetic": self.forms.facts,
             "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         }  # fmt: skip
+
+    def _labelled_size(self) -> dict[str, int]:
+        """How many labels the method asked to see, where it did not ask for all."""
+        labelled = int((self.train.y != HIDDEN).sum())
+        return {} if labelled == len(self.train) else {"labelled_size": labelled}
 
 
 def build_method(job: TrainJob, num_classes: int) -> Method:

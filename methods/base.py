@@ -18,6 +18,8 @@ from attacks.passes import Passes
 from attacks.threat import Norm, Start
 from methods.recipes import DEFAULT, Recipe
 
+HIDDEN = -1
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,9 +27,9 @@ class Batch:
 
     Attributes:
         x: (N, C, H, W) float in [0, 1].
-        y: (N,) int64 labels.
+        y: (N,) int64 labels; `HIDDEN` where the method does not want to be told (`Method.visible_labels`).
         index: (N,) int64 positions in the training part.
-        step_labels: (M,) labels of the whole optimiser step, of which this batch may be a part.
+        step_labels: (M,) labels of the whole optimiser step, of which this batch may be a part; hidden ones likewise.
     """
 
     x: Tensor
@@ -83,7 +85,7 @@ class Context:
         lr: current learning rate.
         device: where tensors live.
         num_classes: K.
-        class_counts: (K,) training samples per class.
+        class_counts: (K,) training samples per class, of those whose label is not hidden.
         generator: stream of this step; draw every random number of `perturb` from it.
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
@@ -185,6 +187,14 @@ class Method(nn.Module):
     def loss_overhead(self) -> Passes:
         """Those passes of `loss` that no gradient to the weights follows: the others are as many as `backward` says."""
         return Passes()
+
+    def visible_labels(self, y: Tensor) -> Tensor:
+        """What may be read of the labels (N,) of the training part: `HIDDEN` in place of a label hides it.
+
+        Called once, before `setup`, and the same in a resumed run. Nothing in training sees the others: neither batches
+        nor class counts nor the accuracies of the history.
+        """
+        return y
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
         """Once, before the first epoch: allocate what depends on the model or the data."""

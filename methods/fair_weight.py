@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.base import Adversarial, Batch, Context, Terms
+from methods.base import HIDDEN, Adversarial, Batch, Context, Terms
 from methods.losses import class_means, class_sums, of_class
 from methods.tables import COMPOSITIONS
 from methods.wrapper import Wrapper
@@ -51,6 +51,15 @@ class FairWeight(Wrapper):
         self.fair_power, self.fair_min, self.fair_max = fair_power, fair_min, fair_max
         self.register_buffer("fair_weight", torch.ones(self.num_classes, dtype=torch.float64))
         self.register_buffer("fair_sums", torch.zeros(2, self.num_classes, dtype=torch.float64))  # kappa, samples
+
+    def visible_labels(self, y: Tensor) -> Tensor:
+        """Refuse a host that hides labels: its samples have no class to be weighted by."""
+        seen = super().visible_labels(y)
+        if bool((seen == HIDDEN).any()):
+            raise ValueError(
+                "fair_weight: expected a host that reads every label, got one that hides some; take another"
+            )
+        return seen
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """The host's attack, watched."""

@@ -55,6 +55,8 @@ def exact(device: torch.device) -> torch.dtype:
 def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
     """Sums of values (N,), or of several rows of them (V, N), over the samples of each class; (K,) or (V, K).
 
+    Hidden labels belong to no class.
+
     A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
     on a GPU as well. For the type see `exact`.
     """

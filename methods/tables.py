@@ -166,6 +166,8 @@ METHODS = Methods(
         "fair_ard": "methods.fair_ard",
         "fair_rslad": "methods.fair_ard",
         "fair_mtard": "methods.fair_ard",
+        "flexmatch_at": "methods.flexmatch_at",
+        "npair_at": "methods.npair_at",
     },
 )
 register = METHODS.register

@@ -172,6 +172,10 @@ class LoopsOverSamples(PGDAT):
         )
 
 
+class CouplesNothing(PGDAT):
+    couples_batch = True
+
+
 class NormalisesWithinTheMicroBatch(PGDAT):
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         terms = super().loss(model, batch, adv, ctx)
@@ -201,6 +205,7 @@ FAULTY_METHODS: list[tuple[str, type[Method]]] = [
     ("declared_passes_equal_counted", HidesAForward),
     ("op_count_independent_of_batch", LoopsOverSamples),
     ("micro_batches_agree", NormalisesWithinTheMicroBatch),
+    ("micro_batches_agree", CouplesNothing),
 ]
 
 

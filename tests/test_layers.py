@@ -21,7 +21,7 @@ HOME = Path(__file__).resolve().parents[1]
 BELOW = {"attacks": {"attacks"}, "methods": {"attacks", "methods"}, "bench": {"attacks", "methods", "bench"}}
 FILES = [path for package in BELOW for path in sorted((HOME / package).rglob("*.py"))]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "robustbench")
-FRAME = {"__init__", "averaging", "base", "losses", "recipes", "tables", "wrapper"}
+FRAME = {"__init__", "averaging", "base", "features", "losses", "recipes", "tables", "wrapper"}
 
 
 def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.ascent import mode
 from attacks.base import Attack
 from bench.conformance.material import images, network
-from methods.base import Adversarial, Batch, Context, Method, Terms, Validation
+from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
 
 EPOCHS, STEPS = 2, 2
 STEERING = 3
@@ -55,11 +55,13 @@ class Loop:
         self.teachers = {
             role: self._network(1 + i).eval().requires_grad_(False) for i, role in enumerate(self.method.teachers)
         }
-        self.x, self.y = images(STEPS * self.size, 0), self._labels(STEPS * self.size)
+        self.x = images(STEPS * self.size, 0)
+        self.y = self.method.visible_labels(self._labels(STEPS * self.size))
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=self.scene.lr, momentum=0.9)
         self.ctx = Context(
             epochs=EPOCHS, steps=STEPS, device=torch.device("cpu"), num_classes=self.num_classes,
-            class_counts=torch.bincount(self.y, minlength=self.num_classes), generator=torch.Generator(),
+            class_counts=torch.bincount(self.y[self.y != HIDDEN], minlength=self.num_classes),
+            generator=torch.Generator(),
             lr=self.scene.lr, teachers=self.teachers, validator=self._validate,
         )  # fmt: skip
         self.method.setup(self.model, self.ctx)

@@ -45,6 +45,11 @@ SPECIALS: Mapping[tuple[str, str], Special] = {
     ("method", "ham"): Special(
         {**SHORT, "begin_epoch_index": 0}, "mining begins in epoch 49, and a check trains for two epochs"
     ),
+    ("method", "flexmatch_at"): Special(
+        {**SHORT, "labelled_fraction": 0.4, "tau": 0.4},
+        "no network of two epochs is confident, and at these the thresholds move; " + SHORTER,
+    ),
+    ("method", "npair_at"): Special({**SHORT, "weight": 0.1}, "a weight that shows; " + SHORTER),
     **{
         ("attack", f"{name}{suffix}"): Special(arguments, CHEAP, exempt)
         for suffix in ("", "-reference")

@@ -87,7 +87,9 @@ def training_note(table: Table) -> str:
 
     def facts(row: Row) -> str:
         size, epochs, recipe = _data(row).get("train_size"), row.run.facts.get("epochs"), row.run.text("recipe")
-        known = [f"{size:,} samples" if size else "", f"recipe {recipe}" if recipe else ""]
+        told = _data(row).get("labelled_size")
+        samples = f"{size:,} samples" + (f", labels of {told:,} of them" if told is not None else "") if size else ""
+        known = [samples, f"recipe {recipe}" if recipe else ""]
         known += [f"{epochs} epochs" if epochs else "", *_schedule(row)]
         return ", ".join(fact for fact in known if fact) or "unknown"
 

@@ -181,6 +181,33 @@ def fair_weights(kappa: Array, power: float = 2.0) -> Array:
     return np.array([min(max(value * len(raw) / raw.sum(), 5 / 6), 5 / 2) for value in raw])
 
 
+def flexmatch_threshold(sigma: Array, unlabelled: int, tau: float) -> Array:
+    beta = sigma / max(sigma.max(), unlabelled - sigma.sum())
+    return np.array([tau * b / (2 - b) for b in beta])
+
+
+def flexmatch(host: Array, weak: Array, adv: Array, hidden: Labels, threshold: Array, weight: float) -> float:
+    """Mean of the host's losses (B,) over the labelled, plus that of the used cross-entropies over the others."""
+    labelled = float(np.mean([loss for loss, hides in zip(host, hidden, strict=True) if not hides]))
+    guessed = []
+    for p, a, hides in zip(softmax(weak), adv, hidden, strict=True):
+        q = int(p.argmax())
+        if hides:
+            guessed.append(ce(a[None], np.array([q]))[0] if p[q] > threshold[q] else 0.0)
+    return labelled + weight * float(np.mean(guessed))
+
+
+def n_pair(anchors: Array, positives: Array, y: Labels, norm_weight: float) -> Array:
+    found = []
+    for a, p, label in zip(anchors, positives, y, strict=True):
+        scores = np.array([a @ other for other in positives])
+        chance = log_softmax(scores[None])[0]
+        same = [j for j, other in enumerate(y) if other == label]
+        norms = (a**2).sum() + (p**2).sum()
+        found.append(-sum(chance[j] for j in same) / len(same) + 0.25 * norm_weight * norms)
+    return np.array(found)
+
+
 def gradient(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
     """Central differences."""
     found = np.zeros_like(at)

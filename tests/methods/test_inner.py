@@ -63,6 +63,8 @@ INNER: list[tuple[str, float, float, str, str, Callable[[Array], Array]]] = [
     ("fair_ard", 8 / 255, 2 / 255, "uniform_unclipped", "train", towards_label),
     ("fair_rslad", 8 / 255, 2 / 255, "gaussian", "eval", away_from_teacher),
     ("fair_mtard", 8 / 255, 2 / 255, "gaussian", "eval", towards_label),
+    ("flexmatch_at", 8 / 255, 2 / 255, "uniform", "train", towards_label),
+    ("npair_at", 8 / 255, 2 / 255, "uniform", "train", towards_label),
 ]
 OWN_START = {"bat"}  # clips its start: tests/methods/test_bat.py
 WITH_THE_TEACHER = {"adaad"}  # its objective takes the logits of two networks: tests/methods/test_adaad.py
@@ -150,7 +152,8 @@ def test_settings_of_the_inner_attack_are_settings_of_the_method(name: str, aske
 UPDATES = [
     ("natural", 1), ("pgd_at", 11), ("trades", 2), ("mart", 2), ("frl", 2), ("cfa", 11), ("bat", 3), ("wat", 2),
     ("dafa", 2), ("ard", 11), ("rslad", 2), ("absld", 2), ("ham", 1), ("mtard", 2), ("adaad", 1), ("faal", 1),
-    ("fair_ard", 11), ("fair_rslad", 2), ("fair_mtard", 2),
+    ("fair_ard", 11), ("fair_rslad", 2), ("fair_mtard", 2), ("flexmatch_at", 11),
+    ("npair_at", 12),
 ]  # fmt: skip
 
 

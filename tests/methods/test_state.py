@@ -203,7 +203,8 @@ def test_class_sums_and_means_of_uneven_classes() -> None:
     assert class_means(torch.zeros(3), torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
-ELSEWHERE = {"natural_share", "class_weight", "fair_weight"}  # in test_mtard.py, test_faal.py and test_fair_ard.py
+# In test_mtard.py, test_faal.py, test_fair_ard.py and test_flexmatch_at.py.
+ELSEWHERE = {"natural_share", "class_weight", "fair_weight", "threshold", "used_share"}
 
 
 def test_every_reported_state_is_pinned_here_or_with_its_method() -> None:
