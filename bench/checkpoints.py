@@ -2,13 +2,16 @@
 
 A file is read as tensors only (safetensors, or torch's zip with `weights_only`). What training scripts wrap
 around weights is taken off; what remains must fit the model by name and shape, or the error names the keys.
+Of several networks in one file, `FILE#ENTRY` takes the one stored under that name, such as an average of the weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import pathlib
 import pickle
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +25,15 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError, UsageError
 from bench.normalized import Normalized
-from bench.store import write_bytes
+from bench.store import file_and_entry, write_bytes
 
 # Where training scripts put the weights, the more specific names first; an average comes after what it averages.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
     "model_state",
+    "model_dict",
+    "net_state_dict",
     "model",
     "net",
     "network",
@@ -36,16 +41,31 @@ WRAPPERS = (
     "params",
     "student",
     "ema_state_dict",
+    "state_dict_ema",
+    "ema_model_state_dict",
+    "swa_state_dict",
     "model_ema",
+    "ema_model",
     "ema",
+    "swa_model",
+    "swa",
     "last",
     "best",
 )
 # What DataParallel and torch.compile put before every name.
 ALWAYS_STRIPPED = ("module.", "_orig_mod.")
 # What a class around the network may put there; taken off or put on only where the model asks for it.
-PREFIXES = ("model.", "net.", "network.", "student.", "encoder.", "backbone.", "1.")
-NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"), ("0.mean", "0.std"))
+PREFIXES = (
+    *("model.", "net.", "network.", "student.", "encoder.", "backbone.", "basic_net.", "basic_model.", "base_model."),
+    *("1.", "1.module.", "model.module."),
+)
+# Two spellings of the same layers of a ResNet, tried in both directions.
+SPELLINGS = ({"fc": "linear", "downsample": "shortcut"}, {"linear": "fc", "shortcut": "downsample"})
+# The last words under which a mean and a deviation per channel are stored, below whatever holds them.
+NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
+CHANNELS = 16
+# What beside weights stands among them: how many were averaged.
+COUNTS = ("n_averaged",)
 NAMED = 4
 
 
@@ -53,13 +73,27 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     """Names and tensors of a checkpoint, on the CPU, without its wrappers and parallel prefixes.
 
     Args:
-        path: safetensors, or a file of `torch.save` (.pt, .pth, .model, any name).
+        path: safetensors, or a file of `torch.save` (.pt, .pth, .model, any name); `FILE#ENTRY` for one of several.
 
     Raises:
-        UsageError: if there is no such file, or it holds no weights.
+        UsageError: if there is no such file or entry, or it holds no weights.
         BenchError: if it is damaged, a web page, or needs code of its own to be read.
     """
-    return unwrap(read_file(path), str(path))
+    file, entry = file_and_entry(path)
+    return unwrap(read_file(file), str(file), entry)
+
+
+def other_entries(path: Path | str) -> tuple[str, ...]:
+    """Names under which a file holds more weights than those that `load_weights` takes of it.
+
+    Raises:
+        UsageError, BenchError: see `load_weights`.
+    """
+    file, entry = file_and_entry(path)
+    stored = read_file(file)
+    held = [name for name, value in stored.items() if _holds_weights(value)] if isinstance(stored, Mapping) else []
+    taken = entry or next((name for name in WRAPPERS if name in held), None)
+    return tuple(str(name) for name in held if name != taken)
 
 
 def read_file(path: Path | str) -> Any:
@@ -90,39 +124,57 @@ def read_file(path: Path | str) -> Any:
             ) from error
         raise _damaged(path, error) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, IndexError) as error:
+        if "TorchScript" in str(error):
+            raise BenchError(
+                f"{path}: expected tensors only, got a TorchScript program; where you trust it, load it there and save "
+                "its state_dict() alone"
+            ) from error
         raise _damaged(path, error) from error
 
 
 @contextmanager
 def inert_types() -> Iterator[None]:
-    """Let `weights_only` read what checkpoints carry beside weights and what runs nothing: NumPy numbers, arguments."""
+    """Let `weights_only` read what checkpoints carry beside weights and what runs nothing: arrays, paths, arguments."""
     dtypes = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
     scalar = np.float64(0).__reduce__()[0]
-    spellings: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*spellings, np.dtype, *dtypes, argparse.Namespace]):
+    array = np.empty(0).__reduce__()[0]
+    spellings: list[Any] = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for function, name in ((scalar, "scalar"), (array, "_reconstruct"))
+    ]
+    plain = [argparse.Namespace, types.SimpleNamespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    with torch.serialization.safe_globals([*spellings, np.dtype, np.ndarray, *dtypes, *plain]):
         yield
 
 
-def unwrap(stored: Any, where: str) -> dict[str, Tensor]:
-    """The names and tensors inside what a training script saved.
+def unwrap(stored: Any, where: str, entry: str | None = None) -> dict[str, Tensor]:
+    """The names and tensors inside what a training script saved, of its entry `entry` where that is given.
 
     Raises:
         UsageError: if there are none, listing what there is.
     """
+    if entry is not None:
+        if not isinstance(stored, Mapping) or entry not in stored:
+            found = _few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
+            raise UsageError(f"{where}: expected an entry {entry!r}, got {found}")
+        stored = _alone(stored[entry])
     seen = stored
     while isinstance(seen, Mapping):
-        inner = next((held for key in WRAPPERS if isinstance(held := _alone(seen.get(key)), Mapping)), None)
+        inner = _inner(seen)
         if inner is None:
             break
         seen = inner
     items = seen.items() if isinstance(seen, Mapping) else ()
     weights = {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
+    weights = {name: tensor for name, tensor in weights.items() if name not in COUNTS}
     if not weights:
         found = _few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
         raise UsageError(
-            f"{where}: expected names and tensors, got {found}; save model.state_dict() under 'state_dict'"
+            f"{where}: expected names and tensors, got {found}; save model.state_dict() under 'state_dict', "
+            "or name the entry that holds it as FILE#ENTRY"
         )
-    return _without_prefixes(weights, ALWAYS_STRIPPED)
+    return _without_copies(_without_prefixes(weights, ALWAYS_STRIPPED))
 
 
 def fit(
@@ -136,8 +188,9 @@ def fit(
     """Put weights into a model, every one of them, and return it, behind a normalisation where there is one.
 
     Passed over are counters of batches and the first block that TRADES' wide networks carry and never use.
-    A prefix that all names share is taken off or put on. Where the file stores a normalisation that the model
-    lacks, the model is put behind it.
+    A prefix that names share is taken off or put on, and layers called fc and downsample are linear and shortcut, where
+    the model has it so. Where the file stores a normalisation that the model lacks, the model is put behind it; a
+    normalisation that the model has and the file lacks stays, unless one is given.
 
     Args:
         model: changed in place.
@@ -153,13 +206,16 @@ def fit(
     own = model.state_dict()
     named, stored = _normalisation(_rename(weights, own), own)
     given = _given(mean, std, where)
-    if given is not None and stored is not None:
+    if given is not None and (stored is not None or {"mean", "std"} <= named.keys()):
         raise UsageError(f"{where}: holds a normalisation of its own; leave out --mean and --std")
+    normalisation = given or stored
+    if isinstance(model, Normalized) and not {"mean", "std"} <= named.keys():
+        layer = model if normalisation is None else Normalized(nn.Identity(), *normalisation)
+        named, normalisation = {**named, "mean": layer.mean, "std": layer.std}, None
     needed = {name: named.get(name, own[name]) for name in own if name in named or _is_counter(name)}
     unexpected = [name for name in named if name not in own and not _is_unused(name)]
     _check_fit(own, needed, unexpected, where)
     model.load_state_dict(needed)
-    normalisation = given or stored
     return model if normalisation is None else Normalized(model, *normalisation)
 
 
@@ -185,6 +241,32 @@ def _alone(held: Any) -> Any:
     return held[0] if isinstance(held, list) and len(held) == 1 else held
 
 
+def _inner(stored: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """What lies under one of the usual names; else the one thing that holds weights, whatever it is called."""
+    usual = next((held for key in WRAPPERS if isinstance(held := _alone(stored.get(key)), Mapping)), None)
+    others = [_alone(held) for held in stored.values() if _holds_weights(held)]
+    return others[0] if usual is None and len(others) == 1 else usual
+
+
+def _holds_weights(held: Any) -> bool:
+    """Whether something is a table of names and tensors, or has one in it under a usual name."""
+    held = _alone(held)
+    if not isinstance(held, Mapping):
+        return False
+    named = (isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items())
+    return any(named) or any(_holds_weights(held.get(name)) for name in WRAPPERS)
+
+
+def _without_copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the second copy that an attack around the network (`attacker.`) holds of them."""
+    copy = "attacker."
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if not (name.startswith(copy) and name.removeprefix(copy) in weights)
+    }
+
+
 def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
     while True:
         prefix = next((p for p in prefixes if all(name.startswith(p) for name in weights)), None)
@@ -194,12 +276,14 @@ def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> di
 
 
 def _rename(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names that most agree with the model's: as they are, or with a prefix off or on."""
-    as_they_are = dict(weights)
-    forms = [as_they_are]
-    for prefix in PREFIXES:
-        forms.append({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
-        forms.append({prefix + name: tensor for name, tensor in weights.items()})
+    """The weights under the names that most agree with the model's: as they are, or spelt otherwise."""
+    forms = []
+    for spelling in ({}, *SPELLINGS):
+        spelt = {".".join(spelling.get(word, word) for word in name.split(".")): t for name, t in weights.items()}
+        forms.append(spelt)
+        for prefix in PREFIXES:
+            forms.append({name.removeprefix(prefix): tensor for name, tensor in spelt.items()})
+            forms.append({prefix + name: tensor for name, tensor in spelt.items()})
     return max((form for form in forms if len(form) == len(weights)), key=lambda form: len(form.keys() & own.keys()))
 
 
@@ -207,10 +291,12 @@ def _normalisation(
     weights: dict[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """Take a stored normalisation out of weights for a model that has none."""
-    for mean, std in NORMALISATIONS:
-        if mean in weights and std in weights and mean not in own and std not in own:
-            rest = {name: tensor for name, tensor in weights.items() if name not in (mean, std)}
-            return rest, (weights[mean], weights[std])
+    for name, tensor in weights.items():
+        holder, dot, last = name.rpartition(".")
+        std = holder + dot + dict(NORMALISATIONS).get(last, "?")
+        if std in weights and name not in own and std not in own and tensor.numel() <= CHANNELS:
+            rest = {other: held for other, held in weights.items() if other not in (name, std)}
+            return rest, (tensor, weights[std])
     return weights, None
 
 

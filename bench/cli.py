@@ -105,8 +105,8 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
 
 @main.command()
 @options(
-    click.option("--checkpoint", type=click.Path(dir_okay=False), help="Weights: safetensors, or .pt without code."),
-    click.option("--model", help="Its architecture, or PACKAGE.MODULE:BUILDER, or FILE.py:BUILDER."),
+    click.option("--checkpoint", metavar="FILE[#ENTRY]", help="Weights: safetensors, or .pt without code."),
+    click.option("--model", help="Its architecture; `bench list models`, also robustbench:ID."),
     click.option("--robustbench", metavar="ID", help="A model of the RobustBench zoo instead."),
     click.option("--mean", callback=comma_list(float), metavar="LIST", help="Its normalisation, per channel."),
     click.option("--std", callback=comma_list(float), metavar="LIST", help="Likewise."),
@@ -134,7 +134,7 @@ def evaluate(
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
         folder, jobs = external.adopt(
-            settings, model_name(model), Path(checkpoint), label=label, mean=mean or None, std=std or None
+            settings, model_name(model), checkpoint, label=label, mean=mean or None, std=std or None
         )
     plan = Plan((), jobs)
     report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])

@@ -11,7 +11,16 @@ from typing import Any
 
 from bench.errors import UsageError
 
-PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "autoattack", "robustbench", "robust-fairness-bench")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pyautoattack",
+    "autoattack",
+    "robustbench",
+    "robust-fairness-bench",
+)
 
 
 def resolve(name: str) -> str:

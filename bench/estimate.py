@@ -43,8 +43,7 @@ def train_cost(job: TrainJob, out: Path) -> Cost:
     size = job.train_limit or facts.get("sizes", {}).get("train", 0)
     passes = METHODS.sketch(job.method).call("passes", job.settings) * (size * job.recipe.epochs)
     mmacs, parameters = _model(job.model, facts)
-    teachers = [_model(s["model"] if "model" in s else Path(s["folder"]).parts[1], facts)[0]
-                for s in job.teachers.values() if "folder" in s or "model" in s]  # fmt: skip
+    teachers = [_model(s["model"], facts)[0] for s in job.teachers.values() if "model" in s]
     teacher = sum(teachers) / max(1, len(teachers))  # several teachers are asked equally often
     work = (passes.forward + passes.input_grad + 2 * passes.backward) * mmacs
     work += (passes.teacher + passes.teacher_grad) * teacher

@@ -19,7 +19,7 @@ from bench.checkpoints import fit, load_weights
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
 from bench.jobs import FORMAT, PARTIAL, EvalJob
-from bench.models import build
+from bench.models import network
 from bench.outcomes import Outcomes
 from bench.plan import BLOCK
 from bench.progress import Progress
@@ -86,9 +86,7 @@ def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: last, **stages}
 
 
-def evaluate_job(
-    job: EvalJob, parts: Parts, out: Path, progress: Progress | None = None, *, data_dir: Path = Path("data")
-) -> Path:
+def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | None = None) -> Path:
     """Run one evaluation of a plan, or go on with it; returns its folder.
 
     A part stores its pairs and leaves the rest to whoever finishes the evaluation: with all pairs stored nothing is
@@ -100,7 +98,8 @@ def evaluate_job(
     """
     timer = store.Timer()
     folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
-    model = fit(_network(job, parts, data_dir), load_weights(file), where=str(file)).to(job.device)
+    made = network(job.model, job.dataset, job.norm, parts.num_classes, *parts.image[:2])
+    model = fit(made, load_weights(file), where=str(file)).to(job.device)
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
     x, weights = to_float(test.x), store.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
@@ -160,12 +159,3 @@ def _facts(
         "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
         "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **rule,
     }  # fmt: skip
-
-
-def _network(job: EvalJob, parts: Parts, data_dir: Path) -> nn.Module:
-    """The architecture of a job, from the registry or from the zoo."""
-    if job.model.startswith("robustbench:"):
-        from bench.zoo import zoo_model
-
-        return zoo_model(job.model.partition(":")[2], job.dataset, job.norm, data_dir / "zoo", download=False)
-    return build(job.model, parts.num_classes, *parts.image[:2], seed=0)

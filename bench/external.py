@@ -13,7 +13,7 @@ from bench import store
 from bench.checkpoints import fit, load_weights, save_weights, weights_hash
 from bench.data import Parts, load
 from bench.jobs import FORMAT, EvalJob
-from bench.models import build
+from bench.models import folder_name, network, source
 from bench.plan import evaluation_jobs, usual_eps
 from bench.settings import RunSettings
 from bench.teachers import check_model
@@ -24,7 +24,7 @@ METHOD = "external"
 def adopt(
     run: RunSettings,
     model_name: str,
-    checkpoint: Path,
+    checkpoint: Path | str,
     *,
     label: str | None = None,
     mean: Sequence[float] | None = None,
@@ -35,7 +35,7 @@ def adopt(
     Args:
         run: data set, attacks, threat model, seeds and folders.
         model_name: architecture; with mean and std the network is put behind that normalisation.
-        checkpoint: weights, see `bench.checkpoints.load_weights`.
+        checkpoint: weights, see `bench.checkpoints.load_weights`; `FILE#ENTRY` for one of several.
         label: row name in tables; the file's name if not given.
         mean: of the normalisation that its training used.
         std: likewise.
@@ -48,10 +48,9 @@ def adopt(
         BenchError: if the model is not plausible on the data.
     """
     parts = load(run.dataset, Path(run.data_dir), download=run.download)
-    channels, size, _ = parts.image
-    network = build(model_name, parts.num_classes, channels, size, seed=0)
-    model = fit(network, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
-    return store_model(run, model_name, model, parts, label or checkpoint.name, str(checkpoint))
+    made = network(model_name, run.dataset, run.norm, parts.num_classes, *parts.image[:2])
+    model = fit(made, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
+    return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint))
 
 
 def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
@@ -66,29 +65,34 @@ def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tup
 
 
 def store_model(
-    run: RunSettings, model_name: str, model: nn.Module, parts: Parts, label: str, source: str
+    run: RunSettings, model_name: str, model: nn.Module, parts: Parts, label: str, origin: str
 ) -> tuple[Path, tuple[EvalJob, ...]]:
-    """Write weights and run.json of a foreign model, unless they are there already."""
+    """Write weights and run.json of a foreign model, unless they are there already.
+
+    The key is the hash of the weights, and of the file with the builder where that is the user's own.
+    """
     check_model(model, parts, label)
     weights: dict[str, Tensor] = dict(model.state_dict())
-    key = weights_hash(weights)[:16]
-    folder = Path(parts.name, model_name.replace("/", "_").replace(":", "_"), METHOD, key)
+    key, own = weights_hash(weights)[:16], source(model_name)
+    if own:
+        key = store.key_of({"weights": key, "model_source": own})
+    folder = Path(parts.name, folder_name(model_name), METHOD, key)
     with store.locked(Path(run.out) / folder, wait=True):
         if not store.is_done(Path(run.out) / folder):
             save_weights(Path(run.out) / folder / "last.safetensors", weights)
             store.write_json(
-                Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, source)
+                Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, origin)
             )
             store.mark_done(Path(run.out) / folder)
     jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
     return folder, jobs
 
 
-def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, source: str) -> dict[str, Any]:
+def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, origin: str) -> dict[str, Any]:
     return {
         "format": FORMAT, "key": key, "dataset": parts.name, "model": model, "method": METHOD, "label": label,
         "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,
-        "norm": run.norm, "eps": usual_eps(run), "settings": {}, "training": {}, "checkpoint": source,
+        "norm": run.norm, "eps": usual_eps(run), "settings": {}, "training": {}, "checkpoint": origin,
         "data": {
             "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
             "test_size": len(parts.test), "class_counts": {"test": parts.counts["test"]}, "hash": parts.hash,

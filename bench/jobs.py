@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import DATASETS
+from bench.models import folder_name
 from bench.store import key_of
 from methods.recipes import Recipe
 
@@ -29,11 +30,13 @@ class TrainJob:
         norm, eps: the threat model it is evaluated under.
         select: checkpoint rule.
         train_limit: stratified part of the training samples.
-        teachers: role -> where the teacher comes from: {"key": ..., "folder": ...} or {"file": ...} or {"zoo": ...}.
+        teachers: role -> where the teacher comes from: {"key": ..., "folder": ..., "model": ...},
+            {"file": ..., "model": ...} or {"zoo": ...}.
         warm_start: {"key": ..., "folder": ...}, or None.
         device, threads, deterministic: what the bits depend on besides.
         source: hash of the plug-in's file, or "" for a method of the suite.
         train_with: the switches of `bench.switches` that are on; as bits depend on them, they are in the key.
+        model_source: hash of the file with the model's builder, or "" for a network of the suite or of a package.
     """
 
     dataset: str
@@ -57,6 +60,7 @@ class TrainJob:
     revision: int
     source: str = ""
     train_with: tuple[str, ...] = ()
+    model_source: str = ""
 
     @property
     def key(self) -> str:
@@ -70,6 +74,8 @@ class TrainJob:
                 del identity["recipe"][name]
         for name in ("role", "label", "recipe_name"):
             del identity[name]
+        if not self.model_source:
+            del identity["model_source"]
         identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
         identity["warm_start"] = None if self.warm_start is None else _origin(self.warm_start)
         identity["device"] = self.device.partition(":")[0]
@@ -81,7 +87,7 @@ class TrainJob:
     @property
     def folder(self) -> Path:
         """Its place below the results folder."""
-        model, method = self.model.replace("/", "_").replace(":", "_"), self.method.replace(":", "+")
+        model, method = folder_name(self.model), self.method.replace(":", "+")
         return Path(DATASETS.label(self.dataset), model, method, self.key)
 
     @property
@@ -217,5 +223,6 @@ class Plan:
 
 
 def _origin(source: Mapping[str, str]) -> dict[str, str]:
-    """What identifies a teacher: the key of its run, the hash of its file, or its id."""
-    return {name: source[name] for name in ("key", "sha256", "zoo", "model") if name in source}
+    """What identifies a teacher: the key of its run; else the hash of its file and what to take of it, or its id."""
+    names = ("key",) if "key" in source else ("sha256", "entry", "zoo", "model", "model_source")
+    return {name: source[name] for name in names if name in source}

@@ -153,7 +153,7 @@ def _run(job: Job, site: Site, progress: Progress) -> None:
     if isinstance(job, TrainJob):
         train(job, parts, site.out, site.data_dir, progress, download=site.download)
     else:
-        evaluate_job(job, parts, site.out, progress, data_dir=site.data_dir)
+        evaluate_job(job, parts, site.out, progress)
 
 
 @contextmanager

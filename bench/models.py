@@ -3,31 +3,78 @@
 A builder is `build(num_classes, in_channels, image_size) -> Module`: the module takes x (N, C, H, W) in [0, 1]
 and returns logits (N, K); a normalisation is a layer of it (`Normalized`). Facts of the registration:
 `parameters` and `mmacs` (millions of multiply-adds per image), both at 10 classes and the `image` it was made for.
-A builder that is not registered is named by `package.module:builder` or `path/to/file.py:builder`.
+
+What is not registered has a colon in its name: `torchvision:NAME` and `timm:NAME` (see `bench.packages`), a builder of
+one's own as `package.module:builder` or `path/to/file.py:builder`, and for checkpoints trained elsewhere
+`robustbench:ID`, the network of that entry of the zoo.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from attacks.registry import Registry
+from attacks.registry import Registry, UnknownName
+from attacks.sketch import Sketch
+from bench import packages
 from bench.errors import BenchError, UsageError
+from bench.store import file_hash
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bench.normalized import Normalized
 
-__all__ = ["MODELS", "Builder", "Normalized", "build", "builder", "resolve"]
+__all__ = ["MODELS", "Builder", "Normalized", "build", "builder", "folder_name", "network", "resolve", "source"]
 
 Builder = Callable[[int, int, int], "nn.Module"]
+ZOO = "robustbench"
 
-MODELS: Registry[Builder] = Registry(
+
+class Models(Registry[Builder]):
+    """The registered networks, and those of torchvision and timm."""
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """How a network that is not registered is named, with a line on each."""
+        own = {
+            "FILE.py:BUILDER": "A function build(num_classes, in_channels, image_size) of your own; also MODULE:BUILDER"
+        }
+        return {**packages.FORMS, **own}
+
+    def resolve(self, name: str) -> str:
+        """The spelling by which a network is known.
+
+        Raises:
+            UnknownName: with the closest match and the list.
+        """
+        try:
+            return super().resolve(name)
+        except UnknownName as error:
+            raise error if packages.parse(name) else UnknownName(f"{error}, {', '.join(self.forms)}") from None
+
+    def __getitem__(self, name: str) -> Builder:
+        """The function that builds a network."""
+        outside = packages.parse(self.resolve(name))
+        return super().__getitem__(name) if outside is None else partial(packages.build, *outside)
+
+    def sketch(self, name: str) -> Sketch:
+        """What is known of a network without building it."""
+        outside = packages.parse(self.resolve(name))
+        return super().sketch(name) if outside is None else packages.sketch(*outside)
+
+    def _spelling(self, name: str) -> str | None:
+        outside = packages.parse(name)
+        return super()._spelling(name) if outside is None else packages.spelling(*outside)
+
+
+MODELS = Models(
     kind="model",
     group="bench.models",
     builtin={
@@ -41,6 +88,7 @@ MODELS: Registry[Builder] = Registry(
         "mobilenet_v2": "bench.architectures.mobilenet",
         "wrn28_10": "bench.architectures.wide_resnet",
         "wrn34_10": "bench.architectures.wide_resnet",
+        "wrn34_20": "bench.architectures.wide_resnet",
     },
 )
 
@@ -54,23 +102,48 @@ def __getattr__(name: str) -> Any:
 
 
 def resolve(name: str) -> str:
-    """The registered spelling of a model's name; `module:builder` is returned as it is.
+    """The known spelling of a model's name; `module:builder` and `robustbench:ID` are returned as they are.
 
     Raises:
         UnknownName: with the closest match.
+        UsageError: if the package that a name asks for is not installed.
     """
-    return name if ":" in name else MODELS.resolve(name)
+    return name if _is_own(name) else MODELS.resolve(name)
+
+
+def folder_name(name: str) -> str:
+    """A model's name as that of a folder."""
+    return re.sub(r"[/\\:]", "_", name)
+
+
+def source(name: str) -> str:
+    """The hash of the file with a builder that is not the suite's or a package's, since its name says nothing of it.
+
+    Raises:
+        UsageError: if a builder's file is not there.
+    """
+    if not _is_own(name):
+        known = MODELS.resolve(name)
+        file = None if known in MODELS.builtin or ":" in known else MODELS.sketch(known).source
+    else:
+        file = _file(name.rpartition(":")[0], name)
+    return "" if file is None else file_hash(file)
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model: a registered one, or one named by `module:builder` or `file.py:builder`.
+    """The function that builds a model: one that is registered or of a package, `module:builder` or `file.py:builder`.
 
     Raises:
         UnknownName: if the name is not registered.
         UsageError: if the module or the builder cannot be found.
     """
-    if ":" not in name:
+    if not _is_own(name):
         return MODELS[name]
+    if name.startswith(f"{ZOO}:"):
+        raise UsageError(
+            f"model {name!r}: networks of the zoo are for checkpoints trained elsewhere; "
+            "expected it under `bench evaluate` or --teacher-model"
+        )
     place, _, attribute = name.rpartition(":")
     found = getattr(_module(place, name), attribute, None)
     if not callable(found):
@@ -83,7 +156,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
     """A model whose initialisation depends on the seed alone; the caller's random stream is left as it was.
 
     Args:
-        name: a registered model, or `module:builder`.
+        name: of a model, in any of its forms but `robustbench:ID`.
         num_classes: classes K of the logits.
         in_channels: channels of the images.
         image_size: height and width of the images, at least 8.
@@ -92,7 +165,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
     Raises:
         UnknownName, UsageError: see `builder`.
         UsageError: if the numbers make no model.
-        BenchError: if the builder returns something else than a module.
+        BenchError: if the builder returns something else than a module, or the module something else than logits.
     """
     import torch
 
@@ -109,7 +182,68 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
         raise BenchError(
             f"model {name!r}: expected its builder to return a torch.nn.Module, got {type(model).__name__}"
         )
+    if ":" in name:
+        with torch.random.fork_rng(devices=[]):
+            _check_logits(model, name, num_classes, (in_channels, image_size, image_size))
     return model
+
+
+def network(name: str, dataset: str, norm: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """A model that weights are to be put into: any that `build` makes, or the network of an entry of the zoo.
+
+    Args:
+        name: of a model, in any of its forms.
+        dataset: the data set it is for, which the zoo needs to know.
+        norm: likewise, the norm it was trained for.
+        num_classes: see `build`.
+        in_channels: likewise.
+        image_size: likewise.
+
+    Raises:
+        UnknownName, UsageError, BenchError: see `build` and `bench.zoo.zoo_network`.
+    """
+    if name.startswith(f"{ZOO}:"):
+        from bench.zoo import zoo_network
+
+        return zoo_network(name.partition(":")[2], dataset, norm)
+    return build(name, num_classes, in_channels, image_size, seed=0)
+
+
+def _is_own(name: str) -> bool:
+    return ":" in name and packages.parse(name) is None
+
+
+def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[int, int, int]) -> None:
+    """Let a model that nobody has tested see two images of the size it is for."""
+    import torch
+
+    from attacks.ascent import mode
+
+    given = "x".join(map(str, image))
+    try:
+        with mode(model, train=False), torch.no_grad():
+            logits = model(torch.zeros(2, *image))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BenchError(f"model {name!r}: cannot be applied to images of {given} ({reason})") from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (2, num_classes):
+        raise BenchError(f"model {name!r}: expected logits (2, {num_classes}) of two images of {given}, got {shape}")
+
+
+def _file(place: str, name: str) -> Path | None:
+    """The file of a builder's module, found without importing anything; None if it has none, or is not installed."""
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise UsageError(f"model {name!r}: there is no file {place}")
+        return Path(place)
+    top, *rest = place.split(".")
+    spec = importlib.util.find_spec(top) if top else None
+    if spec is None or not rest:
+        return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+    places = [Path(root, *rest) for root in spec.submodule_search_locations or ()]
+    files = [file for folder in places for file in (folder.with_name(folder.name + ".py"), folder / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _module(place: str, name: str) -> ModuleType:

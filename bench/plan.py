@@ -17,9 +17,10 @@ from bench import protocols
 from bench.data import DATASETS
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
+from bench.models import source as model_source
 from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
-from bench.store import file_hash
+from bench.store import file_and_entry, file_hash
 from bench.switches import switched_on
 from methods import recipes
 from methods.recipes import DEFAULT, Recipe
@@ -69,7 +70,7 @@ class _Planner:
             teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
-            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
+            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method), model_source=model_source(model),
             train_with=switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic),
         )  # fmt: skip
         self.train.setdefault(job.key, job)
@@ -143,17 +144,22 @@ class _Planner:
             method, _ = TEACHERS.get(role, TEACHERS["robust"])
             job = self.job(method, 0, teaches=role)
             self.evaluated.setdefault(job.key)
-            return {"key": job.key, "folder": str(job.folder), "label": f"{job.label} on {job.model}"}
+            label = f"{job.label} on {job.model}"
+            return {"key": job.key, "folder": str(job.folder), "model": job.model, "label": label}
         if ":" in given and given.partition(":")[0].lower() == "robustbench":
             return {"zoo": given.partition(":")[2], "label": given}
-        if not Path(given).is_file():
+        file, entry = file_and_entry(given)
+        if not file.is_file():
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
+        model = self._teacher_model(role)
+        optional = {"entry": entry, "model_source": model_source(model)}
         return {
             "file": given,
-            "model": self._teacher_model(role),
-            "sha256": file_hash(Path(given)),
+            "model": model,
+            "sha256": file_hash(file),
             "label": Path(given).name,
+            **{name: value for name, value in optional.items() if value},
         }
 
     def _teacher_model(self, role: str) -> str:

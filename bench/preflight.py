@@ -7,6 +7,7 @@ from attacks.threat import ThreatModel
 from bench import store
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
+from bench.models import build
 from bench.parts import limit, load
 from bench.schedule import Site
 from bench.teachers import load_teacher
@@ -14,7 +15,7 @@ from bench.train import build_method
 
 
 def preflight(plan: Plan, site: Site) -> None:
-    """Read the data once, build every method and attack, and judge teachers that are given.
+    """Read the data once, build every method, attack and model of other hands, and judge teachers that are given.
 
     Jobs that are done already are passed over; a plan without others costs nothing.
 
@@ -31,6 +32,8 @@ def preflight(plan: Plan, site: Site) -> None:
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
     parts = load(missing[0].dataset, site.data_dir, download=site.download)
+    for name in {job.model for job in missing if isinstance(job, TrainJob) and ":" in job.model}:
+        build(name, parts.num_classes, *parts.image[:2], seed=0)
     for kind, n in {(isinstance(job, TrainJob), _limit(job)) for job in missing}:
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")

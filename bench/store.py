@@ -61,6 +61,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def file_and_entry(name: str | Path) -> tuple[Path, str | None]:
+    """A checkpoint's file, and what to take of it where its name ends in `#ENTRY`."""
+    text = str(name)
+    if "#" not in text or Path(text).is_file():
+        return Path(text), None
+    file, _, entry = text.rpartition("#")
+    return Path(file), entry
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ from bench.checkpoints import fit, load_weights
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError
 from bench.jobs import TrainJob
-from bench.models import build
+from bench.models import network
 
 PROBE = 500
 
@@ -39,10 +39,9 @@ def load_teacher(
 
         model = zoo_model(source["zoo"], job.dataset, job.norm, data_dir / "zoo", download=download)
     else:
-        file = out / source["folder"] / "last.safetensors" if "folder" in source else Path(source["file"])
-        name = source.get("model") or Path(source["folder"]).parts[1]
-        channels, size, _ = parts.image
-        model = fit(build(name, parts.num_classes, channels, size, seed=0), load_weights(file), where=str(file))
+        file = str(out / source["folder"] / "last.safetensors") if "folder" in source else source["file"]
+        made = network(source["model"], job.dataset, job.norm, parts.num_classes, *parts.image[:2])
+        model = fit(made, load_weights(file), where=file)
     model.eval().requires_grad_(False)
     check_model(model, parts, f"teacher {source['label']}")
     return model

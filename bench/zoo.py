@@ -12,11 +12,14 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,8 +31,11 @@ from bench.store import file_hash, write_text
 if TYPE_CHECKING:
     from torch import nn
 
-DATASETS = ("cifar10", "cifar100")
+DATASETS = ("cifar10", "cifar100", "imagenet")
 NORMS = {"linf": "Linf", "l2": "L2"}
+URL = "https://drive.google.com/uc?id="
+# "- CIFAR-10/CIFAR-100, Linf/L2, Gowal2021Improving*: Apache License 2.0; Copyright ..."
+EXCEPTION = re.compile(r"- ([^,]+), ([^,]+), ([^:]+): ([^;]+)(?:;.*)?")
 
 
 def zoo_model(id: str, dataset: str, norm: str, cache_dir: Path | str, download: bool) -> nn.Module:
@@ -37,7 +43,7 @@ def zoo_model(id: str, dataset: str, norm: str, cache_dir: Path | str, download:
 
     Args:
         id: its id there, such as `Rice2020Overfitting`; case, `-` and `_` do not matter.
-        dataset: "cifar10" or "cifar100".
+        dataset: "cifar10", "cifar100" or "imagenet".
         norm: "linf" or "l2", the threat model it was trained for.
         cache_dir: where the weights are kept, in `<dataset>/<Linf or L2>/<id>.pt`, as robustbench does.
         download: fetch weights that are not there.
@@ -46,18 +52,58 @@ def zoo_model(id: str, dataset: str, norm: str, cache_dir: Path | str, download:
         UsageError: for an unknown dataset, norm or id, or if the weights are not there and are not to be fetched.
         BenchError: if they cannot be fetched, or are damaged, changed or do not fit.
     """
-    if dataset not in DATASETS or norm not in NORMS:
-        raise UsageError(
-            f"robustbench:{id}: expected {' or '.join(DATASETS)} with {' or '.join(NORMS)}, got {dataset} with {norm}; "
-            "its zoo has no others"
-        )
-    robustbench = import_robustbench()
-    zoo = _entries(robustbench, dataset, NORMS[norm])
-    known = _resolve(id, list(zoo), f"{dataset} {NORMS[norm]}")
-    folder = Path(cache_dir) / dataset / NORMS[norm]
-    for gdrive_id, path in _files(known, zoo[known].get("gdrive_id"), folder):
+    known, entry = _entry(id, dataset, norm)
+    for gdrive_id, path in _files(known, entry.get("gdrive_id"), _folder(cache_dir, dataset, norm)):
         _provide(gdrive_id, path, download)
-    return _assemble(robustbench, known, dataset, norm, Path(cache_dir))
+    return _assemble(known, dataset, norm, Path(cache_dir))
+
+
+def zoo_network(id: str, dataset: str, norm: str) -> nn.Module:
+    """The network of an entry of the zoo with fresh weights, its normalisation included; nothing is fetched.
+
+    Raises:
+        UsageError: for an unknown dataset, norm or id, or if its network comes with weights from elsewhere.
+        BenchError: if robustbench does not import.
+    """
+    import torch
+
+    known, entry = _entry(id, dataset, norm)
+    _files(known, entry.get("gdrive_id"), Path())
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network: nn.Module = entry["model"]()
+    return network
+
+
+def zoo_files(id: str, dataset: str, norm: str, cache_dir: Path | str) -> dict[Path, str]:
+    """Where the files of a network are kept, each with its address; see `zoo_model`."""
+    known, entry = _entry(id, dataset, norm)
+    return {
+        path: URL + gdrive_id
+        for gdrive_id, path in _files(known, entry.get("gdrive_id"), _folder(cache_dir, dataset, norm))
+    }
+
+
+def zoo_licence(id: str, dataset: str, norm: str) -> str:
+    """The licence of a network's weights, as robustbench's own licence file says; "not stated" where it does not."""
+    known, _ = _entry(id, dataset, norm)
+    texts = [file for file in metadata.files("robustbench") or () if file.name.upper().startswith("LICENSE")]
+    text = str(texts[0].locate().read_text(encoding="utf-8")) if texts else ""  # type: ignore[attr-defined]
+    return licence_of(known, dataset, NORMS[norm], text)
+
+
+def licence_of(id: str, dataset: str, threat: str, text: str) -> str:
+    """Read a licence off robustbench's file: one for all weights, and a line for each of the exceptions."""
+    for line in text.splitlines():
+        match = EXCEPTION.fullmatch(line.strip())
+        if match is None:
+            continue
+        datasets, threats, names, licence = match.groups()
+        known = {canonical(name.replace("CIFAR-", "cifar")) for name in datasets.split("/")}
+        if dataset in known and threat in threats.split("/") and fnmatchcase(id, names.strip()):
+            return licence.strip()
+    general = re.search(r"All weights .*?released under the (.+?) license", text)
+    return f"{general[1]} License" if general else "not stated"
 
 
 def fetch(gdrive_id: str, target: Path) -> None:
@@ -109,6 +155,22 @@ def _lent(modules: Mapping[str, ModuleType]) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
+def _entry(id: str, dataset: str, norm: str) -> tuple[str, Mapping[str, Any]]:
+    """The spelling of an id, and what robustbench knows of it."""
+    if dataset not in DATASETS or norm not in NORMS:
+        raise UsageError(
+            f"robustbench:{id}: expected {', '.join(DATASETS)} with {' or '.join(NORMS)}, got {dataset} with {norm}; "
+            "its zoo has no others"
+        )
+    zoo = _entries(import_robustbench(), dataset, NORMS[norm])
+    known = _resolve(id, list(zoo), f"{dataset} {NORMS[norm]}")
+    return known, zoo[known]
+
+
+def _folder(cache_dir: Path | str, dataset: str, norm: str) -> Path:
+    return Path(cache_dir) / dataset / NORMS[norm]
+
+
 def _entries(robustbench: Any, dataset: str, threat: str) -> Mapping[str, Any]:
     """The zoo's networks for a dataset and a threat model, by id; none where it has none."""
     threats: Mapping[Any, Any] = next(
@@ -130,10 +192,12 @@ def _resolve(id: str, names: list[str], where: str) -> str:
 
 def _files(id: str, gdrive_id: str | list[str] | None, folder: Path) -> list[tuple[str, Path]]:
     """Every file of a network with its place, under the names that robustbench looks for."""
-    if isinstance(gdrive_id, str):
+    if isinstance(gdrive_id, str) and gdrive_id:
         return [(gdrive_id, folder / f"{id}.pt")]
-    if gdrive_id is None:
-        raise UsageError(f"robustbench:{id}: its weights are fetched by timm, not from the zoo; choose another network")
+    if not gdrive_id:
+        raise UsageError(
+            f"robustbench:{id}: its weights are fetched by timm or torchvision, not from the zoo; choose another"
+        )
     return [(one, folder / f"{id}.pt_m{i}.pt") for i, one in enumerate(gdrive_id)]
 
 
@@ -159,7 +223,7 @@ def _provide(gdrive_id: str, path: Path, download: bool) -> None:
 def _download(gdrive_id: str, path: Path, download: bool) -> None:
     from bench.checkpoints import read_file
 
-    url = f"https://drive.google.com/uc?id={gdrive_id}"
+    url = URL + gdrive_id
     if not download:
         raise UsageError(f"{path}: there is no such file; add --download, or fetch {url} and put it there")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +240,7 @@ def _download(gdrive_id: str, path: Path, download: bool) -> None:
         os.replace(part, path)
 
 
-def _assemble(robustbench: Any, id: str, dataset: str, norm: str, cache_dir: Path) -> nn.Module:
+def _assemble(id: str, dataset: str, norm: str, cache_dir: Path) -> nn.Module:
     """Let robustbench put the files of the cache into its network; the caller's random stream is left as it was."""
     import torch
 
@@ -185,7 +249,7 @@ def _assemble(robustbench: Any, id: str, dataset: str, norm: str, cache_dir: Pat
     try:
         with torch.random.fork_rng(devices=[]), inert_types(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: nn.Module = robustbench.load_model(id, cache_dir, dataset, NORMS[norm])
+            model: nn.Module = import_robustbench().load_model(id, cache_dir, dataset, NORMS[norm])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BenchError(f"robustbench:{id}: the weights in {cache_dir} do not fit its network ({reason})") from error

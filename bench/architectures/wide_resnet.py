@@ -82,3 +82,9 @@ def wrn28_10(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
 def wrn34_10(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Wide ResNet of depth 34 and width 10, the field's usual teacher."""
     return WideResNet(34, 10, num_classes, in_channels)
+
+
+@MODELS.register("wrn34_20", image=(3, 32, 32), parameters=184_531_674, mmacs=26581.857)
+def wrn34_20(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Wide ResNet of depth 34 and width 20."""
+    return WideResNet(34, 20, num_classes, in_channels)

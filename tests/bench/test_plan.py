@@ -245,12 +245,19 @@ def test_a_key_knows_the_source_of_a_plugin(tmp_path: Path, monkeypatch: pytest.
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_runs_of_one_plan_have_folders_of_their_own() -> None:
+def test_runs_of_one_plan_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = plan(seeds=(0, 1))
     assert len({job.folder for job in found.train}) == len(found.train)
     assert len({job.folder for job in found.evaluate}) == len(found.evaluate)
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    Path("my/file.py").write_text("def build(num_classes, in_channels, image_size): ...\n")
     job = job_of(plan(methods=("natural",), model="my/file.py:build"), "natural")
     assert job.folder == Path("digits", "my_file.py_build", "natural", job.key)
+    Path("my/file.py").write_text("def build(num_classes, in_channels, image_size): return None\n")
+    assert job_of(plan(methods=("natural",), model="my/file.py:build"), "natural").key != job.key
+    with pytest.raises(UsageError, match=r"model 'no\.py:build': there is no file no\.py"):
+        plan(methods=("natural",), model="no.py:build")
 
 
 @pytest.mark.parametrize(

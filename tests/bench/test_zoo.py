@@ -184,7 +184,7 @@ def test_requests_that_the_zoo_cannot_meet(tmp_path: Path) -> None:
             "linf",
             "no such network among the .* of cifar10 Linf; did you mean 'Wong2020Fast'",
         ),
-        ("Wong2020Fast", "svhn", "linf", "expected cifar10 or cifar100 with linf or l2, got svhn"),
+        ("Wong2020Fast", "svhn", "linf", "expected cifar10, cifar100, imagenet with linf or l2, got svhn"),
         ("Wong2020Fast", "cifar100", "l2", "no network"),
         ("Debenedetti2022Light_XCiT-S12", "cifar10", "linf", "fetched by timm"),
     ):
