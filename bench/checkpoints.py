@@ -12,7 +12,8 @@ import hashlib
 import pathlib
 import pickle
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,34 +27,8 @@ from torch import Tensor, nn
 from bench.errors import BenchError, UsageError
 from bench.normalized import Normalized
 from bench.store import file_and_entry, write_bytes
+from bench.wrapped import few, others, unwrap
 
-# Where training scripts put the weights, the more specific names first; an average comes after what it averages.
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model_dict",
-    "net_state_dict",
-    "model",
-    "net",
-    "network",
-    "weights",
-    "params",
-    "student",
-    "ema_state_dict",
-    "state_dict_ema",
-    "ema_model_state_dict",
-    "swa_state_dict",
-    "model_ema",
-    "ema_model",
-    "ema",
-    "swa_model",
-    "swa",
-    "last",
-    "best",
-)
-# What DataParallel and torch.compile put before every name.
-ALWAYS_STRIPPED = ("module.", "_orig_mod.")
 # What a class around the network may put there; taken off or put on only where the model asks for it.
 PREFIXES = (
     *("model.", "net.", "network.", "student.", "encoder.", "backbone.", "basic_net.", "basic_model.", "base_model."),
@@ -64,9 +39,6 @@ SPELLINGS = ({"fc": "linear", "downsample": "shortcut"}, {"linear": "fc", "short
 # The last words under which a mean and a deviation per channel are stored, below whatever holds them.
 NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
 CHANNELS = 16
-# What beside weights stands among them: how many were averaged.
-COUNTS = ("n_averaged",)
-NAMED = 4
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -90,10 +62,7 @@ def other_entries(path: Path | str) -> tuple[str, ...]:
         UsageError, BenchError: see `load_weights`.
     """
     file, entry = file_and_entry(path)
-    stored = read_file(file)
-    held = [name for name, value in stored.items() if _holds_weights(value)] if isinstance(stored, Mapping) else []
-    taken = entry or next((name for name in WRAPPERS if name in held), None)
-    return tuple(str(name) for name in held if name != taken)
+    return others(read_file(file), entry)
 
 
 def read_file(path: Path | str) -> Any:
@@ -114,7 +83,8 @@ def read_file(path: Path | str) -> Any:
         except SafetensorError as error:
             raise _damaged(path, error) from error
     try:
-        with inert_types():
+        with inert_types(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of programs is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error) or "global" in str(error):
@@ -148,35 +118,6 @@ def inert_types() -> Iterator[None]:
         yield
 
 
-def unwrap(stored: Any, where: str, entry: str | None = None) -> dict[str, Tensor]:
-    """The names and tensors inside what a training script saved, of its entry `entry` where that is given.
-
-    Raises:
-        UsageError: if there are none, listing what there is.
-    """
-    if entry is not None:
-        if not isinstance(stored, Mapping) or entry not in stored:
-            found = _few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
-            raise UsageError(f"{where}: expected an entry {entry!r}, got {found}")
-        stored = _alone(stored[entry])
-    seen = stored
-    while isinstance(seen, Mapping):
-        inner = _inner(seen)
-        if inner is None:
-            break
-        seen = inner
-    items = seen.items() if isinstance(seen, Mapping) else ()
-    weights = {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
-    weights = {name: tensor for name, tensor in weights.items() if name not in COUNTS}
-    if not weights:
-        found = _few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
-        raise UsageError(
-            f"{where}: expected names and tensors, got {found}; save model.state_dict() under 'state_dict', "
-            "or name the entry that holds it as FILE#ENTRY"
-        )
-    return _without_copies(_without_prefixes(weights, ALWAYS_STRIPPED))
-
-
 def fit(
     model: nn.Module,
     weights: Mapping[str, Tensor],
@@ -205,14 +146,18 @@ def fit(
     """
     own = model.state_dict()
     named, stored = _normalisation(_rename(weights, own), own)
+    buffers = {name for name, _ in model.named_buffers()}
+    layer = _by_kind([name for name in own if name in buffers and _is_normalisation(name, own)])
     given = _given(mean, std, where)
-    if given is not None and (stored is not None or {"mean", "std"} <= named.keys()):
+    if given is not None and (stored is not None or any(name in named for name in layer)):
         raise UsageError(f"{where}: holds a normalisation of its own; leave out --mean and --std")
     normalisation = given or stored
-    if isinstance(model, Normalized) and not {"mean", "std"} <= named.keys():
-        layer = model if normalisation is None else Normalized(nn.Identity(), *normalisation)
-        named, normalisation = {**named, "mean": layer.mean, "std": layer.std}, None
-    needed = {name: named.get(name, own[name]) for name in own if name in named or _is_counter(name)}
+    if normalisation is not None and len(layer) == 2:
+        told = Normalized(nn.Identity(), *normalisation)
+        named |= {layer[0]: _shaped(told.mean, own[layer[0]]), layer[1]: _shaped(told.std, own[layer[1]])}
+        normalisation = None
+    kept = {*layer, *filter(_is_counter, buffers)}
+    needed = {name: named.get(name, own[name]) for name in own if name in named or name in kept}
     unexpected = [name for name in named if name not in own and not _is_unused(name)]
     _check_fit(own, needed, unexpected, where)
     model.load_state_dict(needed)
@@ -236,45 +181,6 @@ def save_weights(path: Path | str, weights: Mapping[str, Tensor]) -> None:
     write_bytes(Path(path), safetensors.torch.save(tensors))
 
 
-def _alone(held: Any) -> Any:
-    """What stands in a list of one, which is how some scripts save the weights of one network of several."""
-    return held[0] if isinstance(held, list) and len(held) == 1 else held
-
-
-def _inner(stored: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """What lies under one of the usual names; else the one thing that holds weights, whatever it is called."""
-    usual = next((held for key in WRAPPERS if isinstance(held := _alone(stored.get(key)), Mapping)), None)
-    others = [_alone(held) for held in stored.values() if _holds_weights(held)]
-    return others[0] if usual is None and len(others) == 1 else usual
-
-
-def _holds_weights(held: Any) -> bool:
-    """Whether something is a table of names and tensors, or has one in it under a usual name."""
-    held = _alone(held)
-    if not isinstance(held, Mapping):
-        return False
-    named = (isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items())
-    return any(named) or any(_holds_weights(held.get(name)) for name in WRAPPERS)
-
-
-def _without_copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the second copy that an attack around the network (`attacker.`) holds of them."""
-    copy = "attacker."
-    return {
-        name: tensor
-        for name, tensor in weights.items()
-        if not (name.startswith(copy) and name.removeprefix(copy) in weights)
-    }
-
-
-def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
-    while True:
-        prefix = next((p for p in prefixes if all(name.startswith(p) for name in weights)), None)
-        if prefix is None:
-            return weights
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-
-
 def _rename(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under the names that most agree with the model's: as they are, or spelt otherwise."""
     forms = []
@@ -291,13 +197,23 @@ def _normalisation(
     weights: dict[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """Take a stored normalisation out of weights for a model that has none."""
-    for name, tensor in weights.items():
-        holder, dot, last = name.rpartition(".")
-        std = holder + dot + dict(NORMALISATIONS).get(last, "?")
-        if std in weights and name not in own and std not in own and tensor.numel() <= CHANNELS:
-            rest = {other: held for other, held in weights.items() if other not in (name, std)}
-            return rest, (tensor, weights[std])
-    return weights, None
+    found = _by_kind([name for name in weights if name not in own and _is_normalisation(name, weights)])
+    if len(found) != 2:
+        return weights, None
+    rest = {name: tensor for name, tensor in weights.items() if name not in found}
+    return rest, (weights[found[0]], weights[found[1]])
+
+
+def _by_kind(names: Sequence[str]) -> list[str]:
+    """Names of a mean and a deviation, the mean first."""
+    deviations = [std for _, std in NORMALISATIONS]
+    return sorted(names, key=lambda name: name.rpartition(".")[2] in deviations)
+
+
+def _shaped(values: Tensor, like: Tensor) -> Tensor:
+    """One value per channel in the shape of a layer's own; one for all is repeated."""
+    flat = values.flatten()
+    return flat.expand(like.numel()).reshape(like.shape) if len(flat) in (1, like.numel()) else flat
 
 
 def _given(
@@ -312,6 +228,15 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
+def _is_normalisation(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a name is that of a mean or a deviation per channel, and its partner is there too."""
+    holder, dot, last = name.rpartition(".")
+    pair = next((pair for pair in NORMALISATIONS if last in pair), ())
+    return bool(pair) and all(
+        (other := holder + dot + word) in tensors and tensors[other].numel() <= CHANNELS for word in pair
+    )
+
+
 def _is_unused(name: str) -> bool:
     return name.startswith("sub_block1.") or _is_counter(name)
 
@@ -322,7 +247,7 @@ def _check_fit(own: Mapping[str, Tensor], needed: Mapping[str, Tensor], unexpect
     if missing or unexpected or unequal:
         shapes = [f"{name} {tuple(needed[name].shape)} for {tuple(own[name].shape)}" for name in unequal]
         found = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        faults = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in found if names)
+        faults = "; ".join(f"{len(names)} {what}: {few(names)}" for what, names in found if names)
         only_last = not missing and not unexpected and all(own[name].ndim <= 2 for name in unequal)
         remedy = (
             "another number of classes or image size? choose the dataset it was trained on"
@@ -332,13 +257,7 @@ def _check_fit(own: Mapping[str, Tensor], needed: Mapping[str, Tensor], unexpect
         raise UsageError(f"{where}: the weights do not fit the model ({faults}); {remedy}")
     broken = [name for name, tensor in needed.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise BenchError(f"{where}: expected finite weights, got NaN or infinity in {_few(broken)}; training diverged")
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    rest = len(listed) - NAMED
-    return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+        raise BenchError(f"{where}: expected finite weights, got NaN or infinity in {few(broken)}; training diverged")
 
 
 def _first_global(text: str) -> str:

@@ -133,9 +133,10 @@ def evaluate(
     elif checkpoint is None or model is None:
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
-        folder, jobs = external.adopt(
-            settings, model_name(model), checkpoint, label=label, mean=mean or None, std=std or None
-        )
+        known, others = model_name(model), external.others_in(checkpoint)
+        if others:
+            click.echo(f"note: {checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that", err=True)
+        folder, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
     plan = Plan((), jobs)
     report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])
     _conclude(plan, settings, report)

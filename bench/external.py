@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench import device as devices
 from bench import store
-from bench.checkpoints import fit, load_weights, save_weights, weights_hash
+from bench.checkpoints import fit, load_weights, other_entries, save_weights, weights_hash
 from bench.data import Parts, load
 from bench.jobs import FORMAT, EvalJob
 from bench.models import folder_name, network, source
@@ -51,6 +51,15 @@ def adopt(
     made = network(model_name, run.dataset, run.norm, parts.num_classes, *parts.image[:2])
     model = fit(made, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
     return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint))
+
+
+def others_in(checkpoint: Path | str) -> tuple[str, ...]:
+    """Entries of a file with weights besides those that are taken, where nobody said which to take.
+
+    Raises:
+        UsageError, BenchError: see `bench.checkpoints.load_weights`.
+    """
+    return () if store.file_and_entry(checkpoint)[1] else other_entries(checkpoint)
 
 
 def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:

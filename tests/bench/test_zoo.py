@@ -13,7 +13,7 @@ from torch import nn
 
 from bench import zoo
 from bench.errors import BenchError, UsageError
-from bench.zoo import import_robustbench, zoo_model
+from bench.zoo import import_robustbench, zoo_model, zoo_network
 
 Write = Callable[[Path], None]
 
@@ -190,3 +190,58 @@ def test_requests_that_the_zoo_cannot_meet(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             zoo_model(id, dataset, norm, tmp_path, download=True)
+
+
+def test_a_network_of_imagenet_stands_behind_its_normalisation(
+    tmp_path: Path, served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ImageNet's networks the files hold the bare network; robustbench puts its normalisation in front."""
+    normalize = import_robustbench().model_zoo.imagenet.normalize_model
+    entry = {"model": lambda: normalize(Tiny(), (0.5,) * 3, (0.25,) * 3), "gdrive_id": "the-id"}
+    monkeypatch.setitem(entries("imagenet", "Linf"), "Tiny2022Photo", entry)
+    tiny = random_model(Tiny, 1)
+    served["the-id"] = {"state_dict": {f"module.{name}": tensor for name, tensor in tiny.state_dict().items()}}
+    model = zoo_model("tiny2022photo", "imagenet", "linf", tmp_path, download=True)
+    x = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), tiny((x - 0.5) / 0.25))
+    assert list(zoo.zoo_files("tiny2022photo", "imagenet", "linf", tmp_path)) == [
+        tmp_path / "imagenet" / "Linf" / "Tiny2022Photo.pt"
+    ]
+
+
+def test_a_network_with_fresh_weights_fetches_nothing_and_leaves_the_stream(served: dict[str, Any]) -> None:
+    before = torch.get_rng_state()
+    network = zoo_network("Wong2020Fast", "cifar10", "linf")
+    assert torch.equal(before, torch.get_rng_state())
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert served["asked"] == []
+    with pytest.raises(UsageError, match="did you mean 'Wong2020Fast'"):
+        zoo_network("Wong2020Fats", "cifar10", "linf")
+
+
+LICENCES = """
+All weights of the models in the Model Zoo are released under the MIT license except the following models:
+- CIFAR-10, Linf, Some2019Using: Apache License 2.0; Copyright (c) 2019, Somebody
+- CIFAR-10/CIFAR-100, Linf/L2/corruptions, Other2020Many*: Attribution-NonCommercial 4.0; Copyright (c) 2021, Others
+"""
+
+
+@pytest.mark.parametrize(
+    ("id", "dataset", "threat", "licence"),
+    [
+        ("Some2019Using", "cifar10", "Linf", "Apache License 2.0"),
+        ("Some2019Using", "cifar10", "L2", "MIT License"),
+        ("Other2020Many_28_10", "cifar100", "L2", "Attribution-NonCommercial 4.0"),
+        ("Other2020Many_28_10", "imagenet", "Linf", "MIT License"),
+        ("Third2021", "cifar10", "Linf", "MIT License"),
+    ],
+)
+def test_licences_are_read_off_the_zoos_list(id: str, dataset: str, threat: str, licence: str) -> None:
+    assert zoo.licence_of(id, dataset, threat, LICENCES) == licence
+    assert zoo.licence_of(id, dataset, threat, "no list at all") == "not stated"
+
+
+def test_the_installed_zoo_states_licences() -> None:
+    assert zoo.zoo_licence("ding2020mma", "cifar10", "linf").startswith("Attribution-NonCommercial-ShareAlike 4.0")
+    assert zoo.zoo_licence("Rice2020Overfitting", "cifar10", "linf") == "MIT License"
