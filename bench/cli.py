@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attacks.registry import UnknownName
+from bench.card_command import card
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.options import EVALUATION_OPTIONS, comma_list, names, options
 
@@ -90,16 +91,20 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
 
     settings = _settings(flags)
     plan = make_plan(settings, device.resolve(settings.device))
-    for note in plan.notes:
-        click.echo(f"note: {note}", err=True)
+    for sentence in plan.notes:
+        _note(sentence)
     if dry_run:
         click.echo(plan_text(plan, Path(settings.out)))
         return
     from bench.preflight import preflight
 
-    preflight(plan, _site(settings))
+    preflight(plan, _site(settings), _note)
     remember(plan, Path(settings.out))
     report = _launch(plan, settings, quiet)
+    if not report.interrupted:
+        from bench.cards import of_plan
+
+        of_plan(plan, Path(settings.out))
     _conclude(plan, settings, report)
 
 
@@ -135,7 +140,7 @@ def evaluate(
     else:
         known, others = model_name(model), external.others_in(checkpoint)
         if others:
-            click.echo(f"note: {checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that", err=True)
+            _note(f"{checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that")
         folder, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
     plan = Plan((), jobs)
     report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])
@@ -290,6 +295,13 @@ def check(names: tuple[str, ...], plugins: tuple[str, ...]) -> None:
         click.echo(line)
     if failed:
         raise BenchError(f"check: {failed} failed")
+
+
+main.add_command(card)
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"note: {sentence}", err=True)
 
 
 def _load_plugins(plugins: Iterable[str]) -> None:

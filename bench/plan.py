@@ -59,7 +59,7 @@ class _Planner:
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
         changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
         select = self.run.select or recipe.selection
-        model = usual_model(self.run) if teaches is None else self._teacher_model(teaches)
+        model = usual_model(self.run) if teaches is None else teacher_model(self.run, teaches)
         settings.update(own)
         trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
         job = TrainJob(
@@ -70,7 +70,8 @@ class _Planner:
             teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
-            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method), model_source=model_source(model),
+            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
+            model_source=model_source(model),
             train_with=switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic),
         )  # fmt: skip
         self.train.setdefault(job.key, job)
@@ -140,32 +141,13 @@ class _Planner:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
         name = _teacher_name(role)
         given: str | None = getattr(self.run, name)
-        if given is None:
-            method, _ = TEACHERS.get(role, TEACHERS["robust"])
-            job = self.job(method, 0, teaches=role)
-            self.evaluated.setdefault(job.key)
-            label = f"{job.label} on {job.model}"
-            return {"key": job.key, "folder": str(job.folder), "model": job.model, "label": label}
-        if ":" in given and given.partition(":")[0].lower() == "robustbench":
-            return {"zoo": given.partition(":")[2], "label": given}
-        file, entry = file_and_entry(given)
-        if not file.is_file():
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
-        model = self._teacher_model(role)
-        optional = {"entry": entry, "model_source": model_source(model)}
-        return {
-            "file": given,
-            "model": model,
-            "sha256": file_hash(file),
-            "label": Path(given).name,
-            **{name: value for name, value in optional.items() if value},
-        }
-
-    def _teacher_model(self, role: str) -> str:
-        own: str | None = getattr(self.run, f"{_teacher_name(role)}_model")
-        usual = DATASETS.sketch(self.run.dataset).fact("teacher_model")
-        return own or self.run.teacher_model or usual or usual_model(self.run)
+        if given is not None:
+            return given_teacher(given, teacher_model(self.run, role), flag=name.replace("_", "-"))
+        method, _ = TEACHERS.get(role, TEACHERS["robust"])
+        job = self.job(method, 0, teaches=role)
+        self.evaluated.setdefault(job.key)
+        label = f"{job.label} on {job.model}"
+        return {"key": job.key, "folder": str(job.folder), "model": job.model, "label": label}
 
     def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
         if method is None:
@@ -307,6 +289,38 @@ def usual_model(run: RunSettings) -> str:
     if run.model is None and usual is None:
         raise UsageError(f"--model: the data set {run.dataset} names no usual model; give one of `bench list models`")
     return run.model or str(usual)
+
+
+def teacher_model(run: RunSettings, role: str = "robust") -> str:
+    """The architecture of a run's teacher in a role: the one asked for, or the data set's.
+
+    Raises:
+        UsageError: if neither says one.
+    """
+    own: str | None = getattr(run, f"{_teacher_name(role)}_model")
+    usual: str | None = DATASETS.sketch(run.dataset).fact("teacher_model")
+    return own or run.teacher_model or usual or usual_model(run)
+
+
+def given_teacher(given: str, model: str, *, flag: str = "teacher") -> dict[str, str]:
+    """Where a teacher that was given comes from, see `TrainJob.teachers`.
+
+    Args:
+        given: a checkpoint, `FILE` or `FILE#ENTRY`, or `robustbench:ID`.
+        model: the architecture of a checkpoint.
+        flag: the flag that gave it.
+
+    Raises:
+        UsageError: if there is no such file.
+    """
+    if ":" in given and given.partition(":")[0].lower() == "robustbench":
+        return {"zoo": given.partition(":")[2], "label": given}
+    file, entry = file_and_entry(given)
+    if not file.is_file():
+        raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
+    found = {"file": given, "model": model, "sha256": file_hash(file), "label": Path(given).name}
+    optional = {"entry": entry, "model_source": model_source(model)}
+    return {**found, **{name: value for name, value in optional.items() if value}}
 
 
 def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 from bench import store
+from bench.cards import Conditions, ensure
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import build
@@ -14,10 +17,16 @@ from bench.teachers import load_teacher
 from bench.train import build_method
 
 
-def preflight(plan: Plan, site: Site) -> None:
+def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sentence: None) -> None:
     """Read the data once, build every method, attack and model of other hands, and judge teachers that are given.
 
-    Jobs that are done already are passed over; a plan without others costs nothing.
+    A given teacher gets its card here, see `bench.cards`. Jobs that are done already are passed over; a plan without
+    others costs nothing.
+
+    Args:
+        plan: what is to be done.
+        site: folders and plug-ins.
+        note: receives a sentence before anything that takes time.
 
     Raises:
         UsageError: for the first thing that cannot work.
@@ -44,8 +53,11 @@ def preflight(plan: Plan, site: Site) -> None:
         for source in job.teachers.values()
         if "key" not in source
     }
+    limits = [job.limit for job in plan.evaluate if job.limit is not None]
     for source, job in given.values():
-        load_teacher(source, job, parts, site.out, site.data_dir, site.download)
+        teacher = load_teacher(source, job, parts, site.out, site.data_dir, site.download)
+        under = Conditions(job.norm, job.eps, min(limits, default=None), job.device, job.threads, job.deterministic)
+        ensure(source, teacher, parts, under, out=site.out, data_dir=site.data_dir, note=note)
 
 
 def _limit(job: TrainJob | EvalJob) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,31 @@ from attacks.ascent import mode
 from bench.checkpoints import fit, load_weights
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError
-from bench.jobs import TrainJob
 from bench.models import network
 
 PROBE = 500
 
 
+class Purpose(Protocol):
+    """What a teacher is wanted for: a training job, or the settings of a run."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def norm(self) -> str:
+        """Norm of the threat model."""
+
+
 def load_teacher(
-    source: Mapping[str, str], job: TrainJob, parts: Parts, out: Path, data_dir: Path, download: bool = False
+    source: Mapping[str, str], job: Purpose, parts: Parts, out: Path, data_dir: Path, download: bool = False
 ) -> nn.Module:
     """A teacher in eval mode with frozen parameters, on the CPU.
 
     Args:
         source: its origin, see `TrainJob.teachers`.
-        job: the student's job.
+        job: what it is for, such as the student's job.
         parts: the data, to judge the teacher by.
         out: results folder.
         data_dir: where the zoo's weights are cached.
