@@ -7,7 +7,7 @@ test samples; the card of a run holds what its evaluations found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import isnan
@@ -24,7 +24,6 @@ from bench.checkpoints import other_entries, weights_hash
 from bench.data import DATASETS, Parts, limit, to_float
 from bench.errors import UsageError
 from bench.evaluation import evaluate
-from bench.jobs import Plan
 from bench.outcomes import CLEAN, Outcomes
 from bench.plan import BLOCK
 
@@ -128,14 +127,13 @@ def of_run(folder: Path) -> Card:
     return card
 
 
-def of_plan(plan: Plan, out: Path) -> None:
-    """Write the cards of the teachers that a plan has trained, as far as they were evaluated."""
-    for job in plan.train:
-        folder = out / job.folder
-        if job.role == "teacher" and store.is_done(folder):
+def of_teachers(folders: Iterable[Path]) -> None:
+    """Write the cards of those runs that trained a teacher, as far as they are finished and were evaluated."""
+    for folder in folders:
+        if store.is_done(folder) and store.read_json(folder / "run.json")["role"] == "teacher":
             card = of_run(folder)
             if card["measured"]:
-                _write(folder / "card.json", card, folder)
+                write_run(folder, card)
 
 
 def text(card: Card) -> str:

@@ -102,9 +102,7 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     remember(plan, Path(settings.out))
     report = _launch(plan, settings, quiet)
     if not report.interrupted:
-        from bench.cards import of_plan
-
-        of_plan(plan, Path(settings.out))
+        _write_cards(Path(settings.out) / job.folder for job in plan.train)
     _conclude(plan, settings, report)
 
 
@@ -235,6 +233,7 @@ def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) 
         click.echo(f"nothing left to put together; {found.finished} evaluations are finished", err=True)
     for sentence in found.lacking:
         click.echo(f"not finished: {sentence}", err=True)
+    _write_cards(path.parent for path in sorted(Path(settings.out).glob("*/*/*/*/run.json")))
     _conclude(plan, settings, report)
     if found.lacking:
         raise BenchError(f"merge: {len(found.lacking)} of the evaluations lack blocks")
@@ -298,6 +297,12 @@ def check(names: tuple[str, ...], plugins: tuple[str, ...]) -> None:
 
 
 main.add_command(card)
+
+
+def _write_cards(folders: Iterable[Path]) -> None:
+    from bench.cards import of_teachers
+
+    of_teachers(folders)
 
 
 def _note(sentence: str) -> None:
