@@ -47,16 +47,17 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
     given = {
-        source["label"]: (source, job)
+        source.get("file", source["label"]): (source, job)
         for job in missing
         if isinstance(job, TrainJob)
         for source in job.teachers.values()
         if "key" not in source
     }
     limits = [job.limit for job in plan.evaluate if job.limit is not None]
+    largest = max(limits) if limits and len(limits) == len(plan.evaluate) else None
     for source, job in given.values():
         teacher = load_teacher(source, job, parts, site.out, site.data_dir, site.download)
-        under = Conditions(job.norm, job.eps, min(limits, default=None), job.device, job.threads, job.deterministic)
+        under = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
         ensure(source, teacher, parts, under, out=site.out, data_dir=site.data_dir, note=note)
 
 
