@@ -323,16 +323,15 @@ def _site(settings: RunSettings) -> Site:
 
 
 def _launch(plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = ()) -> Report:
-    import os
-
+    from bench.device import side_by_side
     from bench.display import Bars, Lines
     from bench.launch import launch
 
-    on_cpu = all(job.device == "cpu" for job in plan.evaluate)
-    workers = settings.workers or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else 1)
+    name = next((job.device for job in plan.jobs), "cpu")
+    workers, gpus = side_by_side(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
     display = Bars() if sys.stderr.isatty() and not quiet else Lines()
     with display:
-        return launch(plan, _site(settings), workers=workers, display=display, done=done)
+        return launch(plan, _site(settings), workers=workers, gpus=gpus, display=display, done=done)
 
 
 def _print_table(plan: Plan, settings: RunSettings) -> None:

@@ -23,6 +23,10 @@ class Lines(Display):
     ) -> None:
         pass
 
+    def began(self, job: Job, gpu: str) -> None:
+        """Say where a job runs."""
+        self.write(f"GPU {gpu}: {title(job)}")
+
     def ended(self, job: Job, sentence: str | None) -> None:
         """Say that a job ended."""
         self.write(f"{'failed' if sentence else 'done'}: {title(job)}" + (f": {sentence}" if sentence else ""))

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,29 +38,42 @@ class Display:
     def line(self, job: Job, text: str) -> None:
         """A line worth keeping."""
 
+    def began(self, job: Job, gpu: str) -> None:
+        """A job began on one of several GPUs."""
+
     def ended(self, job: Job, sentence: str | None) -> None:
         """A job ended; the sentence says why it failed."""
 
 
-def launch(plan: Plan, site: Site, *, workers: int, display: Display | None = None, done: Iterable[str] = ()) -> Report:
+def launch(
+    plan: Plan,
+    site: Site,
+    *,
+    workers: int,
+    gpus: Sequence[str] = (),
+    display: Display | None = None,
+    done: Iterable[str] = (),
+) -> Report:
     """Run what is missing of a plan.
 
     Args:
         plan: the jobs.
         site: folders and plug-ins.
-        workers: processes side by side; 1 runs in this process.
+        workers: processes side by side; 1 runs in this process, unless there are `gpus`.
+        gpus: what CUDA_VISIBLE_DEVICES calls the GPUs that workers are bound to, in turn; () binds none.
         display: shows progress.
         done: keys of runs outside the plan that its jobs start from.
 
     Returns:
         What was done and what failed; a failed job does not stop the others.
     """
-    schedule = Schedule(plan, site, done, workers)
+    schedule = Schedule(plan, site, done, workers, own_devices=bool(gpus))
     with _stop_requests() as stopping:
-        if workers == 1:
+        if workers == 1 and not gpus:
             _run_here(schedule, site, display or Display(), stopping)
         else:
-            _run_workers(schedule, site, workers, display or Display(), stopping)
+            slots = [gpus[i % len(gpus)] if gpus else None for i in range(workers)]
+            _run_workers(schedule, site, slots, display or Display(), stopping)
     schedule.report.interrupted = stopping.is_set()
     return schedule.report
 
@@ -130,7 +144,7 @@ def run_job(job: Job, site: Site, progress: Progress) -> tuple[str, str | None]:
         if not held:
             return "busy", None
         with log_to(folder / "log.txt"):
-            progress.line(f"begin: {title(job)}")
+            progress.line(f"begin: {title(job)}{_on(progress.gpu)}")
             try:
                 _run(job, site, progress)
             except Interrupted:
@@ -139,6 +153,10 @@ def run_job(job: Job, site: Site, progress: Progress) -> tuple[str, str | None]:
                 return "failed", _failure(job, site, error, progress)
         (site.out / job.home / store.FAILED).unlink(missing_ok=True)
     return "done", None
+
+
+def _on(gpu: str | None) -> str:
+    return "" if gpu is None else f" on GPU {gpu}"
 
 
 def _run(job: Job, site: Site, progress: Progress) -> None:
@@ -189,14 +207,20 @@ def _failure(job: Job, site: Site, error: Exception, progress: Progress) -> str:
 # Worker processes
 
 
+Slot = str | None  # the GPU that a worker is bound to
+
+
 @dataclass
 class _Worker:
     process: Any
     pipe: Connection
+    slot: Slot
     job: Job | None = None
 
 
-def _run_workers(schedule: Schedule, site: Site, number: int, display: Display, stopping: threading.Event) -> None:
+def _run_workers(
+    schedule: Schedule, site: Site, slots: Sequence[Slot], display: Display, stopping: threading.Event
+) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # no lock: a worker that dies must not hold one
     workers: list[_Worker] = []
@@ -207,7 +231,7 @@ def _run_workers(schedule: Schedule, site: Site, number: int, display: Display, 
                 if not any(w.job for w in workers):
                     return
             else:
-                _hand_out(schedule, workers, number, lambda: _start(context, stop, site))
+                _hand_out(schedule, workers, slots, display, lambda slot: _start(context, stop, site, slot))
             for worker in _ready([w for w in workers if w.job]):
                 _listen(worker, workers, schedule, site, display)
     finally:
@@ -220,18 +244,28 @@ def _run_workers(schedule: Schedule, site: Site, number: int, display: Display, 
                 worker.process.kill()
 
 
-def _hand_out(schedule: Schedule, workers: list[_Worker], number: int, start: Callable[[], _Worker]) -> None:
+def _hand_out(
+    schedule: Schedule,
+    workers: list[_Worker],
+    slots: Sequence[Slot],
+    display: Display,
+    start: Callable[[Slot], _Worker],
+) -> None:
+    """Give every idle worker a job; workers start when there is work for them, each in a slot that is free."""
     while True:
         idle = next((w for w in workers if w.job is None), None)
-        if idle is None and len(workers) >= number:
+        if idle is None and len(workers) >= len(slots):
             return
         job = schedule.next()
         if job is None:
             return
         if idle is None:
-            idle = start()
+            free = Counter(slots) - Counter(w.slot for w in workers)
+            idle = start(next(slot for slot in slots if free[slot]))
             workers.append(idle)
         idle.job = job
+        if idle.slot is not None:
+            display.began(job, idle.slot)
         idle.pipe.send(job)
 
 
@@ -270,19 +304,19 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: S
             display.ended(job, rest[1])
 
 
-def _start(context: Any, stop: Any, site: Site) -> _Worker:
+def _start(context: Any, stop: Any, site: Site, slot: Slot) -> _Worker:
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, stop, site), daemon=True)
+    process = context.Process(target=_work, args=(there, stop, site, slot), daemon=True)
     process.start()
     there.close()
-    return _Worker(process, here)
+    return _Worker(process, here, slot)
 
 
 class _Remote(Progress):
     """Progress of a worker, sent to the parent; updates at most ten times a second."""
 
-    def __init__(self, pipe: Connection, stop: Any) -> None:
-        self._pipe, self._stop, self._last = pipe, stop, 0.0
+    def __init__(self, pipe: Connection, stop: Any, gpu: Slot) -> None:
+        self._pipe, self._stop, self._last, self.gpu = pipe, stop, 0.0, gpu
 
     def update(self, done: int, total: int, text: str) -> None:
         now = time.monotonic()
@@ -299,8 +333,10 @@ class _Remote(Progress):
         return bool(self._stop.value)
 
 
-def _work(pipe: Connection, stop: Any, site: Site) -> None:
+def _work(pipe: Connection, stop: Any, site: Site, slot: Slot) -> None:
     """Main loop of a worker: jobs in, messages out, until told to end or left alone."""
+    if slot is not None:  # before anything asks for a GPU: the worker sees this one alone, whatever a job calls it
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot
     from bench.plugins import load_plugins
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and tells through the event
@@ -309,7 +345,7 @@ def _work(pipe: Connection, stop: Any, site: Site) -> None:
     load_plugins(site.plugins)
     with contextlib.suppress(EOFError, OSError):
         while (job := pipe.recv()) is not None:
-            outcome, sentence = run_job(job, site, _Remote(pipe, stop))
+            outcome, sentence = run_job(job, site, _Remote(pipe, stop, slot))
             pipe.send(("end", outcome, sentence))
 
 

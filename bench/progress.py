@@ -13,7 +13,13 @@ log = logging.getLogger("bench")
 
 
 class Progress:
-    """Receives a job's progress; this one is silent. Launchers override it."""
+    """Receives a job's progress; this one is silent. Launchers override it.
+
+    Attributes:
+        gpu: which of several GPUs the job is bound to; None where there is no choice.
+    """
+
+    gpu: str | None = None
 
     def update(self, done: int, total: int, text: str) -> None:
         """So many units of so many are done; `text` is the running figure."""

@@ -60,7 +60,8 @@ class RunSettings:
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or natural_teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
         threads: CPU threads of each job; part of a run's identity.
-        workers: jobs side by side; None means one per core on a CPU, one otherwise.
+        workers: jobs side by side; None means one per core on a CPU, one per GPU otherwise.
+        gpus: "2" or "all": jobs side by side on so many GPUs; None means one.
         deterministic: bit-reproducible on a GPU as well.
         out, data_dir: folders of results and of data sets.
         download: fetch missing data sets and zoo weights.
@@ -96,6 +97,7 @@ class RunSettings:
     device: str = "auto"
     threads: int = 1
     workers: int | None = None
+    gpus: str | None = None
     deterministic: bool = False
     out: str = "results"
     data_dir: str = "data"
@@ -126,6 +128,8 @@ class RunSettings:
             raise UsageError(
                 f"--prepare: expected some of {', '.join(PREPARATIONS)}, or none alone; got {', '.join(prepare)}"
             )
+        if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus) > 0):
+            raise UsageError(f"--gpus: expected a number of GPUs or all, got {self.gpus}")
         part = share(self.shard)
         protocols, attacks = self._attacks()
         return replace(
@@ -292,6 +296,8 @@ def _typed(where: str, name: str, value: Any) -> Any:
     try:
         if name == "eps":
             return radius(value)
+        if name == "gpus" and not isinstance(value, bool):
+            return str(value)
         if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
             items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
             return tuple(_whole(item) if name == "seeds" else str(item).strip() for item in items)
