@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from bench.jobs import Job, title
-from bench.launch import Display
+from bench.running import Display
 
 
 class Lines(Display):

@@ -34,6 +34,9 @@ class TrainJob:
         device, threads, deterministic: what the bits depend on besides.
         source: hash of the plug-in's file, or "" for a method of the suite.
         train_with: the switches of `bench.switches` that are on; as bits depend on them, they are in the key.
+        micro_batch: samples that go through the network at once; None is all of a step.
+        processes: how many train it together.
+        sync_bn: whether BatchNorm's statistics are those of all processes.
     """
 
     dataset: str
@@ -57,6 +60,9 @@ class TrainJob:
     revision: int
     source: str = ""
     train_with: tuple[str, ...] = ()
+    micro_batch: int | None = None
+    processes: int = 1
+    sync_bn: bool = False
 
     @property
     def key(self) -> str:
@@ -68,7 +74,8 @@ class TrainJob:
         for name, usual in NEWER_RECIPE_FIELDS.items():
             if identity["recipe"][name] == usual:
                 del identity["recipe"][name]
-        for name in ("role", "label", "recipe_name"):
+        whole = {"micro_batch": None, "processes": 1, "sync_bn": False}
+        for name in ("role", "label", "recipe_name", *(n for n, value in whole.items() if identity[n] == value)):
             del identity[name]
         identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
         identity["warm_start"] = None if self.warm_start is None else _origin(self.warm_start)

@@ -46,6 +46,8 @@ class RunSettings:
         seeds: one run per method and seed.
         recipe: name; None takes the data set's.
         epochs, batch_size: override the recipe's; epoch-valued settings follow in proportion.
+        micro_batch: training samples that go through the network at once; None is a whole batch, while memory lasts.
+        sync_bn: several processes that train one model share BatchNorm's statistics.
         norm, eps: threat model; None takes the data set's usual radius.
         uniform_threat: every method trains against eps, in 10 steps of eps / 4, whatever its paper does.
         select: "last", "best" (held-out), "test" (replication only); None takes the recipe's.
@@ -81,6 +83,8 @@ class RunSettings:
     recipe: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    micro_batch: int | None = None
+    sync_bn: bool = False
     norm: Literal["linf", "l2"] = "linf"
     eps: float | None = None
     uniform_threat: bool = False
@@ -111,7 +115,7 @@ class RunSettings:
             UsageError: for an unknown name or a value out of range.
         """
         for name, least in {"epochs": 1, "batch_size": 2, "limit": 1, "train_limit": 2, "block": 1, "threads": 1,
-                            "workers": 1, "autoattack_limit": 1}.items():  # fmt: skip
+                            "workers": 1, "autoattack_limit": 1, "micro_batch": 1}.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")

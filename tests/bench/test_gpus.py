@@ -15,9 +15,10 @@ from bench import device
 from bench.cli import main
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Job, Plan, title
-from bench.launch import Display, _hand_out, _Worker, launch
+from bench.launch import _hand_out, _Worker, launch
 from bench.plan import make_plan
 from bench.plugins import load_plugins
+from bench.running import Display
 from bench.schedule import Schedule, Site
 from bench.settings import combined, from_file
 from tests.bench.jobs import job_of, own_registrations, small, tree
