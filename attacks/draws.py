@@ -3,12 +3,14 @@
 Attacks draw through `rand` and `normal`, one row per sample. From a plain `torch.Generator` a row depends on the rows
 before it. From `SampleGenerator` it depends on the sample alone: a counter and the sample's own key go through the
 mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), which passes for random and has no state. So
-however samples are cut into batches, each gets the same draws.
+however samples are cut into batches, each gets the same draws. `PartGenerator` gives the parts of one known batch the
+draws of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeGuard
 
 import torch
@@ -48,10 +50,41 @@ class SampleGenerator(torch.Generator):
         return word.bitwise_xor_(_shifted(word, 31))
 
 
+class PartGenerator(torch.Generator):
+    """A generator that draws for a whole batch and hands out the rows of a part of it.
+
+    Where a batch is gone through in parts, by one process or by several, each part from the same state, every sample
+    gets what it would get in the whole. Whoever draws for another number of samples takes it for a plain generator.
+
+    Args:
+        device: where numbers are drawn.
+    """
+
+    def __new__(cls, device: torch.device | str = "cpu") -> PartGenerator:  # noqa: D102 - as the base
+        return super().__new__(cls, device)  # type: ignore[call-arg]
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.rows, self.total = slice(0, 0), 0
+
+    @contextmanager
+    def within(self, first: int, last: int, total: int) -> Iterator[None]:
+        """Draw for `total` samples meanwhile, and hand out the rows from first to last."""
+        self.rows, self.total = slice(first, last), total
+        try:
+            yield
+        finally:
+            self.rows, self.total = slice(0, 0), 0
+
+    def size_for(self, samples: int) -> int:
+        """For how many samples to draw when `samples` rows are wanted."""
+        return self.total if samples == self.rows.stop - self.rows.start else samples
+
+
 def rand(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """U(0, 1) draws of a shape (N, ...), a row per sample, on the generator's device."""
     if not _knows(generator, shape[0]) or dtype not in HIGH_BITS:
-        return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
+        whole, rows = _whole(generator, shape[0])
+        return torch.rand(whole, *shape[1:], generator=generator, device=generator.device, dtype=dtype)[rows]
     high = HIGH_BITS[dtype]
     words = generator.bits(torch.Size(shape[1:]).numel())
     return _shifted(words, 64 - high).to(dtype).mul_(0.5**high).view(shape)
@@ -60,7 +93,8 @@ def rand(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.flo
 def rounds(times: int, samples: int, width: int, *, generator: torch.Generator) -> Tensor:
     """U(0, 1) draws (times, samples, width) for a search of many rounds; drawn a part at a time they are the same."""
     if not _knows(generator, samples):
-        return torch.rand(times, samples, width, generator=generator, device=generator.device)
+        whole, rows = _whole(generator, samples)
+        return torch.rand(times, whole, width, generator=generator, device=generator.device)[:, rows]
     return rand(samples, times, width, generator=generator).transpose(0, 1).contiguous()
 
 
@@ -75,8 +109,24 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
         share = rand(*like.shape, generator=generator, dtype=torch.float64)
         draws: Tensor = torch.special.ndtri(share.clamp_min_(0.5**54))
     else:
-        draws = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
+        whole, rows = _whole(generator, len(like))
+        shape = (whole, *like.shape[1:])
+        draws = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)[rows]
     return draws.to(like.device, like.dtype)
+
+
+def integers(high: int, samples: int, *, generator: torch.Generator) -> Tensor:
+    """One integer in [0, high) per sample, (samples, 1) int64, on the generator's device."""
+    whole, rows = _whole(generator, samples)
+    return torch.randint(high, (whole, 1), generator=generator, device=generator.device)[rows]
+
+
+def _whole(generator: torch.Generator, samples: int) -> tuple[int, slice]:
+    """For how many samples to draw, and which rows of that are wanted."""
+    if isinstance(generator, PartGenerator) and generator.total:
+        whole = generator.size_for(samples)
+        return whole, generator.rows if whole != samples else slice(None)
+    return samples, slice(None)
 
 
 def _knows(generator: torch.Generator, samples: int) -> TypeGuard[SampleGenerator]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attacks.draws import integers
+
 __all__ = ["AUGMENTATIONS", "augment"]
 
 AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
@@ -58,7 +60,7 @@ def augment(
 
 def _draw(n: int, high: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """One integer in [0, high) per sample, (n, 1)."""
-    return torch.randint(high, (n, 1), generator=generator, device=generator.device).to(device)
+    return integers(high, n, generator=generator).to(device)
 
 
 def _inside(index: Tensor, size: int) -> Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.jobs import Plan
     from bench.schedule import Report, Site
     from bench.settings import RunSettings
+    from bench.team import Team
 
 
 class _Group(click.Group):
@@ -75,6 +76,8 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
     click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
     click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
     click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
+    click.option("--micro-batch", type=int, help="Of these at once; halved by itself when memory runs out.  [all]"),
+    click.option("--sync-bn", is_flag=True, default=None, help="With torchrun: one BatchNorm over all processes."),
     click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
     click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
     names("--train-with", help=TRAIN_WITH_HELP),
@@ -85,12 +88,19 @@ SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test s
 @EVALUATION_OPTIONS
 def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     """Train methods, attack the checkpoints, print the table. Running it again finishes what is missing."""
-    from bench import device
+    from bench.together import joined
+
+    settings = _settings(flags)
+    with joined(settings, _site(settings)) as (device, team):
+        if team is not None:
+            _run(settings, device, team, dry_run, quiet)
+
+
+def _run(settings: RunSettings, device: str, team: Team, dry_run: bool, quiet: bool) -> None:
     from bench.describe import plan_text, remember
     from bench.plan import make_plan
 
-    settings = _settings(flags)
-    plan = make_plan(settings, device.resolve(settings.device))
+    plan = make_plan(settings, device, team.size)
     for sentence in plan.notes:
         _note(sentence)
     if dry_run:
@@ -100,7 +110,7 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
 
     preflight(plan, _site(settings), _note)
     remember(plan, Path(settings.out))
-    report = _launch(plan, settings, quiet)
+    report = _launch(plan, settings, quiet, team=team)
     if not report.interrupted:
         _write_cards(Path(settings.out) / job.folder for job in plan.train)
     _conclude(plan, settings, report)
@@ -122,27 +132,39 @@ def evaluate(
     std: tuple[float, ...], label: str | None, quiet: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
-    from bench import external
-    from bench.jobs import Plan
-    from bench.settings import model_name
+    from bench.together import joined
 
     settings = _settings(flags)
     if len(settings.seeds) > 1:
         raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
+    with joined(settings, _site(settings)) as (_, team):
+        if team is not None:
+            chosen = _adopted(settings, checkpoint, model, robustbench, mean, std, label)
+            report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], team=team)
+            _conclude(chosen, settings, report)
+
+
+def _adopted(
+    settings: RunSettings, checkpoint: str | None, model: str | None, robustbench: str | None,
+    mean: tuple[float, ...], std: tuple[float, ...], label: str | None,
+) -> Plan:  # fmt: skip
+    """The evaluations of a checkpoint that was trained elsewhere."""
+    from bench import external
+    from bench.jobs import Plan
+    from bench.settings import model_name
+
     if robustbench is not None:
         if checkpoint or model:
             raise UsageError("--robustbench: takes the place of --checkpoint and --model; leave those out")
-        folder, jobs = external.adopt_zoo(settings, robustbench, label=label)
+        _, jobs = external.adopt_zoo(settings, robustbench, label=label)
     elif checkpoint is None or model is None:
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
         known, others = model_name(model), external.others_in(checkpoint)
         if others:
             _note(f"{checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that")
-        folder, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
-    plan = Plan((), jobs)
-    report = _launch(plan, settings, quiet, done=[job.run_key for job in jobs])
-    _conclude(plan, settings, report)
+        _, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
+    return Plan((), jobs)
 
 
 RESULTS = click.argument("results", nargs=-1, type=click.Path())
@@ -340,17 +362,18 @@ def _site(settings: RunSettings) -> Site:
     return Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
 
 
-def _launch(plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = ()) -> Report:
-    import os
-
+def _launch(
+    plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = (), team: Team | None = None
+) -> Report:
+    from bench.device import side_by_side
     from bench.display import Bars, Lines
     from bench.launch import launch
 
-    on_cpu = all(job.device == "cpu" for job in plan.evaluate)
-    workers = settings.workers or (max(1, (os.cpu_count() or 1) // settings.threads) if on_cpu else 1)
+    name = next((job.device for job in plan.jobs), "cpu")
+    workers, gpus = side_by_side(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
     display = Bars() if sys.stderr.isatty() and not quiet else Lines()
     with display:
-        return launch(plan, _site(settings), workers=workers, display=display, done=done)
+        return launch(plan, _site(settings), workers=workers, gpus=gpus, display=display, done=done, team=team)
 
 
 def _print_table(plan: Plan, settings: RunSettings) -> None:

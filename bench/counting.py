@@ -44,6 +44,17 @@ class Counter:
         finally:
             self._override = before
 
+    def snapshot(self) -> dict[str, dict[str, int]]:
+        """The counts as they are, for `restore`."""
+        return {owner: dict(column) for owner, column in self.counts.items()}
+
+    def take_in(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Add what another process has counted."""
+        for owner, column in counts.items():
+            own = self.counts.setdefault(owner, dict.fromkeys(KINDS, 0))
+            for kind, n in column.items():
+                own[kind] += n
+
     def restore(self, counts: Mapping[str, Mapping[str, int]]) -> None:
         """Go on from stored counts."""
         self.counts = {owner: dict(column) for owner, column in counts.items()}

@@ -45,6 +45,42 @@ def resolve(name: str) -> str:
     return name
 
 
+def side_by_side(device: str, *, workers: int | None, gpus: str | None, threads: int) -> tuple[int, tuple[str, ...]]:
+    """How many jobs run side by side, and the GPUs they are bound to in turn, as CUDA_VISIBLE_DEVICES calls them.
+
+    Args:
+        device: what the run's device has resolved to.
+        workers: the number that was asked for; None is one per core on a CPU, one per GPU otherwise.
+        gpus: how many GPUs were asked for, a number or "all"; None binds no job to one.
+        threads: CPU threads of each job.
+
+    Raises:
+        UsageError: if the run is not for NVIDIA GPUs, or there are fewer of them, or fewer jobs than GPUs.
+    """
+    if gpus is None:
+        return workers or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1), ()
+    if device != "cuda":
+        raise UsageError(f"--gpus {gpus}: expected the device cuda, got {device}; leave --gpus or --device out")
+    found = visible_gpus()
+    count = len(found) if gpus == "all" else int(gpus)
+    if not 0 < count <= len(found):
+        raise UsageError(
+            f"--gpus {gpus}: there are {len(found)} here ({', '.join(found) or 'none'}); ask for fewer, or all"
+        )
+    if workers is not None and workers < count:
+        raise UsageError(f"--workers {workers}: leaves some of {count} GPUs idle; ask for fewer with --gpus")
+    return workers or count, found[:count]
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """All GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in named.split(",")] if named else [str(i) for i in range(count)]
+    return tuple(names[:count])
+
+
 def prepare(device: str, threads: int, deterministic: bool) -> None:
     """Set threads and arithmetic of this process; float32 products are never rounded to TF32."""
     if deterministic:

@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from bench.jobs import Job, title
-from bench.launch import Display
+from bench.running import Display
 
 
 class Lines(Display):
@@ -22,6 +22,10 @@ class Lines(Display):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+    def began(self, job: Job, gpu: str) -> None:
+        """Say where a job runs."""
+        self.write(f"GPU {gpu}: {title(job)}")
 
     def ended(self, job: Job, sentence: str | None) -> None:
         """Say that a job ended."""

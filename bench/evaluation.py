@@ -118,7 +118,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
         facts = _facts(job, verdicts, parts, described, implementation, weights)
         checked = sanity(
             model, x, attack, verdicts,
-            classes=parts.num_classes, seed=job.seed, block=job.block, progress=progress,
+            classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
         store.write_json(folder / "eval.json", {**facts, **checked})
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
@@ -144,10 +144,12 @@ def _outcomes(job: EvalJob, verdicts: Verdicts, index: Tensor, parts: Parts) -> 
 def _facts(
     job: EvalJob, verdicts: Verdicts, parts: Parts, described: Mapping[str, Any], implementation: str, weights: str
 ) -> dict[str, Any]:
-    """The content of eval.json; what concerns a stopping rule only where one was given."""
+    """The content of eval.json; stopping rules and micro-batches only where there were any."""
     n = len(verdicts.label)
     last = described["epochs"] - 1 if described.get("epochs") is not None else None
-    rule = {} if job.stop_when is None else {"stop_when": job.stop_when, "stopped": verdicts.stopped}
+    more: dict[str, Any] = {} if job.stop_when is None else {"stop_when": job.stop_when, "stopped": verdicts.stopped}
+    if verdicts.micro_batch is not None:
+        more["micro_batch"] = verdicts.micro_batch
     return {
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
         "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
@@ -157,5 +159,5 @@ def _facts(
         "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),
         "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
-        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **rule,
+        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **more,
     }  # fmt: skip

@@ -37,6 +37,9 @@ class TrainJob:
         source: hash of the plug-in's file, or "" for a method of the suite.
         train_with: the switches of `bench.switches` that are on; as bits depend on them, they are in the key.
         model_source: hash of the file with the model's builder, or "" for a network of the suite or of a package.
+        micro_batch: samples that go through the network at once; None is all of a step.
+        processes: how many train it together.
+        sync_bn: whether BatchNorm's statistics are those of all processes.
     """
 
     dataset: str
@@ -61,6 +64,9 @@ class TrainJob:
     source: str = ""
     train_with: tuple[str, ...] = ()
     model_source: str = ""
+    micro_batch: int | None = None
+    processes: int = 1
+    sync_bn: bool = False
 
     @property
     def key(self) -> str:
@@ -72,7 +78,8 @@ class TrainJob:
         for name, usual in NEWER_RECIPE_FIELDS.items():
             if identity["recipe"][name] == usual:
                 del identity["recipe"][name]
-        for name in ("role", "label", "recipe_name"):
+        whole = {"micro_batch": None, "processes": 1, "sync_bn": False}
+        for name in ("role", "label", "recipe_name", *(n for n, value in whole.items() if identity[n] == value)):
             del identity[name]
         if not self.model_source:
             del identity["model_source"]

@@ -40,6 +40,7 @@ RECIPE_FIELDS = {
 class _Planner:
     run: RunSettings
     device: str
+    processes: int = 1
     train: dict[str, TrainJob] = field(default_factory=dict)
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class _Planner:
             revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
             model_source=model_source(model),
             train_with=switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic),
+            micro_batch=self._micro_batch(recipe), processes=self.processes, sync_bn=self.run.sync_bn,
         )  # fmt: skip
         self.train.setdefault(job.key, job)
         return job
@@ -137,6 +139,11 @@ class _Planner:
                 raise UsageError(f"--set {method}.{name}: --uniform-threat sets it for all; leave out one of the two")
         return settings
 
+    def _micro_batch(self, recipe: Recipe) -> int | None:
+        """The size that was asked for, if it cuts this recipe's batches at all."""
+        size = self.run.micro_batch
+        return None if size is None or size >= recipe.batch_size else size
+
     def _teacher(self, role: str) -> dict[str, str]:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
         name = _teacher_name(role)
@@ -159,18 +166,19 @@ class _Planner:
         self.notes.setdefault(sentence)
 
 
-def make_plan(run: RunSettings, device: str) -> Plan:
+def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
     """All jobs of a run.
 
     Args:
         run: validated settings.
         device: the device they resolve to.
+        processes: how many train each model together.
 
     Raises:
         UsageError: if a setting does not fit the method, the recipe or the data set.
     """
     check_overrides(run)
-    planner = _Planner(run, device)
+    planner = _Planner(run, device, processes)
     planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, _radius(run))))
     for method in run.methods:
         for seed in run.seeds:

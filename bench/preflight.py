@@ -67,6 +67,9 @@ def _limit(job: TrainJob | EvalJob) -> int | None:
 
 def _build(job: TrainJob | EvalJob) -> None:
     if isinstance(job, TrainJob):
-        build_method(job, job.settings["num_classes"])
+        method = build_method(job, job.settings["num_classes"])
+        if method.couples_batch and (job.micro_batch is not None or job.processes > 1):
+            what = "--micro-batch" if job.processes == 1 else "torchrun"
+            raise ValueError(f"{job.title}: couples the samples of a batch, which must stay whole; leave out {what}")
     else:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,13 @@ log = logging.getLogger("bench")
 
 
 class Progress:
-    """Receives a job's progress; this one is silent. Launchers override it."""
+    """Receives a job's progress; this one is silent. Launchers override it.
+
+    Attributes:
+        gpu: which of several GPUs the job is bound to; None where there is no choice.
+    """
+
+    gpu: str | None = None
 
     def update(self, done: int, total: int, text: str) -> None:
         """So many units of so many are done; `text` is the running figure."""
@@ -27,13 +33,16 @@ class Progress:
         """Whether the job should save and stop."""
         return False
 
-    def check(self) -> None:
+    def check(self, agree: Callable[[bool], bool] = bool) -> None:
         """Stop here if asked to; for places where nothing needs saving.
+
+        Args:
+            agree: asks whether any of several processes should stop.
 
         Raises:
             Interrupted: if the job should stop.
         """
-        if self.stopping:
+        if agree(self.stopping):
             raise Interrupted("stopped on request; run the same command again to go on")
 
 

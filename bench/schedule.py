@@ -54,13 +54,16 @@ class Schedule:
         plan: the jobs.
         site: where their folders are; what is done there is skipped.
         done: keys of runs outside the plan that its jobs start from.
-        workers: processes side by side. While fewer jobs can start than that, an evaluation on a CPU is cut into a
-            part for each: blocks do not depend on one another. The evaluation itself then waits for its parts.
+        workers: processes side by side. While fewer jobs can start than that, an evaluation is cut into a part for
+            each: blocks do not depend on one another. The evaluation itself then waits for its parts.
+        own_devices: whether every worker has a GPU of its own; if not, an evaluation on a GPU stays whole.
     """
 
-    def __init__(self, plan: Plan, site: Site, done: Iterable[str], workers: int = 1) -> None:
+    def __init__(
+        self, plan: Plan, site: Site, done: Iterable[str], workers: int = 1, *, own_devices: bool = False
+    ) -> None:
         self.report = Report()
-        self.workers = workers
+        self.workers, self.own_devices = workers, own_devices
         self.waiting: list[Job] = []
         self.done: set[str] = set(done)
         self.failed: dict[str, str] = {}
@@ -115,6 +118,7 @@ class Schedule:
             if (
                 isinstance(job, EvalJob)
                 and job.id not in self.cut
+                and (job.device == "cpu" or self.own_devices)
                 and (count := min(self.workers, _divisible(job))) > 1
             ):
                 parts = [replace(job, part=(number, count)) for number in range(1, count + 1)]
@@ -142,10 +146,10 @@ class Schedule:
 def _divisible(job: EvalJob) -> int:
     """How many parts an evaluation can be cut into; 1 if it is better left whole, or its size is not known.
 
-    A GPU is one worker. A rule that stops an evaluation looks at all blocks in order.
+    A rule that stops an evaluation looks at all blocks in order.
     """
     full: int | None = DATASETS.sketch(job.dataset).fact("sizes", {}).get("test")
-    if job.part is not None or job.stop_when is not None or job.device != "cpu" or full is None:
+    if job.part is not None or job.stop_when is not None or full is None:
         return 1
     return -(-min(full, job.limit or full) // job.block)
 

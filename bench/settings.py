@@ -46,6 +46,8 @@ class RunSettings:
         seeds: one run per method and seed.
         recipe: name; None takes the data set's.
         epochs, batch_size: override the recipe's; epoch-valued settings follow in proportion.
+        micro_batch: training samples that go through the network at once; None is a whole batch, while memory lasts.
+        sync_bn: several processes that train one model share BatchNorm's statistics.
         norm, eps: threat model; None takes the data set's usual radius.
         uniform_threat: every method trains against eps, in 10 steps of eps / 4, whatever its paper does.
         select: "last", "best" (held-out), "test" (replication only); None takes the recipe's.
@@ -60,7 +62,8 @@ class RunSettings:
         overrides: METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or natural_teacher.FIELD -> value.
         device: "auto" (cuda, then mps, then cpu) or a torch device.
         threads: CPU threads of each job; part of a run's identity.
-        workers: jobs side by side; None means one per core on a CPU, one otherwise.
+        workers: jobs side by side; None means one per core on a CPU, one per GPU otherwise.
+        gpus: "2" or "all": jobs side by side on so many GPUs; None means one.
         deterministic: bit-reproducible on a GPU as well.
         out, data_dir: folders of results and of data sets.
         download: fetch missing data sets and zoo weights.
@@ -80,6 +83,8 @@ class RunSettings:
     recipe: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    micro_batch: int | None = None
+    sync_bn: bool = False
     norm: Literal["linf", "l2"] = "linf"
     eps: float | None = None
     uniform_threat: bool = False
@@ -96,6 +101,7 @@ class RunSettings:
     device: str = "auto"
     threads: int = 1
     workers: int | None = None
+    gpus: str | None = None
     deterministic: bool = False
     out: str = "results"
     data_dir: str = "data"
@@ -109,7 +115,7 @@ class RunSettings:
             UsageError: for an unknown name or a value out of range.
         """
         for name, least in {"epochs": 1, "batch_size": 2, "limit": 1, "train_limit": 2, "block": 1, "threads": 1,
-                            "workers": 1, "autoattack_limit": 1}.items():  # fmt: skip
+                            "workers": 1, "autoattack_limit": 1, "micro_batch": 1}.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
@@ -126,6 +132,8 @@ class RunSettings:
             raise UsageError(
                 f"--prepare: expected some of {', '.join(PREPARATIONS)}, or none alone; got {', '.join(prepare)}"
             )
+        if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus) > 0):
+            raise UsageError(f"--gpus: expected a number of GPUs or all, got {self.gpus}")
         part = share(self.shard)
         protocols, attacks = self._attacks()
         return replace(
@@ -292,6 +300,8 @@ def _typed(where: str, name: str, value: Any) -> Any:
     try:
         if name == "eps":
             return radius(value)
+        if name == "gpus" and not isinstance(value, bool):
+            return str(value)
         if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
             items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
             return tuple(_whole(item) if name == "seeds" else str(item).strip() for item in items)

@@ -40,6 +40,15 @@ class Tally:
             sums = class_sums(torch.stack([right, torch.ones_like(right)]), y, self.num_classes)
             self.classes[view] = self.classes[view] + sums if view in self.classes else sums
 
+    def take_in(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add what another process has summed up, as `tensors` gives it."""
+        for name, sums in tensors.items():
+            sums = sums.to(self.device)
+            if name in ("loss", "count"):
+                setattr(self, name, getattr(self, name) + sums)
+            else:
+                self.classes[name] = self.classes[name] + sums if name in self.classes else sums
+
     def row(self) -> dict[str, Any]:
         """Loss and accuracies for the history; null for a class that was not trained on."""
         train = {}

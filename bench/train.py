@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack
+from attacks.draws import PartGenerator
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from bench import device as devices
@@ -23,17 +23,20 @@ from bench.data import Part, Parts, to_float
 from bench.errors import BenchError, Interrupted
 from bench.forms import EXAMPLES, Forms
 from bench.jobs import FORMAT, TrainJob
+from bench.judging import attacked, judged
+from bench.micro import Cut, is_exact
 from bench.models import build
 from bench.progress import Progress
 from bench.state import load_state, save_state
+from bench.stepping import Stepping, agreed_state, cut_of
 from bench.streams import derive, forked, generator, seed_global
 from bench.tally import Tally
-from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
-from methods.losses import class_sums, exact
+from bench.team import Team
+from methods.base import HIDDEN, Batch, Context, Method, Terms, Validation
+from methods.losses import exact
 from methods.tables import METHODS
 
 FINITE_EVERY = 50
-EVALUATION_BATCH = 512
 
 
 class Trainer:
@@ -46,6 +49,7 @@ class Trainer:
         teachers: role -> frozen teacher.
         start: weights to start from, for a warm start.
         progress: receives progress and says when to stop.
+        team: the processes that train the model together; of them the first alone writes.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class Trainer:
         teachers: Mapping[str, nn.Module],
         start: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
+        team: Team | None = None,
     ) -> None:
         self.job, self.parts, self.folder, self.progress = job, parts, folder, progress or Progress()
+        self.team = team or Team()
         self.device = torch.device(job.device)
         self.train = (parts.train if job.recipe.holdout else parts.train.joined(parts.select, parts.steer)).to(
             self.device
@@ -66,7 +72,7 @@ class Trainer:
         self.model = build(job.model, parts.num_classes, *parts.image[:2], seed=derive(job.seed, "model"))
         if start is not None:
             fit(self.model, dict(start), where=f"{job.title}: warm start")
-        self.model.to(self.device)
+        self.model = self.team.prepared(self.model.to(self.device))
         try:
             method = build_method(job, parts.num_classes)
             self.train = replace(self.train, y=method.visible_labels(self.train.y))
@@ -89,9 +95,14 @@ class Trainer:
         self.ctx = Context(
             epochs=recipe.epochs, steps=len(batches), device=self.device, num_classes=parts.num_classes,
             class_counts=torch.bincount(self.train.y[self.train.y != HIDDEN], minlength=parts.num_classes),
-            generator=torch.Generator(self.device), teachers=self.forms.teachers,
+            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.team.reduce,
             validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
         )  # fmt: skip
+        self.judging = Cut(job.title, tell=self.progress.line)
+        self.cut = cut_of(job, self.method, self.model, self.team, self.progress.line)
+        self.stepping = Stepping(
+            self.method, self.network, self.ctx, team=self.team, cut=self.cut, counter=self.counter
+        )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.position = (0, 0)
@@ -110,50 +121,57 @@ class Trainer:
             except ValueError as error:
                 raise BenchError(f"{self.job.title}: {error}") from None
             self._resume()
-            store.write_json(self.folder / "run.json", self._description())
+            self._describe()
             for epoch in range(self.position[0], self.ctx.epochs):
                 timer = store.Timer()
                 self._epoch(epoch)
-                store.append_line(
-                    self.folder / "timing.jsonl", {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
-                )
-        save_weights(self.folder / "last.safetensors", self._weights())
-        store.write_lines(self.folder / "history.jsonl", self.history)
-        store.write_json(self.folder / "run.json", self._description())
-        store.mark_done(self.folder)
+                if self.team.leads:
+                    row = {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
+                    store.append_line(self.folder / "timing.jsonl", row)
+        if self.team.leads:
+            save_weights(self.folder / "last.safetensors", self._weights())
+            store.write_lines(self.folder / "history.jsonl", self.history)
+        self._describe()
+        if self.team.leads:
+            store.mark_done(self.folder)
 
     def _epoch(self, epoch: int) -> None:
         ctx, first = self.ctx, self.position[1] if epoch == self.position[0] else 0
         self._set_rate(epoch, first)
         self.model.train()
         if first == 0:
-            self.progress.check()
+            self.progress.check(self.team.agree)
             ctx.generator.manual_seed(derive(self.job.seed, "begin", epoch))
             self.method.begin_epoch(self.model, ctx)
             self.tally.clear()
         order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
         batches = order.to(self.device).split(self.job.recipe.batch_size)
-        for step, rows in enumerate(self.train.ahead(batches)):
+        own = tuple(batch[slice(*self.team.share(len(batch)))] for batch in batches)
+        for step, rows in enumerate(self.train.ahead(own)):
             if step < first:
                 continue
-            if step > 0 and self.progress.stopping:
+            if step > 0 and self.team.agree(self.progress.stopping):
                 self._check_finite(epoch, step)
                 self._save(epoch, step)
                 raise Interrupted(
                     f"{self.job.title}: saved in epoch {epoch}, step {step}; run the same command to go on"
                 )
             self._set_rate(epoch, step)
-            self._step(epoch, step, rows)
+            self._step(epoch, step, batches[step], rows)
         self._check_finite(epoch, ctx.steps)
         ctx.generator.manual_seed(derive(self.job.seed, "end", epoch))
         self.method.end_epoch(self.model, ctx)
-        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": self._state()}
+        state = agreed_state(self._state(), self.job.title, self.team)
+        for other in self.team.gather({name: sums.cpu() for name, sums in self.tally.tensors().items()})[1:]:
+            self.tally.take_in(other)
+        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": state, **self.cut.row()}
         validation = self._select(epoch)
         if validation:
             row["validation"] = validation
         self.history.append(row)
         self._save(epoch + 1, 0)
-        store.write_lines(self.folder / "history.jsonl", self.history)
+        if self.team.leads:
+            store.write_lines(self.folder / "history.jsonl", self.history)
         self.progress.update(epoch + 1, ctx.epochs, _running(row))
 
     def _set_rate(self, epoch: int, step: int) -> None:
@@ -162,43 +180,43 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = ctx.lr
 
-    def _step(self, epoch: int, step: int, rows: Tensor) -> None:
+    def _step(self, epoch: int, step: int, whole: Tensor, rows: Tensor) -> None:
+        """One optimiser step on the rows `whole`, of which `rows` are this process's share."""
         ctx, seed = self.ctx, self.job.seed
         ctx.step = step
-        seed_global(self.device, derive(seed, "forward", epoch, step))
-        ctx.generator.manual_seed(derive(seed, "augment", epoch, step))
-        y = self.train.y[rows]
-        kind, reflect = self.job.recipe.augment or "none", "_reflect"
-        padding = "reflect" if kind.endswith(reflect) else "zeros"
-        x = to_float(augment(self.train.x[rows], kind.removesuffix(reflect), ctx.generator, padding=padding))
-        batch = Batch(self.forms.images(x), y, rows, y)
-        if len(rows) < 2:  # BatchNorm has no statistics of one sample
+        seed_global(self.device, derive(seed, "forward", epoch, step, *self.team.purpose))
+        batch, first = self._batch(whole, rows, derive(seed, "augment", epoch, step))
+        if len(whole) < self.team.least:  # BatchNorm has no statistics of one sample
             self.tally.skipped += 1
             return
-        ctx.generator.manual_seed(derive(seed, "perturb", epoch, step))
-        adv = self.method.perturb(self.network, batch, ctx)
-        with self.method.around_step(self.network, batch, adv, ctx):
-            terms = self._backward(batch, adv)
-            self.method.observe(batch, adv, terms, ctx)
-            if len(terms.loss):
+        adv = self.stepping.perturb(batch, first, derive(seed, "perturb", epoch, step))
+        with self.stepping.around(batch, adv):
+            terms = self.stepping.backward(batch, adv)
+            found = terms or Terms(batch.x.new_zeros(0), {})
+            if len(rows):
+                self.method.observe(batch, adv, found, ctx)
+            if terms is not None:
                 self.optimiser.step()
+        self.stepping.level()
         self.method.after_step(self.model, ctx)
-        self.tally.add(terms, adv.of(y))
+        self.tally.skipped += terms is None
+        self.tally.add(found, adv.of(batch.y))
         if (step + 1) % FINITE_EVERY == 0:
             self._check_finite(epoch, step)
 
-    def _backward(self, batch: Batch, adv: Adversarial) -> Terms:
-        """Gradients of the mean loss; nothing for fewer than two rows."""
-        if len(adv.x) < 2:
-            self.tally.skipped += 1
-            return Terms(batch.x.new_zeros(0), {})
-        terms = self.method.loss(self.network, batch, adv, self.ctx)
-        self.optimiser.zero_grad(set_to_none=True)
-        terms.loss.mean().backward()
-        return terms
+    def _batch(self, whole: Tensor, rows: Tensor, seed: int) -> tuple[Batch, int]:
+        """This process's share of a step, and where it begins; every sample is augmented as in one process."""
+        first, last = self.team.share(len(whole))
+        kind, reflect = self.job.recipe.augment or "none", "_reflect"
+        padding = "reflect" if kind.endswith(reflect) else "zeros"
+        labels, x = self.train.y[whole], self.train.x[rows]
+        with self.stepping.stream.within(first, last, len(whole)):
+            stream = self.stepping.stream.manual_seed(seed)
+            x = to_float(augment(x, kind.removesuffix(reflect), stream, padding=padding))
+        return Batch(self.forms.images(x), labels[first:last], rows, labels), first
 
     def _check_finite(self, epoch: int, step: int) -> None:
-        if not bool(torch.isfinite(self.tally.loss)):
+        if not bool(torch.isfinite(self.team.reduce(self.tally.loss))):
             raise BenchError(
                 f"{self.job.title}: the loss is not finite in epoch {epoch}, by step {step}; lower the learning rate "
                 f"(--set {self.job.method}.recipe.lr=...) or check the settings that were changed"
@@ -211,16 +229,10 @@ class Trainer:
         return self._attacked(self.parts.steer, attack, model or self.model, "steer")
 
     def _attacked(self, part: Part, attack: Attack, model: nn.Module, purpose: str) -> Validation:
-        stream = generator(self.device, self.job.seed, purpose, self.ctx.epoch)
-        clean, adv = [], []
-        with self.counter.into("validation"), mode(model, train=False):
-            for rows in torch.arange(len(part)).split(EVALUATION_BATCH):
-                x, y = to_float(part.x[rows].to(self.device)), part.y[rows].to(self.device)
-                x_adv = attack(model, x, y, generator=stream)
-                with torch.no_grad():
-                    clean.append(model(x))
-                    adv.append(model(x_adv))
-        return part.y.to(self.device), torch.cat(clean), torch.cat(adv)
+        stream = PartGenerator(self.device)
+        stream.manual_seed(derive(self.job.seed, purpose, self.ctx.epoch))
+        with self.counter.into("validation"):
+            return attacked(model, part, attack, stream, device=self.device, team=self.team, cut=self.judging)
 
     def _select(self, epoch: int) -> dict[str, float] | None:
         """Average plus worst class under PGD-10 where the rule asks for it; keeps the best weights."""
@@ -229,19 +241,13 @@ class Trainer:
             return None
         part = self.parts.test if job.select == "test" else self.parts.select
         attack = PGD(ThreatModel(job.norm, job.eps), steps=10)  # type: ignore[arg-type]
-        y, clean, adv = self._attacked(part, attack, self.method.evaluation_model(self.model), "select")
-        right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
-        counts = class_sums(torch.ones_like(right), y, self.parts.num_classes)
-        by_class = class_sums(right, y, self.parts.num_classes) / counts
-        average = right.float().mean().item()
-        score = average + by_class.min().item()
-        if self.best is None or score > self.best["score"]:
-            self.best = {"epoch": epoch, "score": score}
-            save_weights(self.folder / "best.safetensors", self._weights())
-        return {
-            "clean": (clean.argmax(1) == y).float().mean().item(),
-            "pgd": average, "worst": by_class.min().item(), "score": score,
-        }  # fmt: skip
+        found = self._attacked(part, attack, self.method.evaluation_model(self.model), "select")
+        figures = judged(*found, self.parts.num_classes)
+        if self.best is None or figures["score"] > self.best["score"]:
+            self.best = {"epoch": epoch, "score": figures["score"]}
+            if self.team.leads:
+                save_weights(self.folder / "best.safetensors", self._weights())
+        return figures
 
     # Storing
 
@@ -264,16 +270,17 @@ class Trainer:
             "tally": self.tally.tensors(),
         }  # fmt: skip
         position = {
-            "position": [epoch, step], "passes": self.counter.counts, "best": self.best,
+            "position": [epoch, step], "passes": self._passes(), "best": self.best,
             "skipped": self.tally.skipped, "history": self.history,
+            "cut": [self.cut.state(), self.judging.state()],
         }  # fmt: skip
-        save_state(self.folder / "state.pt", groups, position)
+        save_state(self.folder / "state.pt", groups, position, team=self.team, own=("method", "tally"))
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.is_file():
             return
-        groups, position = load_state(path, self.device)
+        groups, position = load_state(path, self.device, self.team.rank)
         try:
             self.model.load_state_dict(groups["model"])
             self.method.load_state_dict(groups["method"])
@@ -284,11 +291,26 @@ class Trainer:
                 momentum = torch.empty_like(parameter).copy_(groups["momentum"][str(i)])
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
         self.tally.load(groups["tally"], position["skipped"])
-        self.counter.restore(position["passes"])
+        self.counter.restore(position["passes"] if self.team.leads else {})
+        for cut, state in zip((self.cut, self.judging), position.get("cut", ()), strict=False):
+            cut.load(state)
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
         self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")
 
-    def _description(self) -> dict[str, Any]:
+    def _passes(self) -> dict[str, dict[str, int]]:
+        """Passes of all processes together, for the first of them."""
+        total = Counter()
+        for counts in self.team.gather(self.counter.counts):
+            total.take_in(counts)
+        return total.counts
+
+    def _describe(self) -> None:
+        """Write run.json."""
+        passes = self._passes()
+        if self.team.leads:
+            store.write_json(self.folder / "run.json", self._description(passes))
+
+    def _description(self, passes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         """The content of run.json."""
         job, parts = self.job, self.parts
         training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
@@ -305,7 +327,8 @@ class Trainer:
             },
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),
-            "passes": self.counter.counts, "versions": devices.versions(),
+            "passes": passes, "versions": devices.versions(), "processes": self.team.describe(self.stepping.normed),
+            "micro_batch": self.cut.describe(asked=job.micro_batch, exact=is_exact(self.model)),
             "hardware": devices.describe(job.device, job.threads), "arithmetic": self.forms.facts,
             "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         }  # fmt: skip
@@ -337,8 +360,9 @@ def _running(row: Mapping[str, Any]) -> str:
 
 
 def train(
-    job: TrainJob, parts: Parts, out: Path, data_dir: Path, progress: Progress | None = None, *, download: bool = False
-) -> Path:
+    job: TrainJob, parts: Parts, out: Path, data_dir: Path, progress: Progress | None = None,
+    *, download: bool = False, team: Team | None = None,
+) -> Path:  # fmt: skip
     """Train one job, or go on with it; returns its folder.
 
     Args:
@@ -348,6 +372,7 @@ def train(
         data_dir: data folder, for zoo teachers.
         progress: receives progress and says when to stop.
         download: fetch a zoo teacher if it is missing.
+        team: the processes that train it together, each of which calls this.
 
     Raises:
         BenchError: if a teacher is refused or the loss is not finite.
@@ -363,5 +388,5 @@ def train(
     start = None
     if job.warm_start is not None:
         start = load_weights(out / job.warm_start["folder"] / "last.safetensors")
-    Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress).run()
+    Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress, team=team).run()
     return folder

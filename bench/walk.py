@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bench import pairs, store
 from bench.counting import Counter
 from bench.errors import BenchError
 from bench.live import Moment, Pace, bounds
+from bench.micro import Cut
 from bench.plan import BLOCK
 from bench.progress import Progress
 from bench.stopping import Rule
@@ -39,6 +41,7 @@ class Verdicts:
         left_out: stage -> why it could not run.
         passes: forward and input-gradient passes of the attack, in samples.
         stopped: where a rule ended it before everything was attacked, and the bounds there; None if none did.
+        micro_batch: samples that were attacked at once at most, where memory did not suffice for a block; else None.
     """
 
     label: Tensor
@@ -47,6 +50,7 @@ class Verdicts:
     left_out: dict[str, str] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "input_grad": 0})
     stopped: dict[str, Any] | None = None
+    micro_batch: int | None = None
 
 
 def run_attack(
@@ -135,6 +139,7 @@ class _Walk:
         self.part = "" if part is None else "part {}/{}: ".format(*part)
         self.stop, self.prepare, self.timer = stop, prepare, store.Timer()
         self._prepared: Prepared | None = None
+        self.cut = Cut(f"attack {name}", tell=progress.line)
 
     def run(self, stages: Mapping[str, Attack], pace: Pace) -> None:
         """Clean predictions, then stage after stage, until a rule stops it."""
@@ -152,10 +157,14 @@ class _Walk:
         for b, rows in self.blocks.items():
             done = pairs.read(self.folder, pairs.CLEAN, b)
             if done is None:
-                done = {"prediction": predict(self.model, self.x[rows], self.device, len(rows)).tolist()}
+                found = self.cut.spared(partial(self._clean, rows), len(rows))
+                done = {"prediction": found.tolist()}
                 pairs.write(self.folder, pairs.CLEAN, b, done)
             self.verdicts.clean[rows] = torch.tensor(done["prediction"])
         self.prediction, self.robust = self.verdicts.clean.clone(), self.verdicts.clean == self.verdicts.label
+
+    def _clean(self, rows: Tensor) -> Tensor:
+        return predict(self.model, self.x[rows], self.device, self.cut.size or len(rows))
 
     def stage(self, number: int, label: str, stage: Attack, later: Sequence[str]) -> None:
         """Run one stage over all blocks, on the samples that it is due, and note where that leaves every sample."""
@@ -186,7 +195,7 @@ class _Walk:
             return self.model
         if self._prepared is None:
             self._prepared = Prepared(
-                self.model, self.x[self.example].to(self.device), **dict.fromkeys(self.prepare, True)
+                self.model, self.x[self.example[: self.cut.size]].to(self.device), **dict.fromkeys(self.prepare, True)
             )  # fmt: skip
             if self._prepared.note:
                 self.progress.line(f"{self.name}: the model is searched as it is: {self._prepared.note}")
@@ -230,16 +239,37 @@ class _Walk:
         self.robust[due] &= self.prediction[due] == self.verdicts.label[due]
         for kind in self.verdicts.passes:
             self.verdicts.passes[kind] += done["passes"][kind]
+        if "micro_batch" in done:
+            self.verdicts.micro_batch = min(done["micro_batch"], self.verdicts.micro_batch or done["micro_batch"])
 
     def _attack(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> dict[str, Any]:
         if len(due) == 0:
             return {"prediction": [], "passes": dict.fromkeys(self.verdicts.passes, 0)}
         self.progress.check()
         searched, timer = self.searched(stage), store.Timer()
-        draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=due.tolist())
-        done = _attack_block(self.model, searched, self.x[due], self.y[due], stage, label, self.device, draws)
+
+        def work() -> dict[str, Any]:
+            spans = self.cut.spans(len(due))
+            return _joined([self._part(searched, stage, label, b, due[first:last]) for first, last in spans])
+
+        done = self.cut.spared(work, len(due))
         self.pace.add(number, len(due), sum(done["passes"].values()), timer.seconds)
         return done
+
+    def _part(self, searched: nn.Module, stage: Attack, label: str, b: int, due: Tensor) -> dict[str, Any]:
+        draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=due.tolist())
+        return _attack_block(self.model, searched, self.x[due], self.y[due], stage, label, self.device, draws)
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The pair of a block from what its parts have given."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        "prediction": [prediction for part in parts for prediction in part["prediction"]],
+        "passes": {kind: sum(part["passes"][kind] for part in parts) for kind in parts[0]["passes"]},
+        "micro_batch": max(len(part["prediction"]) for part in parts),
+    }
 
 
 def _attack_block(

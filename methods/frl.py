@@ -115,9 +115,10 @@ class FRL(Method):
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence from the clean prediction within class-wise radii."""
         scale = of_class(self.radius_scale, batch.y, batch.x.dtype)
+        largest = of_class(self.radius_scale, batch.step_labels, batch.x.dtype).max()
         x_adv = self.ascend(
             model, batch.x, divergence_from(model, batch), ctx,
-            start="gaussian", eps=self.eps * scale, step_size=self.step_size * scale.max(),
+            start="gaussian", eps=self.eps * scale, step_size=self.step_size * largest,
         )  # fmt: skip
         return Adversarial(x_adv)
 

@@ -71,6 +71,7 @@ class HAM(Method):
         if not 0 <= mining_step < self.steps:
             raise ValueError(f"ham: expected mining_step from 0 to steps - 1 = {self.steps - 1}, got {mining_step}")
         self.begin_epoch_index, self.mining_step, self.reweight = begin_epoch_index, mining_step, reweight
+        self.couples_batch = reweight != "none"  # type: ignore[misc]  # weights have mean 1 over a batch
         self.register_buffer("kept_share", torch.ones(self.num_classes, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(2, self.num_classes, dtype=torch.float64))  # kept, seen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def training_note(table: Table) -> str:
         told = _data(row).get("labelled_size")
         samples = f"{size:,} samples" + (f", labels of {told:,} of them" if told is not None else "") if size else ""
         known = [samples, f"recipe {recipe}" if recipe else ""]
-        known += [f"{epochs} epochs" if epochs else "", *_schedule(row)]
+        known += [f"{epochs} epochs" if epochs else "", *_schedule(row), *split_facts(row.run.facts)]
         return ", ".join(fact for fact in known if fact) or "unknown"
 
     return f"Training: {by_row(table.rows, facts)}."
@@ -101,6 +101,21 @@ def _schedule(row: Row) -> list[str]:
     training = row.run.facts.get("training") or {}
     facts = ["one-cycle rate"] if training.get("schedule") == "one_cycle" else []
     return facts + ([f"weights averaged (EMA {training['ema']:g})"] if training.get("ema") else [])
+
+
+def split_facts(facts: Mapping[str, Any]) -> list[str]:
+    """Over how many processes, and in what micro-batches, a run was trained; nothing of whole batches in one."""
+    processes, micro, found = facts.get("processes") or {}, facts.get("micro_batch"), []
+    if processes.get("count", 1) > 1:
+        whose = processes.get("batch_norm")
+        found.append(f"{processes['count']} processes" + (f" with BatchNorm statistics of {whose}" if whose else ""))
+    if micro:
+        cause = "" if micro.get("asked") == micro["size"] else " since memory ran out"
+        differs = (
+            "" if micro.get("exact") else ", with which BatchNorm or dropout give other numbers than whole batches"
+        )
+        found.append(f"micro-batches of {micro['size']}{cause}{differs}")
+    return found
 
 
 def seeds_note(table: Table) -> str:

@@ -85,6 +85,7 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     counts and not its key.
     """
     facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
+    facts["split"] = _split(run)
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
     facts["teachers"] = {
         role: teacher.get("key") or teacher.get("sha256") or teacher.get("zoo")
@@ -96,6 +97,13 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     return facts
 
 
+def _split(run: Run) -> dict[str, Any]:
+    """How a step was cut, as far as numbers depend on it."""
+    micro = run.facts.get("micro_batch") or {}
+    given = micro.get("size") if not micro.get("exact", True) else micro.get("asked")
+    return {**(run.facts.get("processes") or {"count": 1, "batch_norm": None}), "micro_batch": given}
+
+
 def _shown_facts(run: Run) -> dict[str, str]:
     """Facts by which rows of equal label can be told apart, flat, as text."""
     facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection")}
@@ -104,6 +112,8 @@ def _shown_facts(run: Run) -> dict[str, str]:
         skip = ("class_names", "hash") if group == "data" else ()
         facts |= {name: value for name, value in values.items() if name not in skip and group != "hardware"}
         facts |= {name: values.get(name) for name in ("device", "threads") if group == "hardware"}
+    split = _split(run)
+    facts |= {"processes": split["count"], "batch_norm": split["batch_norm"], "micro_batch": split["micro_batch"]}
     teachers = (run.facts.get("teachers") or {}).values()
     facts["teacher"] = " + ".join(str(teacher.get("label")) for teacher in teachers if teacher)
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}

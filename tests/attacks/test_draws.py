@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.draws import SampleGenerator, normal, rand, rounds, uniform
+from attacks.draws import PartGenerator, SampleGenerator, integers, normal, rand, rounds, uniform
 
 KEYS = [int(key) for key in torch.randint(2**62, (300,), generator=torch.Generator().manual_seed(0))]
 
@@ -79,3 +79,24 @@ def test_for_another_number_of_samples_it_is_the_plain_generator() -> None:
     assert torch.equal(normal(like, streams(KEYS)), torch.randn(4, 2, generator=plain()))
     assert torch.equal(rounds(3, 2, 4, generator=streams(KEYS)), torch.rand(3, 2, 4, generator=plain()))
     assert torch.equal(torch.randperm(9, generator=streams(KEYS)), torch.randperm(9, generator=plain()))
+
+
+@pytest.mark.parametrize("shape", [(10, 3), (10, 2, 4)])
+def test_parts_of_a_batch_get_the_draws_of_the_whole(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+
+    def drawn(stream: torch.Generator, part: Tensor) -> list[Tensor]:
+        n = len(part)
+        times = rounds(3, n, 2, generator=stream).transpose(0, 1)
+        return [uniform(part, stream), normal(part, stream), integers(7, n, generator=stream), times]
+
+    plain = drawn(torch.Generator().manual_seed(5), x)
+    stream = PartGenerator()
+    found = []
+    for first, last in ((0, 4), (4, 5), (5, 10)):
+        stream.manual_seed(5)
+        with stream.within(first, last, 10):
+            found.append(drawn(stream, x[first:last]))
+    for whole, *parts in zip(plain, *found, strict=True):
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(uniform(x[:4], stream.manual_seed(5)), uniform(x[:4], torch.Generator().manual_seed(5)))

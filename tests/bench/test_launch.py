@@ -13,9 +13,10 @@ import pytest
 
 from bench import store
 from bench.jobs import Job, Plan, title
-from bench.launch import Display, launch
+from bench.launch import launch
 from bench.plan import make_plan
 from bench.plugins import load_plugins
+from bench.running import Display
 from bench.schedule import Report, Schedule, Site
 from bench.settings import combined
 from tests.bench.jobs import job_of, own_registrations, plan, small, tree

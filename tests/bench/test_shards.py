@@ -15,8 +15,9 @@ from bench import pairs, store
 from bench.cli import main
 from bench.errors import UsageError
 from bench.jobs import PARTIAL, EvalJob, Plan, title
-from bench.launch import launch, run_job
+from bench.launch import launch
 from bench.progress import Progress
+from bench.running import run_job
 from bench.schedule import Schedule, Site
 from bench.settings import combined
 from tests.bench.jobs import StopAt, plan, small, train_all, tree

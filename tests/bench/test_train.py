@@ -17,8 +17,8 @@ from bench.checkpoints import load_weights
 from bench.data import Part, Parts, load
 from bench.errors import BenchError, Interrupted
 from bench.jobs import Plan, TrainJob
-from bench.launch import run_job
 from bench.progress import Progress
+from bench.running import run_job
 from bench.schedule import Site
 from bench.train import Trainer, selection_due, train
 from methods.base import Adversarial, Batch, Context, Terms

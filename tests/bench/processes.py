@@ -1,0 +1,68 @@
+"""The command in several processes, as torchrun starts them, without importing everything anew in each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PATIENCE = 120.0
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([
+    "bench.cli", "bench.together", "bench.distributed", "bench.train", "bench.evaluation", "bench.report.main",
+    "torch._dynamo", "sklearn.datasets", "pandas", "pyarrow.parquet",
+])  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def together(arguments: Sequence[str], folder: Path, count: int = 2, **environment: str) -> list[tuple[int, str]]:
+    """Run the command in so many processes; exit code and output of each.
+
+    Args:
+        arguments: of `bench`.
+        folder: where output is kept meanwhile.
+        count: number of processes.
+        environment: more variables for all of them.
+    """
+    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    files = [folder / f"output-{rank}.txt" for rank in range(count)]
+    processes = []
+    for rank, file in enumerate(files):
+        own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(SERVER.Process(target=_command, args=(list(arguments), own, file)))
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(PATIENCE)
+        codes = [-99 if process.exitcode is None else process.exitcode for process in processes]
+        return [(code, file.read_text()) for code, file in zip(codes, files, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
+
+
+def _command(arguments: list[str], environment: Mapping[str, str], file: Path) -> None:
+    """What one process does."""
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    import torch
+
+    from bench.cli import main
+
+    torch.set_num_threads(1)
+    sys.exit(main(arguments, prog_name="bench"))
