@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.objectives import Objective
+from attacks.objectives import Objective, Sloped
 from attacks.threat import Norm, Start, per_sample, project, starting_point
 
 Observer = Callable[[int, Tensor, Tensor, Tensor], "Tensor | None"]
@@ -52,7 +52,8 @@ def ascend(
     x_adv = starting_point(x, start, eps, norm, generator)
     if steps == 0:
         return project(x_adv, x, eps, norm)
-    radius, stride = per_sample(eps, x), per_sample(step_size, x)
+    ball = _Ball(x, per_sample(eps, x), norm)
+    stride = per_sample(step_size, x)
     rows = torch.arange(len(x), device=x.device)
     with mode(model, train=bn == "train"), torch.enable_grad():
         for step in range(steps):
@@ -64,9 +65,9 @@ def ascend(
             if len(rows) == 0:
                 break
             if len(rows) == len(x):
-                x_adv = _step(here, grad, x, radius, stride, norm)
+                x_adv = ball.step(here, grad, stride)
             else:
-                moved = _step(here, grad, x[rows], _of(radius, rows), _of(stride, rows), norm)
+                moved = ball.of(rows).step(here, grad, _of(stride, rows))
                 x_adv = x_adv.index_copy(0, rows, moved)
     return x_adv.detach()
 
@@ -90,24 +91,53 @@ def _gradient(
     logits = model(here)
     keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
     if keep is None or bool(keep.all()):
-        (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
-        return here, grad, rows
+        return here, _slope(objective, logits, rows, here), rows
     rows = rows[keep]
     if len(rows) == 0:
         return here[keep], here[keep], rows
-    (grad,) = torch.autograd.grad(objective(logits[keep], rows).sum(), here)
-    return here[keep], grad[keep], rows
+    return here[keep], _slope(objective, logits[keep], rows, here)[keep], rows
+
+
+def _slope(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
+    """The gradient of an objective's values with respect to the inputs of the model."""
+    if isinstance(objective, Sloped):
+        (grad,) = torch.autograd.grad(logits, here, objective.with_slope(logits, rows)[1])
+    else:
+        (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+    return grad
 
 
 def _of(value: Tensor, rows: Tensor) -> Tensor:
     return value if value.ndim == 0 else value[rows]
 
 
-def _step(here: Tensor, grad: Tensor, x: Tensor, radius: Tensor, stride: Tensor, norm: Norm) -> Tensor:
-    with torch.no_grad():
-        if norm == "linf":
-            moved = here + stride * grad.sign()
-        else:
-            length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), x)
-            moved = here + stride * grad / length
-        return project(moved, x, radius if radius.ndim == 0 else radius.flatten(), norm)
+class _Ball:
+    """Where an ascent may go: the ball of some radius around x, within [0, 1].
+
+    Args:
+        x: (M, ...) originals.
+        radius: a number, or shaped to multiply x.
+        norm: of the ball.
+        box: in Linf the least and the largest allowed values, like x.
+    """
+
+    def __init__(self, x: Tensor, radius: Tensor, norm: Norm, box: tuple[Tensor, Tensor] | None = None) -> None:
+        self.x, self.radius, self.norm, self.box = x, radius, norm, box
+        if norm == "linf" and box is None:
+            self.box = (x - radius).clamp_(0, 1), (x + radius).clamp_(0, 1)
+
+    def of(self, rows: Tensor) -> _Ball:
+        """That of some samples."""
+        box = None if self.box is None else (self.box[0][rows], self.box[1][rows])
+        return _Ball(self.x[rows], _of(self.radius, rows), self.norm, box)
+
+    @torch.no_grad()
+    def step(self, here: Tensor, grad: Tensor, stride: Tensor) -> Tensor:
+        """The points after a step."""
+        if self.box is not None:
+            moved = grad.sign().mul_(stride).add_(here)
+            return torch.clamp(moved, *self.box, out=moved)
+        length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), self.x)
+        moved = here + stride * grad / length
+        radius = self.radius if self.radius.ndim == 0 else self.radius.flatten()
+        return project(moved, self.x, radius, self.norm)

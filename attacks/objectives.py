@@ -1,11 +1,13 @@
 """What an ascent maximises: functions of logits, one value per sample.
 
 Each factory takes targets for the whole batch and returns `objective(logits, rows) -> (M,)`, where logits (M, K)
-belong to the batch positions rows (M,).
+belong to the batch positions rows (M,). Those of labels also know their slope, the gradient with respect to the
+logits, which saves a search the graph from logits to values.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -15,19 +17,115 @@ from torch import Tensor
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(y: Tensor) -> Objective:
+class Sloped(ABC):
+    """An objective that can tell values and slope at once.
+
+    Args:
+        labels: (N,) the classes that logits are gathered at, one tensor per role.
+    """
+
+    def __init__(self, *labels: Tensor) -> None:
+        self._labels = labels
+        self._rows: Tensor | None = None
+        self._columns: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Values (M,) of logits (M, K) at the batch positions rows (M,), differentiable."""
+
+    @abstractmethod
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (M,), and the gradient (M, K) of each with respect to its logits; neither has a graph."""
+
+    def columns(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The classes (M, 1) of each role; looked up again only when other rows are asked for."""
+        if rows is not self._rows:
+            self._rows, self._columns = rows, tuple(labels[rows][:, None] for labels in self._labels)
+        return self._columns
+
+
+class _CrossEntropy(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        (own,) = self.columns(rows)
+        return F.cross_entropy(logits, own[:, 0], reduction="none")
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        (own,) = self.columns(rows)
+        chances = F.log_softmax(logits, 1)
+        falls = torch.zeros_like(chances).scatter_(1, own, -1)
+        slope = torch.ops.aten._log_softmax_backward_data(falls, chances, 1, chances.dtype)  # autograd's, bit for bit
+        return -chances.gather(1, own)[:, 0], slope.to(logits.dtype)
+
+
+class _Margin(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        (own,) = self.columns(rows)
+        return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        (own,) = self.columns(rows)
+        best, other = logits.scatter(1, own, -torch.inf).max(1, keepdim=True)
+        slope = torch.zeros_like(logits).scatter_(1, other, 1).scatter_(1, own, -1)
+        return (best - logits.gather(1, own))[:, 0], slope
+
+
+class _TargetedMargin(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        own, target = self.columns(rows)
+        return (logits.gather(1, target) - logits.gather(1, own))[:, 0]
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        own, target = self.columns(rows)
+        return self(logits, rows), torch.zeros_like(logits).scatter_(1, target, 1).scatter_(1, own, -1)
+
+
+class _TargetedDLR(Sloped):
+    _minus: Tensor | None = None
+
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        own, target = self.columns(rows)
+        difference = (logits.gather(1, target) - logits.gather(1, own))[:, 0]
+        return difference / self._scale(_four(logits).values)
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        own, target = self.columns(rows)
+        top = _four(logits)
+        scale = self._scale(top.values)[:, None]
+        values = (logits.gather(1, target) - logits.gather(1, own)) / scale
+        each = scale.reciprocal()
+        slope = torch.zeros_like(logits).scatter_(1, top.indices, values * each * self._shares(logits))
+        return values[:, 0], slope.scatter_add_(1, target, each).scatter_add_(1, own, -each)
+
+    def _scale(self, top: Tensor) -> Tensor:
+        return TINY - top @ self._shares(top)
+
+    def _shares(self, like: Tensor) -> Tensor:
+        """Of the four largest logits in minus the scale."""
+        if self._minus is None:
+            self._minus = like.new_tensor([-1.0, 0.0, 0.5, 0.5])
+        return self._minus
+
+
+TINY = 1e-12
+
+
+def cross_entropy(y: Tensor) -> Sloped:
     """Cross-entropy with the labels y (N,)."""
-    return lambda logits, rows: F.cross_entropy(logits, y[rows], reduction="none")
+    return _CrossEntropy(y)
 
 
-def margin(y: Tensor) -> Objective:
+def margin(y: Tensor) -> Sloped:
     """The largest z_k with k != y minus z_y: positive once misclassified (Carlini and Wagner 2017, their f6)."""
-    return lambda logits, rows: _best_other(logits, y[rows]) - _own(logits, y[rows])
+    return _Margin(y)
 
 
-def targeted_margin(y: Tensor, target: Tensor) -> Objective:
+def targeted_margin(y: Tensor, target: Tensor) -> Sloped:
     """The difference z_t - z_y to a class target (N,)."""
-    return lambda logits, rows: _own(logits, target[rows]) - _own(logits, y[rows])
+    return _TargetedMargin(y, target)
 
 
 def dlr(y: Tensor) -> Objective:
@@ -36,17 +134,18 @@ def dlr(y: Tensor) -> Objective:
     Raises:
         ValueError: with fewer than three classes, where the ratio is not defined.
     """
+    difference = margin(y)
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
         if logits.shape[1] < 3:
             raise ValueError(f"dlr: expected at least 3 classes, got {logits.shape[1]}; use the margin instead")
         top = logits.topk(3, dim=1).values
-        return (_best_other(logits, y[rows]) - _own(logits, y[rows])) / (top[:, 0] - top[:, 2] + 1e-12)
+        return difference(logits, rows) / (top[:, 0] - top[:, 2] + TINY)
 
     return objective
 
 
-def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
+def targeted_dlr(y: Tensor, target: Tensor) -> Sloped:
     """The ratio towards a class target (N,): z_t - z_y over the 1st logit minus the mean of 3rd and 4th.
 
     Croce and Hein 2020, eq. 7.
@@ -54,17 +153,7 @@ def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
     Raises:
         ValueError: with fewer than four classes, where the ratio is not defined.
     """
-
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        if logits.shape[1] < 4:
-            raise ValueError(
-                f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead"
-            )
-        top = logits.topk(4, dim=1).values
-        scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
-        return (_own(logits, target[rows]) - _own(logits, y[rows])) / scale
-
-    return objective
+    return _TargetedDLR(y, target)
 
 
 def kl(probs: Tensor) -> Objective:
@@ -73,9 +162,8 @@ def kl(probs: Tensor) -> Objective:
     return lambda logits, rows: -entropy[rows] - (probs[rows] * F.log_softmax(logits, 1)).sum(1)
 
 
-def _own(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.gather(1, y[:, None]).squeeze(1)
-
-
-def _best_other(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+def _four(logits: Tensor) -> torch.return_types.topk:
+    """The four largest logits and where they are."""
+    if logits.shape[1] < 4:
+        raise ValueError(f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead")
+    return logits.topk(4, dim=1)

@@ -45,7 +45,7 @@ class PGD:
     start: Start = "uniform"
     restarts: int = 1
 
-    revision = 2
+    revision = 3
     prepared = True
     name: ClassVar[str] = "pgd"
     step_ratio = 0.25

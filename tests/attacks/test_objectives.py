@@ -71,3 +71,27 @@ def test_dlr_ignores_scale_and_needs_three_classes() -> None:
     torch.testing.assert_close(loss(torch.tensor(LOGITS), rows), loss(7 * torch.tensor(LOGITS), rows))
     with pytest.raises(ValueError, match="dlr: expected at least 3 classes, got 2"):
         objectives.dlr(y % 2)(torch.tensor(LOGITS[:, :2]), rows)
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "targeted_margin", "targeted_dlr"])
+def test_slopes_are_autograds(name: str, dtype: torch.dtype, classes: int) -> None:
+    y, rows = torch.tensor(Y) % classes, torch.tensor(ROWS)
+    roles = (y, (y + 1) % classes) if name.startswith("targeted") else (y,)
+    objective = getattr(objectives, name)(*roles)
+    logits = torch.tensor(LOGITS[ROWS][:, :classes], dtype=dtype).requires_grad_()
+    values, slope = objective.with_slope(logits, rows)
+    expected = objective(logits, rows)
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    assert not values.requires_grad and not slope.requires_grad
+    torch.testing.assert_close(values, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope, gradient, rtol=1e-5, atol=1e-7)
+    if name == "cross_entropy":
+        assert torch.equal(slope, gradient), "training goes by it, and its numbers must not move"
+
+
+def test_other_rows_have_their_own_labels() -> None:
+    objective = objectives.cross_entropy(torch.tensor(Y))
+    for rows in (ROWS, ROWS[:2], np.arange(20)):
+        np.testing.assert_allclose(evaluate(objective, rows).numpy(), cross_entropy(LOGITS, Y)[rows], rtol=1e-9)
