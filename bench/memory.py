@@ -12,11 +12,10 @@ import ctypes
 # Of glibc's mallopt: what the system is asked for at least, what it is given back above, what comes page by page above.
 TOP_PAD, TRIM_ABOVE, MAP_ABOVE = -2, -1, -3
 KEPT = {MAP_ABOVE: 32 << 20, TRIM_ABOVE: 2**31 - 1, TOP_PAD: 64 << 20}  # the first is the most that glibc takes
-USUAL = {MAP_ABOVE: 128 << 10, TRIM_ABOVE: 128 << 10, TOP_PAD: 128 << 10}
 
 
-def keep_freed(keep: bool = True) -> bool:
-    """Have this process keep what tensors free, for good, or give it back as glibc does.
+def keep_freed() -> bool:
+    """Have this process keep what tensors free, from now on.
 
     Returns:
         Whether the C library can do that; where it is not glibc nothing happens.
@@ -24,5 +23,5 @@ def keep_freed(keep: bool = True) -> bool:
     with contextlib.suppress(OSError, TypeError, AttributeError):
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 - only glibc has it
-        return all(library.mallopt(what, size) == 1 for what, size in (KEPT if keep else USUAL).items())
+        return all(library.mallopt(what, size) == 1 for what, size in KEPT.items())
     return False
