@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, targeted_dlr
 from attacks.passes import Passes
-from attacks.stage import Stage, Standing, input_gradient, lengths
+from attacks.stage import Stage, Standing, lengths, values_and_gradient
 from attacks.tables import ATTACKS
 from attacks.threat import Norm, ThreatModel
 
@@ -37,8 +37,8 @@ class Climb:
 
     Attributes:
         low, high: the box within the ball, in Linf.
-        here, before: current and previous point.  grad: gradient at `here`.
-        best, best_grad, best_loss: the point of highest loss so far.
+        here, before: current and previous point.  along: where the loss rises fastest at `here`.
+        best, best_along, best_loss: the point of highest loss so far.
         loss: at `here`.  rises: steps that raised it since the last checkpoint.
         step_size: (M, 1, 1, 1).  halved: at the last checkpoint.  mark: best loss at the last checkpoint.
     """
@@ -49,9 +49,9 @@ class Climb:
     high: Tensor
     here: Tensor
     before: Tensor
-    grad: Tensor
+    along: Tensor
     best: Tensor
-    best_grad: Tensor
+    best_along: Tensor
     best_loss: Tensor
     loss: Tensor
     rises: Tensor
@@ -76,19 +76,19 @@ class Climb:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[which])
 
-    def note(self, loss: Tensor, grad: Tensor) -> None:
-        """Take in loss (M,) and gradient at the current point."""
+    def note(self, loss: Tensor, along: Tensor) -> None:
+        """Take in loss (M,) and direction at the current point."""
         self.rises = self.rises + (loss > self.loss)
-        self.best_grad = torch.where(self.improve(loss), grad, self.best_grad)
-        self.loss, self.grad = loss, grad
+        self.best_along = torch.lerp(self.best_along, along, self.improve(loss))
+        self.loss, self.along = loss, along
 
     def improve(self, loss: Tensor) -> Tensor:
-        """Keep the current point where its loss (M,) is the highest so far; where that is, (M, 1, 1, 1) bool."""
+        """Keep the current point where its loss (M,) is the highest so far; 1 where that is, else 0, (M, 1, 1, 1)."""
         better = loss > self.best_loss
-        wide = better.view(-1, *[1] * (self.here.ndim - 1))
-        self.best = torch.where(wide, self.here, self.best)
+        share = better.to(self.here).view_as(self.step_size)  # mixing by 1 and 0 is exact, and faster than choosing
+        self.best = torch.lerp(self.best, self.here, share)
         self.best_loss = torch.where(better, loss, self.best_loss)
-        return wide
+        return share
 
     def checkpoint(self, interval: int) -> None:
         """Halve the step of what oscillates or has stalled, and send it back to its best point."""
@@ -98,12 +98,11 @@ class Climb:
         wide = self.halved.view_as(self.step_size)
         self.step_size = torch.where(wide, self.step_size / 2, self.step_size)
         self.here = torch.where(wide, self.best, self.here)
-        self.grad = torch.where(wide, self.best_grad, self.grad)
+        self.along = torch.where(wide, self.best_along, self.along)
 
     def move(self, norm: Norm, eps: float, momentum: float) -> None:
-        """One step: along the gradient, then with momentum."""
-        direction = self.grad.sign() if norm == "linf" else self.grad / (lengths(self.grad, norm) + 1e-12)
-        target = self._inside(direction.mul_(self.step_size).add_(self.here), norm, eps)
+        """One step: along the direction, then with momentum."""
+        target = self._inside((self.along * self.step_size).add_(self.here), norm, eps)
         moved = torch.lerp(self.here, target, momentum)
         moved.add_(self.here - self.before, alpha=1 - momentum)
         self.here, self.before = self._inside(moved, norm, eps), self.here
@@ -140,21 +139,24 @@ def auto_pgd(
     climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps, stride)
     if len(rows) == 0:
         return climb
+    labels = standing.y[rows]
     for step in range(steps + 1):
         here = climb.here.detach().requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
-            loss = objective(logits, climb.rows)
-        gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != standing.y[climb.rows])
+        gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != labels)
         last = step == steps or (gone is not None and bool(gone.all()))
-        grad, loss = here if last else input_gradient(loss, here), loss.detach()
+        if last:
+            loss, grad = objective(logits.detach(), climb.rows), here
+        else:
+            loss, grad = values_and_gradient(objective, logits, climb.rows, here)
         if gone is not None:
             climb.keep(~gone)
-            grad, loss = grad[~gone], loss[~gone]
+            grad, loss, labels = grad[~gone], loss[~gone], labels[~gone]
         if last:
             climb.improve(loss)
             break
-        climb.note(loss, grad)
+        climb.note(loss, grad.sign_() if threat.norm == "linf" else grad.div_(lengths(grad, "l2") + 1e-12))
         if step in intervals:
             climb.checkpoint(intervals[step])
         climb.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)

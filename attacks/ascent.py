@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.objectives import Objective
+from attacks.objectives import Objective, Sloped
 from attacks.threat import Norm, Start, per_sample, project, starting_point
 
 Observer = Callable[[int, Tensor, Tensor, Tensor], "Tensor | None"]
@@ -145,10 +145,9 @@ def _kept(keep: Tensor | None) -> Tensor | None:
 
 
 def _uphill(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
-    """The gradient of the objective's sum, by its derivative in closed form where it brings one."""
-    derivative = getattr(objective, "derivative", None)
-    if derivative is None:
-        (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+    """The gradient of the objective's sum, by its slope where it knows one."""
+    if isinstance(objective, Sloped):
+        (grad,) = torch.autograd.grad(logits, here, objective.with_slope(logits, rows)[1])
     else:
-        (grad,) = torch.autograd.grad(logits, here, derivative(logits.detach(), rows))
+        (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
     return grad

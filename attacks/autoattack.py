@@ -43,7 +43,7 @@ class AutoAttack:
     targets: int = 9
     queries: int = 5000
 
-    revision = 2
+    revision = 3
     implementation = "native"
     name = "autoattack"
 

@@ -62,7 +62,7 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         for place in reversed(range(len(ctx.chain.links))):
             grad = ctx.chain.links[place].back(grad, ctx.met[place], ctx.met[place + 1])
-        return grad, None
+        return grad.contiguous() if ctx.met[0].is_contiguous() else grad, None
 
 
 class Link(nn.Module, ABC):

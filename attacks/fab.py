@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from attacks.ascent import mode
 from attacks.base import check_inputs
+from attacks.objectives import targeted_margin
 from attacks.passes import Passes
-from attacks.stage import Stage, Standing, input_gradient
+from attacks.stage import Stage, Standing, values_and_gradient
 from attacks.tables import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
 
@@ -47,21 +48,23 @@ def to_hyperplane(point: Tensor, normal: Tensor, value: Tensor, norm: Norm) -> T
         (..., D) the move.
     """
     weight = normal.abs()
-    direction = normal.sign() * torch.where(value > 0, -1, 1)[..., None]
-    room = torch.where(direction > 0, 1 - point, point)
-    speed = torch.ones_like(weight[..., :1]) if norm == "linf" else weight
-    rate, price = (weight * speed).expand_as(room), weight * room
-    wanted, time, endless = value.abs()[..., None], torch.zeros_like(value)[..., None], torch.finfo(value.dtype).max
-    free = torch.ones_like(room)  # 1 and 0 as numbers: products are several times as fast as masks
+    direction = torch.where(value > 0, -1.0, 1.0).to(value)[..., None] * normal.sign()
+    room = direction.clamp(min=0).sub_(point).abs_()  # 1 - point where it rises, point where it falls
+    speed = None if norm == "linf" else weight
+    rate = weight if speed is None else weight.square()
+    price, wanted, time = weight * room, value.abs()[..., None], torch.zeros_like(value)[..., None]
+    endless = torch.finfo(value.dtype).max
+    gain, left, free = rate.sum(-1, keepdim=True), wanted, None  # all are free at first
     for _ in range(point.shape[-1] + 1):
-        gain = (rate * free).sum(-1, keepdim=True)
-        left = wanted - (price - price * free).sum(-1, keepdim=True)
-        time = torch.maximum(time, torch.where(gain > 0, left / gain, endless))
-        still = (speed * time < room).to(room.dtype)
-        if torch.equal(still, free):
+        # Nothing is gained where the gradient is zero or all have stopped: there the time never comes.
+        time = torch.maximum(time, torch.div(left, gain).nan_to_num_(endless, endless, endless))
+        still = torch.sub(room, time if speed is None else speed * time).sign_().clamp_(min=0)
+        if free is not None and torch.equal(still, free):
             break
-        free = still
-    return direction * torch.minimum(speed * time, room)
+        free = still  # 1 and 0 as numbers: they are several times as fast as masks
+        gain = (rate * free).sum(-1, keepdim=True)
+        left = wanted - torch.addcmul(price, price, free, value=-1).sum(-1, keepdim=True)
+    return torch.minimum(time if speed is None else speed * time, room).mul_(direction)
 
 
 Found = Callable[[Tensor, Tensor, Tensor, Tensor], "Tensor | None"]
@@ -80,15 +83,19 @@ def approach(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: No
         found: `found(rows, points, sizes, fooled)` sees every point (M, C, H, W) of the samples at rows (M,), its
             distance from x and whether the model is fooled there. It may return gone (M,) bool: those leave.
     """
-    rows, here = torch.arange(len(x), device=x.device), x
+    rows, here, towards = torch.arange(len(x), device=x.device), x, targeted_margin(y, target)
     for _ in range(steps):
-        value, normal = _linearised(model, here, y, target)
-        moved = _step(here, x, value, normal, norm)
+        here = here.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(here)
+        value, normal = values_and_gradient(towards, logits, rows, here)
+        moved = _step(here.detach(), x, value, normal, norm)
         fooled = model(moved).argmax(1) != y
         gone = found(rows, moved, distance(moved, x, norm), fooled)
-        here = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), torch.lerp(x, moved, BETA), moved)
+        share = torch.where(fooled, BETA, 1.0).to(x).view(-1, *[1] * (x.ndim - 1))
+        here = torch.lerp(x, moved, share)
         if gone is not None:
-            rows, here, x, y, target = (of[~gone] for of in (rows, here, x, y, target))
+            rows, here, x, y = (of[~gone] for of in (rows, here, x, y))
             if len(rows) == 0:
                 break
 
@@ -104,23 +111,14 @@ def approach_within(
     approach(model, standing.x[rows], standing.y[rows], target, norm=threat.norm, steps=steps, found=found)
 
 
-def _linearised(model: nn.Module, here: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (M,) of z_t - z_y at each point, and its gradient (M, C, H, W)."""
-    here = here.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(here)
-        value = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-        return value.detach(), input_gradient(value, here)
-
-
 def _step(here: Tensor, x: Tensor, value: Tensor, normal: Tensor, norm: Norm) -> Tensor:
     """The next point, biased towards the original."""
     both, slope = torch.stack([here.flatten(1), x.flatten(1)]), normal.flatten(1)
-    values = value + ((both - both[0]) * slope).sum(-1)
+    values = torch.stack([value, value + ((both[1] - both[0]) * slope).sum(-1)])
     moves = to_hyperplane(both, slope, values, norm)
     length = (moves.abs().amax(-1) if norm == "linf" else moves.norm(dim=-1)).clamp_min(1e-8)
     share = (length[0] / (length[0] + length[1])).clamp_max(ALPHA_MAX)[:, None]
-    ends = both + ETA * moves
+    ends = both.add_(moves, alpha=ETA)
     return torch.lerp(ends[0], ends[1], share).clamp_(0, 1).view_as(x)
 
 

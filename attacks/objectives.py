@@ -1,14 +1,14 @@
 """What an ascent maximises: functions of logits, one value per sample.
 
 Each factory takes targets for the whole batch and returns `objective(logits, rows) -> (M,)`, where logits (M, K)
-belong to the batch positions rows (M,). An objective may bring `derivative(logits, rows) -> (M, K)`, the gradient of
-each value with respect to its logits, which saves an ascent the graph of the objective.
+belong to the batch positions rows (M,). Most also know their slope, the gradient with respect to the logits, which
+saves a search the graph from logits to values.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,36 +17,127 @@ from torch import Tensor
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Differentiated:
-    """An objective with its derivative in closed form."""
+class Sloped(ABC):
+    """An objective that can tell values and slope at once.
 
-    value: Objective
-    derivative: Objective
+    Args:
+        targets: what belongs to each sample: classes (N,) that logits are gathered at, or rows of (N, ...).
+    """
+
+    def __init__(self, *targets: Tensor) -> None:
+        self._targets = targets
+        self._rows: Tensor | None = None
+        self._columns: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Values (M,) of logits (M, K) at the batch positions rows (M,), differentiable."""
+
+    @abstractmethod
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (M,), and the gradient (M, K) of each with respect to its logits; neither has a graph."""
+
+    def columns(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The targets of these samples, classes as (M, 1); looked up again only when other rows are asked for."""
+        if rows is not self._rows:
+            found = (targets[rows] for targets in self._targets)
+            self._rows, self._columns = rows, tuple(each[:, None] if each.ndim == 1 else each for each in found)
+        return self._columns
+
+
+class _CrossEntropy(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        (own,) = self.columns(rows)
+        return F.cross_entropy(logits, own[:, 0], reduction="none")
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        (own,) = self.columns(rows)
+        chances = F.log_softmax(logits, 1)
+        falls = torch.zeros_like(chances).scatter_(1, own, -1)
+        slope = torch.ops.aten._log_softmax_backward_data(falls, chances, 1, chances.dtype)  # autograd's, bit for bit
+        return -chances.gather(1, own)[:, 0], slope.to(logits.dtype)
+
+
+class _Margin(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        (own,) = self.columns(rows)
+        return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        (own,) = self.columns(rows)
+        best, other = logits.scatter(1, own, -torch.inf).max(1, keepdim=True)
+        slope = torch.zeros_like(logits).scatter_(1, other, 1).scatter_(1, own, -1)
+        return (best - logits.gather(1, own))[:, 0], slope
+
+
+class _TargetedMargin(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        own, target = self.columns(rows)
+        return (logits.gather(1, target) - logits.gather(1, own))[:, 0]
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        own, target = self.columns(rows)
+        return self(logits, rows), torch.zeros_like(logits).scatter_(1, target, 1).scatter_(1, own, -1)
+
+
+class _TargetedDLR(Sloped):
+    _minus: Tensor | None = None
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The value of each sample, (M,)."""
-        return self.value(logits, rows)
+        own, target = self.columns(rows)
+        difference = (logits.gather(1, target) - logits.gather(1, own))[:, 0]
+        return difference / self._scale(_four(logits).values)
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        own, target = self.columns(rows)
+        top = _four(logits)
+        scale = self._scale(top.values)[:, None]
+        values = (logits.gather(1, target) - logits.gather(1, own)) / scale
+        each = scale.reciprocal()
+        slope = torch.zeros_like(logits).scatter_(1, top.indices, values * each * self._shares(logits))
+        return values[:, 0], slope.scatter_add_(1, target, each).scatter_add_(1, own, -each)
+
+    def _scale(self, top: Tensor) -> Tensor:
+        return TINY - top @ self._shares(top)
+
+    def _shares(self, like: Tensor) -> Tensor:
+        """Of the four largest logits in minus the scale."""
+        if self._minus is None:
+            self._minus = like.new_tensor([-1.0, 0.0, 0.5, 0.5])
+        return self._minus
 
 
-def cross_entropy(y: Tensor) -> Objective:
+class _KL(Sloped):
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        probs, entropy, _ = self.columns(rows)
+        return -entropy[:, 0] - (probs * F.log_softmax(logits, 1)).sum(1)
+
+    @torch.no_grad()
+    def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        probs, _, total = self.columns(rows)
+        return self(logits, rows), logits.softmax(1).mul_(total).sub_(probs)
+
+
+TINY = 1e-12
+
+
+def cross_entropy(y: Tensor) -> Sloped:
     """Cross-entropy with the labels y (N,)."""
-
-    def derivative(logits: Tensor, rows: Tensor) -> Tensor:
-        own = y[rows, None]
-        return logits.softmax(1).scatter_add_(1, own, logits.new_full((1, 1), -1).expand_as(own))
-
-    return Differentiated(lambda logits, rows: F.cross_entropy(logits, y[rows], reduction="none"), derivative)
+    return _CrossEntropy(y)
 
 
-def margin(y: Tensor) -> Objective:
+def margin(y: Tensor) -> Sloped:
     """The largest z_k with k != y minus z_y: positive once misclassified (Carlini and Wagner 2017, their f6)."""
-    return lambda logits, rows: _best_other(logits, y[rows]) - _own(logits, y[rows])
+    return _Margin(y)
 
 
-def targeted_margin(y: Tensor, target: Tensor) -> Objective:
+def targeted_margin(y: Tensor, target: Tensor) -> Sloped:
     """The difference z_t - z_y to a class target (N,)."""
-    return lambda logits, rows: _own(logits, target[rows]) - _own(logits, y[rows])
+    return _TargetedMargin(y, target)
 
 
 def dlr(y: Tensor) -> Objective:
@@ -55,17 +146,18 @@ def dlr(y: Tensor) -> Objective:
     Raises:
         ValueError: with fewer than three classes, where the ratio is not defined.
     """
+    difference = margin(y)
 
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
         if logits.shape[1] < 3:
             raise ValueError(f"dlr: expected at least 3 classes, got {logits.shape[1]}; use the margin instead")
         top = logits.topk(3, dim=1).values
-        return (_best_other(logits, y[rows]) - _own(logits, y[rows])) / (top[:, 0] - top[:, 2] + 1e-12)
+        return difference(logits, rows) / (top[:, 0] - top[:, 2] + TINY)
 
     return objective
 
 
-def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
+def targeted_dlr(y: Tensor, target: Tensor) -> Sloped:
     """The ratio towards a class target (N,): z_t - z_y over the 1st logit minus the mean of 3rd and 4th.
 
     Croce and Hein 2020, eq. 7.
@@ -73,31 +165,16 @@ def targeted_dlr(y: Tensor, target: Tensor) -> Objective:
     Raises:
         ValueError: with fewer than four classes, where the ratio is not defined.
     """
-
-    def objective(logits: Tensor, rows: Tensor) -> Tensor:
-        if logits.shape[1] < 4:
-            raise ValueError(
-                f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead"
-            )
-        top = logits.topk(4, dim=1).values
-        scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
-        return (_own(logits, target[rows]) - _own(logits, y[rows])) / scale
-
-    return objective
+    return _TargetedDLR(y, target)
 
 
-def kl(probs: Tensor) -> Objective:
+def kl(probs: Tensor) -> Sloped:
     """KL(probs || softmax(logits)) with fixed targets probs (N, K), summed over classes."""
-    entropy, total = torch.special.entr(probs).sum(1), probs.sum(1, keepdim=True)
-    return Differentiated(
-        lambda logits, rows: -entropy[rows] - (probs[rows] * F.log_softmax(logits, 1)).sum(1),
-        lambda logits, rows: logits.softmax(1).mul_(total[rows]).sub_(probs[rows]),
-    )
+    return _KL(probs, torch.special.entr(probs).sum(1), probs.sum(1))
 
 
-def _own(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.gather(1, y[:, None]).squeeze(1)
-
-
-def _best_other(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+def _four(logits: Tensor) -> torch.return_types.topk:
+    """The four largest logits and where they are."""
+    if logits.shape[1] < 4:
+        raise ValueError(f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead")
+    return logits.topk(4, dim=1)

@@ -106,7 +106,7 @@ class Quick(Stage):
     targets: int = 9
     starts: int = 24
     queries: int = 5000
-    revision = 1
+    revision = 2
     name = "autoattack-quick"
 
     def passes(self, num_classes: int) -> Passes:

@@ -13,7 +13,7 @@ Departures: each sample has squares of its own, anywhere in the image, as in the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -28,7 +28,7 @@ from attacks.threat import ThreatModel
 
 P_INIT = 0.8
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-LINF_DRAWS, L2_DRAWS = 2, 5  # per proposal, beside a sign per channel
+LINF_DRAWS, L2_DRAWS = 2, 5  # per proposal, beside a sign per channel: two for each square, and one in L2
 CHUNK = 64  # queries whose draws are made at once
 TINY = 1e-12
 
@@ -55,6 +55,45 @@ class Walk:
         """Drop all other samples."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[which])
+
+
+@dataclass
+class Moves:
+    """What is proposed at some queries to the samples of a batch (..., M).
+
+    Attributes:
+        corners: (..., M, squares) position of the first pixel of each square in the flattened image.
+        signs: (..., M, C) -1 or 1.
+        draw: (..., M) what is left, from U(0, 1).
+    """
+
+    corners: Tensor
+    signs: Tensor
+    draw: Tensor
+
+    @classmethod
+    def drawn(cls, draws: Tensor, places: int, sides: Sequence[int], size: torch.Size) -> Moves:
+        """From draws (Q, M, places + C): two for each square, one that may be left, a sign per channel.
+
+        Args:
+            draws: in [0, 1).
+            places: 2 or 5.
+            sides: of the squares at each query (Q,).
+            size: of the images (H, W).
+        """
+        pairs = draws[..., : places // 2 * 2].unflatten(-1, (-1, 2))
+        room = torch.tensor([[size[0] - side + 1, size[1] - side + 1] for side in sides]).to(draws)
+        steps = torch.tensor([size[1], 1], device=draws.device)
+        corners = (pairs * room[:, None, None]).long().mul_(steps).sum(-1)
+        return cls(corners, draws[..., places:], draws[..., places - 1])
+
+    def of(self, rows: Tensor) -> Moves:
+        """Those of the samples at rows (M,)."""
+        return Moves(self.corners[:, rows], self.signs[:, rows], self.draw[:, rows])
+
+    def at(self, query: int) -> Moves:
+        """Those of one query, counted from the first."""
+        return Moves(self.corners[query], self.signs[query], self.draw[query])
 
 
 @ATTACKS.register("square")
@@ -103,14 +142,20 @@ def random_search(
     _look(model, standing, walk, walk.here)
     shape = standing.x.shape
     propose, count = (square_of_one_sign, LINF_DRAWS) if linf else (moved_hills, L2_DRAWS)
-    for query, draw in enumerate(_draws(queries, count, generator, standing.x)):
-        lost = give_up(query, walk)
-        if lost is not None:
-            walk.keep(~lost)
-        if len(walk.rows) == 0:
-            return
-        size = side(query, shape[-2:], odd=not linf)
-        _look(model, standing, walk, propose(walk, draw[walk.rows], size, shape[-2:], eps))
+    sides = [side(query, shape[-2:], odd=not linf) for query in range(queries)]
+    for first, draws in zip(range(0, queries, CHUNK), _draws(queries, count, generator, standing.x), strict=True):
+        chunk = Moves.drawn(draws, count, sides[first : first + CHUNK], shape[-2:])
+        rows, mine = walk.rows, chunk.of(walk.rows)
+        for query in range(first, first + len(draws)):
+            lost = give_up(query, walk)
+            if lost is not None:
+                walk.keep(~lost)
+            if len(walk.rows) == 0:
+                return
+            if len(walk.rows) < len(rows):
+                rows, mine = walk.rows, chunk.of(walk.rows)
+            points = propose(walk, mine.at(query - first), sides[query], shape[-1], eps)
+            _look(model, standing, walk, points)
 
 
 def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> None:
@@ -118,26 +163,29 @@ def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> N
     images = points.view(-1, *standing.x.shape[1:])
     logits = model(images)
     label = walk.y[:, None]
-    margin = (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+    margin = logits.gather(1, label)[:, 0] - logits.scatter(1, label, -torch.inf).amax(1)
     better = margin < walk.margin
-    walk.here = torch.where(better[:, None, None], points, walk.here)
+    # Mixing by 1 and 0 is exact, and faster than choosing.
+    walk.here = torch.lerp(walk.here, points, better.to(points)[:, None, None])
     walk.margin = torch.where(better, margin, walk.margin)
+    if margin.amin() > 0:  # nothing is fooled, and nothing is not a number
+        return
     gone = standing.judge(walk.rows, images, logits.argmax(1) != walk.y)
     if gone is not None:
         walk.keep(~gone)
 
 
 def _draws(queries: int, places: int, generator: torch.Generator, x: Tensor) -> Iterator[Tensor]:
-    """Draws (N, places + C) for every sample of the batch, query by query: from U(0, 1), then a sign per channel.
+    """Draws (CHUNK, N, places + C) of as many queries for every sample of the batch: U(0, 1), then signs per channel.
 
-    They are made many queries at a time, which is faster.
+    They are made many queries at a time, which is faster; the last time fewer.
     """
     for first in range(0, queries, CHUNK):
         many = min(CHUNK, queries - first)
         draws = rounds(many, len(x), places + x.shape[1], generator=generator)
         draws = draws.to(x.device, torch.promote_types(x.dtype, draws.dtype))
         draws[..., places:] = signs(draws[..., places:])
-        yield from draws
+        yield draws
 
 
 def side(query: int, size: torch.Size, *, odd: bool) -> int:
@@ -149,12 +197,9 @@ def side(query: int, size: torch.Size, *, odd: bool) -> int:
     return min(pixels, size[0], size[1])
 
 
-def window(draw: Tensor, side: int, size: torch.Size) -> Tensor:
-    """The pixels (M, 1, side * side) of a square placed by two draws (M, 2), as positions in the flattened image."""
-    height, width = size
-    top = (draw[:, 0] * (height - side + 1)).long()
-    left = (draw[:, 1] * (width - side + 1)).long()
-    return (top * width + left)[:, None, None] + _offsets(side, width, draw.device)
+def window(corner: Tensor, side: int, width: int) -> Tensor:
+    """The pixels (M, 1, side * side) of squares that begin at corners (M,), as positions in the flattened image."""
+    return corner[:, None, None] + _offsets(side, width, corner.device)
 
 
 @cache
@@ -176,10 +221,10 @@ def stripes(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (x + eps * signs(draw)).clamp_(0, 1)
 
 
-def square_of_one_sign(walk: Walk, draw: Tensor, side: int, size: torch.Size, eps: float) -> Tensor:
-    """A proposal in Linf (M, C, H W), from draws (M, 2) and signs (M, C): a square becomes x +- eps."""
-    pixels = window(draw, side, size).expand(-1, walk.x.shape[1], -1)
-    patch = (walk.x.gather(2, pixels) + eps * draw[:, LINF_DRAWS:, None]).clamp_(0, 1)
+def square_of_one_sign(walk: Walk, moves: Moves, side: int, width: int, eps: float) -> Tensor:
+    """A proposal in Linf (M, C, H W): a square becomes x +- eps."""
+    pixels = window(moves.corners[:, 0], side, width).expand(-1, walk.x.shape[1], -1)
+    patch = torch.add(walk.x.gather(2, pixels), moves.signs[:, :, None], alpha=eps).clamp_(0, 1)
     return walk.here.scatter(2, pixels, patch)
 
 
@@ -217,18 +262,18 @@ def grid_of_hills(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (x + _scaled(delta.flatten(2), eps).view_as(x)).clamp_(0, 1)
 
 
-def moved_hills(walk: Walk, draw: Tensor, side: int, size: torch.Size, eps: float) -> Tensor:
-    """A proposal in L2 (M, C, H W), from draws (M, 5) and signs (M, C): mass moves from a square to hills elsewhere."""
+def moved_hills(walk: Walk, moves: Moves, side: int, width: int, eps: float) -> Tensor:
+    """A proposal in L2 (M, C, H W): mass moves from the second square to hills on the first."""
     channels = walk.x.shape[1]
-    to, source = (window(d, side, size).expand(-1, channels, -1) for d in (draw[:, :2], draw[:, 2:4]))
+    to, source = (window(corner, side, width).expand(-1, channels, -1) for corner in moves.corners.T)
     delta = walk.here - walk.x
     old = delta.gather(2, to)
     rest = delta.scatter(2, source, 0).scatter_(2, to, 0)
     mass, kept = delta.square().sum(2), rest.square().sum(2)
     unused = (eps**2 - mass.sum(1, keepdim=True)).clamp_min(0) / channels
     budget = (unused + (mass - kept).clamp_min(0)).sqrt()[..., None]
-    shape = profiles(side, walk.x)[(draw[:, 4] < 0.5).long()][:, None]
-    new = shape * draw[:, L2_DRAWS:, None] + old / (old.norm(dim=2, keepdim=True) + TINY)
+    shape = profiles(side, walk.x)[(moves.draw < 0.5).long()][:, None]
+    new = shape * moves.signs[..., None] + old / (old.norm(dim=2, keepdim=True) + TINY)
     moved = rest.scatter_(2, to, new * (budget / (new.norm(dim=2, keepdim=True) + TINY)))
     return (walk.x + _scaled(moved, eps)).clamp_(0, 1)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import mode
 from attacks.base import Attack, check_inputs
+from attacks.objectives import Objective, Sloped
 from attacks.passes import Passes
 from attacks.prepared import verdict_of
 from attacks.threat import ThreatModel
@@ -79,7 +80,7 @@ class Stage(ABC):
 
     threat: ThreatModel = ThreatModel()
 
-    revision = 2
+    revision = 3
     implementation = "native"
     prepared = True
     min_classes = 2
@@ -128,20 +129,32 @@ class Stage(ABC):
         """Passes per attacked sample, at most."""
 
 
-def input_gradient(values: Tensor, x: Tensor) -> Tensor:
-    """The gradient of each value (M,) with respect to its own input; zero where the model passes none on.
+def input_gradient(values: Tensor, x: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The gradient of each value with respect to its own input; zero where the model passes none on.
 
     Args:
-        values: (M,) one per sample.
+        values: (M, ...) some per sample.
         x: (M, C, H, W), requires grad.
+        slope: like values, what they are weighted with before they are added up; None is ones.
 
     Returns:
         (M, C, H, W), finite.
     """
     if not values.requires_grad:
         return torch.zeros_like(x)
-    (grad,) = torch.autograd.grad(values, x, torch.ones_like(values), allow_unused=True)
+    slope = torch.ones_like(values) if slope is None else slope
+    (grad,) = torch.autograd.grad(values, x, slope, allow_unused=True)
     return torch.zeros_like(x) if grad is None else grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def values_and_gradient(objective: Objective, logits: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What an objective makes of logits (M, K) at the batch positions rows (M,), and its gradient at x (M, C, H, W)."""
+    if isinstance(objective, Sloped):
+        values, slope = objective.with_slope(logits, rows)
+        return values, input_gradient(logits, x, slope)
+    with torch.enable_grad():
+        values = objective(logits, rows)
+    return values.detach(), input_gradient(values, x)
 
 
 def lengths(delta: Tensor, norm: str) -> Tensor:

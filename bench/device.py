@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.memory import keep_freed
 
 PACKAGES = (
     "torch",
@@ -82,12 +83,13 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def prepare(device: str, threads: int, deterministic: bool) -> None:
-    """Set threads and arithmetic of this process; float32 products are never rounded to TF32."""
+    """Set threads, memory and arithmetic of this process; float32 products are never rounded to TF32."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it imports the compiler: seconds

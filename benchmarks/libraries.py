@@ -25,6 +25,7 @@ from attacks.prepared import Prepared
 from attacks.tables import ATTACKS
 from bench.counting import Counter
 from bench.errors import UsageError
+from bench.memory import keep_freed
 from benchmarks import timing
 from benchmarks.subjects import Subject, add_subject_options, subjects
 from benchmarks.tables import Page, guarded, spread, yes
@@ -41,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print every table."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    kept = options.memory == "kept" and keep_freed()
     libraries = {name: library(name) for name in LIBRARIES}
     page = Page("Simple attacks against torchattacks and foolbox", options.out, "libraries")
     page.surroundings("cpu", options.threads)
     page.line(", ".join(f"{name} {version(module)}" for name, module in libraries.items()) + "\n")
     page.line(
         f"Medians of {options.rounds} interleaved runs, with their range, in milliseconds, verdicts included and "
-        f"preparation apart; the goal is {GOAL:g} times. Not made equal: torchattacks projects a difference that it "
+        f"preparation apart; the goal is {GOAL:g} times. Memory that is freed is {'kept' if kept else 'given back'} "
+        "by everybody. Not made equal: torchattacks projects a difference that it "
         "adds to the image again, which rounds differently from clamping the point; foolbox checks bounds and measures "
         "every perturbation, as a user gets it."
     )
@@ -63,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=500, help="of each model, in one batch (%(default)s)")
     made.add_argument("--rounds", type=int, default=7, help="interleaved runs (%(default)s)")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--memory", choices=("kept", "usual"), default="kept", help="what tensors free (%(default)s)")
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
     return made
 

@@ -3,8 +3,9 @@
     python -m benchmarks.resnet --data-dir DIR              a CPU: a tenth of the steps, 3 interleaved runs
     python -m benchmarks.resnet --data-dir DIR --device cuda    a GPU: all steps
 
-The model is trained by the suite itself, adversarially at 2/255, just enough that some images are robust there. The
-rest of the options are those of `benchmarks.speed`.
+The model is trained by the suite itself, adversarially at 2/255, just enough that some images are robust there. There
+are two pages: one searches in float32, the other in bfloat16 with verdicts in float32, unless --prepare says what to
+search. The rest of the options are those of `benchmarks.speed`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TRAINING = [
 ]  # fmt: skip
 ON_A_CPU = ["--steps", "10", "--queries", "500", "--rounds", "3", "--goal", "1.5", "--samples", "64", "--standing", "8"]
 ON_A_GPU = ["--rounds", "3", "--goal", "4", "--samples", "1000"]
-MEASURED = ["--eps", EPS, "--name", "resnet18", "--parts", "stages,switches"]
+MEASURED = ["--eps", EPS, "--parts", "stages,switches"]
+FORMS = {"resnet18": [], "resnet18-bf16": ["--prepare", "bf16", "--parts", "stages"]}  # name of the page -> options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extra = ["--data-dir", options.data_dir, "--device", options.device, "--threads", str(options.threads)]
         folder = trained(options.runs, "pgd_at", *TRAINING, *extra, dataset="cifar10", model="resnet18")
         given = [*given, str(folder)]
-    speed.main([*usual, *given])
+    for name, form in FORMS.items() if not options.prepare else [("resnet18", [])]:
+        speed.main([*usual, "--name", name, *form, *given])
 
 
 def check_data(data_dir: str) -> None:

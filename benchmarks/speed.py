@@ -2,9 +2,11 @@
 
     python -m benchmarks.speed --samples 500 --rounds 5 results/digits/small_cnn/pgd_at/KEY ...
 
-Both sides and the bare passes take turns in one process, on the same cores, with the same number of threads. The floor
-is what the passes of an attack cost bare, on full batches. The stages run on samples that stand whatever is tried,
-where both sides make the same passes but for one in a hundred; ratios are also given per pass.
+Both sides and the bare passes take turns in one process, on the same cores, with the same number of threads, and both
+keep the memory that tensors free (`bench.memory`), unless --memory usual. The floor is what the passes of an attack
+cost bare, on full batches. The stages run on samples that stand whatever is tried, where both sides make the same
+passes but for one in a hundred; ratios are also given per pass. The last table has each way in processes of its own:
+the released implementation as it is, and ours with everything on.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from attacks.prepared import Prepared
 from attacks.reference import reference_version
 from bench.counting import KINDS, Counter
+from bench.memory import keep_freed
 from benchmarks import switches, timing
 from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, build, predict, run
 from benchmarks.subjects import Subject, add_subject_options, comma_list, subjects
@@ -36,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print every table."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    kept = options.memory == "kept" and keep_freed()
     page = Page(f"Speed of native AutoAttack against {reference_version()}", options.out, options.name)
     page.surroundings(options.device, options.threads)
     effort = Effort.of(options)
-    page.line(f"{effort.text}; medians of {options.rounds} interleaved runs, with their range; seconds unless said.")
+    page.line(
+        f"{effort.text}; medians of {options.rounds} interleaved runs, with their range; seconds unless said. Memory "
+        f"that is freed is {'kept' if kept else 'given back'}, on both sides, where nothing else is said."
+    )
     for subject in subjects(options):
         page.line(f"\n## {subject.name}\n")
         measure(page, Bench(subject, options, effort), options)
@@ -54,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--standing", type=int, help="samples of the stages' runs, at most (default: all that stand)")
     made.add_argument("--rounds", type=int, default=5, help="interleaved runs (%(default)s)")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--memory", choices=("kept", "usual"), default="kept", help="what tensors free (%(default)s)")
+    made.add_argument(
+        "--released", action=argparse.BooleanOptionalAction, default=True, help="the released one among the workers"
+    )
     made.add_argument("--device", default="cpu")
     made.add_argument("--parts", type=comma_list(str), default=list(PARTS), help=f"of {','.join(PARTS)}")
     made.add_argument("--goal", type=float, default=2.5, help="how many times faster native should be (%(default)s)")

@@ -78,8 +78,8 @@ def test_the_best_loss_never_falls_and_belongs_to_the_best_point(norm: Norm, mon
     noted: list[tuple[Tensor, Tensor]] = []
     note = Climb.note
 
-    def watched(self: Climb, loss: Tensor, grad: Tensor) -> None:
-        note(self, loss, grad)
+    def watched(self: Climb, loss: Tensor, along: Tensor) -> None:
+        note(self, loss, along)
         assert (self.best_loss >= loss).all()
         noted.append((self.best.clone(), self.best_loss.clone()))
 
@@ -94,7 +94,7 @@ def test_the_best_loss_never_falls_and_belongs_to_the_best_point(norm: Norm, mon
 def test_a_step_that_stalls_or_oscillates_halves_and_returns_to_the_best_point() -> None:
     x = torch.rand(3, 1, 2, 2)
     climb = Climb.begin(x, torch.arange(3), x.clone(), 0.1)
-    climb.best, climb.best_grad, climb.here = x + 1, x + 2, x + 3
+    climb.best, climb.best_along, climb.here = x + 1, x + 2, x + 3
     climb.best_loss = climb.mark = torch.tensor([1.0, 1.0, 1.0])
     climb.mark = torch.tensor([0.5, 1.0, 0.5])
     climb.rises, climb.halved = torch.tensor([6, 8, 8]), torch.zeros(3, dtype=torch.bool)
@@ -102,7 +102,7 @@ def test_a_step_that_stalls_or_oscillates_halves_and_returns_to_the_best_point()
     assert climb.halved.tolist() == [True, True, False]  # oscillates; stalled; neither
     assert climb.step_size.flatten().tolist() == pytest.approx([0.1, 0.1, 0.2])
     assert torch.equal(climb.here, torch.cat([(x + 1)[:2], (x + 3)[2:]]))
-    assert torch.equal(climb.grad[:2], (x + 2)[:2]) and climb.rises.tolist() == [0, 0, 0]
+    assert torch.equal(climb.along[:2], (x + 2)[:2]) and climb.rises.tolist() == [0, 0, 0]
     climb.rises = torch.tensor([7, 7, 7])
     climb.checkpoint(8)  # no second halving for standing still right after the first
     assert climb.halved.tolist() == [False, False, True]

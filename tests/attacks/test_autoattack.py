@@ -52,8 +52,8 @@ def test_the_standard_version_has_four_native_stages_in_order() -> None:
     assert attack.stages == (APGDCE(threat, 100), APGDT(threat, 100, 9), FABT(threat, 100, 9), Square(threat, 5000))
     assert [stage.name for stage in attack.stages] == NAMES
     assert {stage.implementation for stage in attack.stages} == {attack.implementation} == {"native"}
-    assert [stage.revision for stage in attack.stages] == [2, 2, 2, 2]
-    assert attack.revision == 2
+    assert [stage.revision for stage in attack.stages] == [3, 3, 3, 3]
+    assert attack.revision == 3
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10, 100])

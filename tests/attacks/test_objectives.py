@@ -61,16 +61,15 @@ def test_kl_of_a_target_with_zeros_is_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("rows", [np.arange(20), ROWS], ids=["all", "some"])
-def test_derivatives_are_those_that_autograd_finds(rows: NDArray[np.int64]) -> None:
-    """Targets of `kl` need not sum to 1."""
-    where = torch.tensor(rows)
-    for objective in (
-        objectives.cross_entropy(torch.tensor(Y)),
-        objectives.kl(torch.tensor(softmax(LOGITS[::-1]) * 2)),
-    ):
-        logits = torch.tensor(LOGITS[rows], requires_grad=True)
-        (expected,) = torch.autograd.grad(objective(logits, where).sum(), logits)
-        torch.testing.assert_close(objective.derivative(logits.detach(), where), expected)
+def test_the_slope_of_kl_is_autograds(rows: NDArray[np.int64]) -> None:
+    """Targets need not sum to 1."""
+    objective, where = objectives.kl(torch.tensor(softmax(LOGITS[::-1]) * 2)), torch.tensor(rows)
+    logits = torch.tensor(LOGITS[rows], requires_grad=True)
+    values = objective(logits, where)
+    (expected,) = torch.autograd.grad(values.sum(), logits)
+    found, slope = objective.with_slope(logits, where)
+    assert torch.equal(found, values.detach())
+    torch.testing.assert_close(slope, expected)
 
 
 def test_the_margin_is_positive_exactly_where_misclassified() -> None:
@@ -84,3 +83,27 @@ def test_dlr_ignores_scale_and_needs_three_classes() -> None:
     torch.testing.assert_close(loss(torch.tensor(LOGITS), rows), loss(7 * torch.tensor(LOGITS), rows))
     with pytest.raises(ValueError, match="dlr: expected at least 3 classes, got 2"):
         objectives.dlr(y % 2)(torch.tensor(LOGITS[:, :2]), rows)
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "targeted_margin", "targeted_dlr"])
+def test_slopes_are_autograds(name: str, dtype: torch.dtype, classes: int) -> None:
+    y, rows = torch.tensor(Y) % classes, torch.tensor(ROWS)
+    roles = (y, (y + 1) % classes) if name.startswith("targeted") else (y,)
+    objective = getattr(objectives, name)(*roles)
+    logits = torch.tensor(LOGITS[ROWS][:, :classes], dtype=dtype).requires_grad_()
+    values, slope = objective.with_slope(logits, rows)
+    expected = objective(logits, rows)
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    assert not values.requires_grad and not slope.requires_grad
+    torch.testing.assert_close(values, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope, gradient, rtol=1e-5, atol=1e-7)
+    if name == "cross_entropy":
+        assert torch.equal(slope, gradient), "training goes by it, and its numbers must not move"
+
+
+def test_other_rows_have_their_own_labels() -> None:
+    objective = objectives.cross_entropy(torch.tensor(Y))
+    for rows in (ROWS, ROWS[:2], np.arange(20)):
+        np.testing.assert_allclose(evaluate(objective, rows).numpy(), cross_entropy(LOGITS, Y)[rows], rtol=1e-9)

@@ -13,6 +13,7 @@ from attacks import square
 from attacks.apgd import APGDCE
 from attacks.reference import reference_package
 from attacks.square import (
+    Moves,
     Square,
     Walk,
     grid_of_hills,
@@ -53,34 +54,39 @@ def test_the_side_follows_the_schedule_of_the_released_code(height: int, width: 
         assert side(query, size, odd=True) == min(odd + (odd % 2 == 0), height, width)
 
 
+def windows(draw: Tensor, side: int, size: torch.Size) -> Tensor:
+    """The squares that draws (M, 2) place."""
+    moves = Moves.drawn(draw[None], 2, [side], size).at(0)
+    return window(moves.corners[:, 0], side, size[1])
+
+
 def test_windows_lie_in_the_image_and_reach_every_place() -> None:
-    draw = torch.rand(4000, 2, generator=stream())
-    found = window(draw, 2, torch.Size((3, 5)))
+    found = windows(torch.rand(4000, 2, generator=stream()), 2, torch.Size((3, 5)))
     assert found.shape == (4000, 1, 4)
     corners = found[:, 0, 0]
     assert set(corners.tolist()) == {0, 1, 2, 3, 5, 6, 7, 8}, "two rows and four columns of places"
     assert torch.equal(found[:, 0] - corners[:, None], torch.tensor([0, 1, 5, 6]).expand(4000, 4))
-    extreme = window(torch.full((1, 2), 1 - 2**-24), 1, torch.Size((3, 5)))
+    extreme = windows(torch.full((1, 2), 1 - 2**-24), 1, torch.Size((3, 5)))
     assert extreme.item() == 14
 
 
-def draws(n: int, places: int, channels: int) -> Tensor:
-    """What a proposal is made from, in double precision."""
-    return next(square._draws(1, places, stream(), torch.zeros(n, channels, 1, 1, dtype=torch.float64)))
+def moves(n: int, places: int, channels: int, side: int, size: torch.Size) -> Moves:
+    """What is proposed once, in double precision."""
+    draws = next(square._draws(1, places, stream(), torch.zeros(n, channels, 1, 1, dtype=torch.float64)))
+    return Moves.drawn(draws, places, [side], size).at(0)
 
 
 def test_draws_are_the_same_however_many_queries_there_are() -> None:
     x = torch.zeros(7, 3, 4, 4)
-    few, many = ([*square._draws(n, 2, stream(), x)] for n in (3, 200))
-    assert len(many) == 200 and all(draw.shape == (7, 5) for draw in many)
-    everything = torch.stack(many)
+    few, everything = (torch.cat([*square._draws(n, 2, stream(), x)]) for n in (3, 200))
+    assert everything.shape == (200, 7, 5)
     assert everything[..., 2:].unique().tolist() == [-1, 1] and everything[..., :2].unique().numel() > 2000
-    assert len(few) == 3 and few[0].dtype == torch.float32
+    assert few.shape == (3, 7, 5) and few.dtype == torch.float32
 
 
 def test_a_linf_proposal_sets_one_square_to_the_faces_of_the_ball() -> None:
     state, size = walk(50, 3, 7, 9, 0.1, "linf")
-    new = square_of_one_sign(state, draws(50, 2, 3), 4, size, 0.1)
+    new = square_of_one_sign(state, moves(50, 2, 3, 4, size), 4, size[1], 0.1)
     faces = (state.x - 0.1).clamp(0, 1), (state.x + 0.1).clamp(0, 1)
     assert ((new == faces[0]) | (new == faces[1])).all()
     changed = (new != state.here).view(50, 3, 7, 9)
@@ -108,15 +114,15 @@ def test_hills_and_profiles_are_those_of_the_released_code(length: int) -> None:
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 12, 7), (4, 5, 20), (2, 3, 3)])
 def test_an_l2_proposal_moves_mass_between_two_squares(channels: int, height: int, width: int) -> None:
     state, size = walk(40, channels, height, width, 0.5, "l2")
-    draw = draws(40, 5, channels)
-    new = moved_hills(state, draw, 3, size, 0.5)
+    proposed = moves(40, 5, channels, 3, size)
+    new = moved_hills(state, proposed, 3, width, 0.5)
     assert ((new - state.x).flatten(1).norm(dim=1) <= 0.5 + 1e-9).all() and new.min() >= 0 and new.max() <= 1
     inner = Walk(state.rows, state.y, 0 * state.x + 0.5, 0.5 + (state.here - state.x), state.margin)  # far from the box
     before = inner.here - inner.x
-    after = moved_hills(inner, draw, 3, size, 0.5) - inner.x
+    after = moved_hills(inner, proposed, 3, width, 0.5) - inner.x
     torch.testing.assert_close(after.flatten(1).norm(dim=1), torch.full((40,), 0.5, dtype=torch.float64))
     inside = torch.zeros(40, height * width, dtype=torch.bool)
-    to, source = window(draw[:, :2], 3, size)[:, 0], window(draw[:, 2:4], 3, size)[:, 0]
+    to, source = (window(corner, 3, width)[:, 0] for corner in proposed.corners.T)
     inside.scatter_(1, to, True)
     only_source = torch.zeros_like(inside).scatter_(1, source, True) & ~inside
     assert (after.abs().sum(1)[only_source] == 0).all(), "the second square gives all its mass away"

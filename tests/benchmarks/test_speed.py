@@ -56,9 +56,19 @@ def test_blocks_are_shared_out_completely(weights: Path, tmp_path: Path, monkeyp
     options = speed.parser().parse_args(toy(weights, tmp_path))
     seen: list[int] = []
     monkeypatch.setattr(switches, "run", lambda model, x, y, *_, **__: seen.append(len(y)))
-    for part in range(3):
-        switches.share(speed.subjects(options)[0], Effort(), 50, part, 3, torch.get_num_threads())
-    assert seen == [20, 20, 10]
+    for processes, expected in ((3, [17, 17, 16]), (1, [50])):
+        way = switches.Way("native", processes, torch.get_num_threads(), kept=False)
+        for part in range(processes):
+            switches.share(speed.subjects(options)[0], Effort(), 50, part, way)
+        assert seen == expected
+        seen.clear()
+
+
+def test_a_chain_takes_no_other_form() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert switches.together(switches.usual(cpu), cpu) == ["fold", "chain"]
+    assert switches.together(switches.usual(gpu), gpu) == ["fold", "channels_last", "compile", "bf16"]
+    assert switches.together(["fold", "compile"], cpu) == ["fold", "compile"]
 
 
 def test_resnet_needs_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
