@@ -54,22 +54,31 @@ def ascend(
     x_adv = starting_point(x, start, eps, norm, generator)
     if steps == 0:
         return project(x_adv, x, eps, norm)
-    stride, ball = per_sample(step_size, x), _Ball.around(x, eps, norm)
-    rows, everything = torch.arange(len(x), device=x.device), len(x)
     with mode(model, train=bn == "train"), frozen(model), torch.enable_grad():
-        for step in range(steps):
-            here = (x_adv if len(rows) == everything else x_adv[rows]).detach().requires_grad_()
-            here, grad, kept = _gradient(model, here, objective, rows, step, observe)
-            if step == 0 and len(kept) < len(rows):  # a start may lie outside the ball; what stops there must not
-                x_adv = project(x_adv, x, eps, norm)
-            rows = kept
-            if len(rows) == 0:
-                break
-            if len(rows) == everything:
-                x_adv = _step(here, grad, stride, ball)
-            else:
-                x_adv = x_adv.index_copy(0, rows, _step(here, grad, _of(stride, rows), ball.of(rows)))
-    return x_adv.detach()
+        return _climb(model, x_adv, objective, _Ball.around(x, eps, step_size, norm), steps, observe)
+
+
+def _climb(
+    model: nn.Module, x_adv: Tensor, objective: Objective, ball: _Ball, steps: int, observe: Observer | None
+) -> Tensor:
+    """Move the points (N, ...) uphill; those that stop are put back at their rows when they do."""
+    whole, moving = ball, x_adv
+    rows = torch.arange(len(x_adv), device=x_adv.device)
+    for step in range(steps):
+        here = moving.detach().requires_grad_()
+        logits = model(here)
+        keep = None if observe is None else _kept(observe(step, here.detach(), logits.detach(), rows))
+        if keep is None or len(keep) == len(rows):
+            moving = ball.step(here, _uphill(objective, logits, rows, here))
+            continue
+        # A start may lie outside the ball; what stops there must not.
+        x_adv = x_adv.index_copy(0, rows, here.detach()) if step else whole.project(x_adv)
+        rows = rows[keep]
+        if len(rows) == 0:
+            return x_adv
+        ball = ball.of(keep)
+        moving = ball.step(here[keep], _uphill(objective, logits[keep], rows, here)[keep])
+    return (moving if ball is whole else x_adv.index_copy(0, rows, moving)).detach()
 
 
 @contextmanager
@@ -99,37 +108,40 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Ball:
-    """Ball and box of a batch; in linf the lowest and highest image of each sample, found once for all steps."""
+    """Ball and box of samples, and the steps within; in linf their lowest and highest images, found once for all."""
 
     x: Tensor
     radius: Tensor
+    stride: Tensor
     low: Tensor | None = None
     high: Tensor | None = None
 
     @classmethod
-    def around(cls, x: Tensor, eps: float | Tensor, norm: Norm) -> _Ball:
+    def around(cls, x: Tensor, eps: float | Tensor, step_size: float | Tensor, norm: Norm) -> _Ball:
         radius = per_sample(eps, x)
-        return cls(x, radius, *(((x + s * radius).clamp_(0, 1) for s in (-1, 1)) if norm == "linf" else ()))
+        bounds = ((x + sign * radius).clamp_(0, 1) for sign in (-1, 1)) if norm == "linf" else ()
+        return cls(x, radius, per_sample(step_size, x), *bounds)
 
     def of(self, rows: Tensor) -> _Ball:
-        bounds = (None if bound is None else bound[rows] for bound in (self.low, self.high))
-        return _Ball(self.x[rows], _of(self.radius, rows), *bounds)
+        values = (self.radius, self.stride, self.low, self.high)
+        return _Ball(self.x[rows], *(v if v is None or v.ndim == 0 else v[rows] for v in values))  # type: ignore[arg-type]
+
+    def project(self, x_adv: Tensor) -> Tensor:
+        if self.low is not None and self.high is not None:
+            return x_adv.clamp(self.low, self.high)
+        return project(x_adv, self.x, self.radius if self.radius.ndim == 0 else self.radius.flatten(), "l2")
+
+    @torch.no_grad()
+    def step(self, here: Tensor, grad: Tensor) -> Tensor:
+        if self.low is not None and self.high is not None:
+            return grad.sign().mul_(self.stride).add_(here).clamp_(self.low, self.high)
+        length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), self.x)
+        return self.project(here + self.stride * grad / length)
 
 
-def _gradient(
-    model: nn.Module, here: Tensor, objective: Objective, rows: Tensor, step: int, observe: Observer | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Iterates, gradients and rows of the samples that go on after the observer has seen them."""
-    logits = model(here)
-    keep = observe(step, here.detach(), logits.detach(), rows) if observe is not None else None
-    if keep is not None and keep.dtype == torch.bool:
-        keep = keep.nonzero().squeeze(1)
-    if keep is None or len(keep) == len(rows):
-        return here, _uphill(objective, logits, rows, here), rows
-    rows = rows[keep]
-    if len(rows) == 0:
-        return here[keep], here[keep], rows
-    return here[keep], _uphill(objective, logits[keep], rows, here)[keep], rows
+def _kept(keep: Tensor | None) -> Tensor | None:
+    """What an observer keeps, as positions."""
+    return keep.nonzero().squeeze(1) if keep is not None and keep.dtype == torch.bool else keep
 
 
 def _uphill(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
@@ -140,16 +152,3 @@ def _uphill(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) ->
     else:
         (grad,) = torch.autograd.grad(logits, here, derivative(logits.detach(), rows))
     return grad
-
-
-def _of(value: Tensor, rows: Tensor) -> Tensor:
-    return value if value.ndim == 0 else value[rows]
-
-
-@torch.no_grad()
-def _step(here: Tensor, grad: Tensor, stride: Tensor, ball: _Ball) -> Tensor:
-    if ball.low is not None and ball.high is not None:
-        return grad.sign().mul_(stride).add_(here).clamp_(ball.low, ball.high)
-    length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), ball.x)
-    radius = ball.radius if ball.radius.ndim == 0 else ball.radius.flatten()
-    return project(here + stride * grad / length, ball.x, radius, "l2")
