@@ -1,9 +1,9 @@
 """The fast form of a model for searching, and its verdicts, which are those of the model as it was given.
 
 A search needs logits and gradients with respect to the input of a network whose weights do not move. So the copy is
-frozen, BatchNorm is folded into the convolution before it, ReLU works in place, and on request it is laid out
-channels-last, computes in bfloat16 between its first and its last layer, or is compiled. What a copy finds counts only
-on `verdict`.
+frozen, BatchNorm is folded into the convolution before it, ReLU works in place, a plain line of layers gets a gradient
+that is written out (`attacks.chain`), and on request it is laid out channels-last, computes in bfloat16 between its
+first and its last layer, or is compiled. What a copy finds counts only on `verdict`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from attacks.ascent import mode
+from attacks.chain import chained
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 GRADIENTS = 32  # samples on which gradients are compared
@@ -41,6 +42,8 @@ class Prepared(nn.Module):
         channels_last: lay images and weights out channel by channel within each pixel.
         bf16: compute in bfloat16, but for the first and the last layer, normalisations and what lies outside the box.
         compile: compile with torch.compile; batches are padded to a few sizes.
+        chain: write the gradient out where the folded network is a line of layers; on a CPU, and with none of the
+            three switches before.
 
     Attributes:
         fast: what is searched.
@@ -50,7 +53,7 @@ class Prepared(nn.Module):
 
     def __init__(
         self, model: nn.Module, example: Tensor, *, fold: bool = True, channels_last: bool = False,
-        bf16: bool = False, compile: bool = False,
+        bf16: bool = False, compile: bool = False, chain: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self._given = (model,)  # in a tuple, because it is no part of this module
@@ -58,7 +61,8 @@ class Prepared(nn.Module):
         self.note: str | None = None
         self.unfolded: str | None = None
         try:
-            self.fast = self._rewritten(model, example, fold, bf16, compile)
+            chain = chain and fold and example.device.type == "cpu" and not (channels_last or bf16 or compile)
+            self.fast = self._rewritten(model, example, fold, bf16, compile, chain)
             self.note = self._difference(example, ROUGH if bf16 else EXACT)
         except Exception as error:  # whatever a foreign model does not bear, searching it as it is remains right
             self.note = f"it cannot be prepared ({type(error).__name__}: {error})"
@@ -97,7 +101,9 @@ class Prepared(nn.Module):
         """The modules whose forwards are all the passes there are."""
         return (self.given,) if self.note is not None else (self, self.given)
 
-    def _rewritten(self, model: nn.Module, example: Tensor, fold: bool, bf16: bool, compile: bool) -> nn.Module:
+    def _rewritten(
+        self, model: nn.Module, example: Tensor, fold: bool, bf16: bool, compile: bool, chain: bool
+    ) -> nn.Module:
         fast = copy.deepcopy(model).eval().requires_grad_(False)
         if fold:
             try:
@@ -105,6 +111,8 @@ class Prepared(nn.Module):
                 reuse_memory(fast)
             except Exception as error:  # tracing has its limits; the copy is good without it
                 self.unfolded = f"{type(error).__name__}: {error}"
+        if chain and isinstance(fast, GraphModule):
+            fast = chained(fast, example) or fast
         if bf16:
             to_bf16(fast, example)
         if self._channels_last:

@@ -1,0 +1,298 @@
+"""A frozen network that is one line of layers, with its input gradient written out; for a CPU.
+
+Without a graph there is nothing to build or to walk at every pass, activations stay channels-last, and two kinds of
+convolution get a gradient of their own. The library's pads channels to whole vectors and walks small images pixel by
+pixel: with few input channels, or with stride 2, on narrow images a product of matrices is faster. The sums are the
+same, in another order.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+# Input channels times width up to which products win over the library's convolutions, measured with AVX-512.
+BAND, PHASES = 32, 128
+RELU = (torch.relu, torch.relu_, F.relu)
+PADDING = ("zeros", tuple)  # mode and kind of padding
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+
+
+class Chain(nn.Module):
+    """Layers one after the other, whose weights ask for no gradient.
+
+    Args:
+        links: the layers.
+    """
+
+    def __init__(self, links: list[Link]) -> None:
+        super().__init__()
+        self.links = nn.ModuleList(links)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            logits: Tensor = _Pass.apply(x, self)
+            return logits
+        for link in self.links:
+            x = link(x)
+        return x
+
+
+class _Pass(torch.autograd.Function):
+    """All layers, and the way back through them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chain: Chain) -> Tensor:
+        ctx.chain, ctx.met = chain, [x]
+        for link in chain.links:
+            ctx.met.append(link(ctx.met[-1]))
+        logits: Tensor = ctx.met[-1]
+        return logits.detach()  # what is kept must not be what is returned: each would keep the other alive
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        for place in reversed(range(len(ctx.chain.links))):
+            grad = ctx.chain.links[place].back(grad, ctx.met[place], ctx.met[place + 1])
+        return grad, None
+
+
+class Link(nn.Module, ABC):
+    """A layer, its ReLU included where one follows."""
+
+    relu = False
+
+    @abstractmethod
+    def outputs(self, x: Tensor) -> Tensor:
+        """What it gives before the ReLU, in memory of its own."""
+
+    @abstractmethod
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """The gradient with respect to x of what has the gradient `grad` with respect to y, after the ReLU.
+
+        Args:
+            grad: like y.
+            x: inputs.
+            y: outputs, where there is a ReLU; None where there is none.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs."""
+        y = self.outputs(x)
+        return y.relu_() if self.relu else y
+
+    def back(self, grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """See `gradient`."""
+        return self.gradient(grad, x, y if self.relu else None)
+
+
+def before_relu(grad: Tensor, y: Tensor | None) -> Tensor:
+    """The gradient with respect to what a ReLU was given, from the one with respect to what it made."""
+    if y is None:
+        return grad
+    below: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
+    return below
+
+
+class Linear(Link):
+    """A linear layer on vectors, or on images (N, C, H, W) that are flattened pixel by pixel.
+
+    Args:
+        given: the layer.
+        image: shape (C, H, W) of what was flattened right before it, channel by channel; None if nothing was.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, given: nn.Linear, image: torch.Size | None) -> None:
+        super().__init__()
+        weight = given.weight.detach()
+        if image is not None:
+            weight = weight.view(-1, *image).permute(0, 2, 3, 1).flatten(1)
+        self.register_buffer("weight", weight.contiguous())
+        self.register_buffer("bias", None if given.bias is None else given.bias.detach())
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(N, K)."""
+        return F.linear(x if x.ndim == 2 else x.permute(0, 2, 3, 1).flatten(1), self.weight, self.bias)
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """Like x."""
+        found = before_relu(grad, y) @ self.weight
+        if x.ndim == 2:
+            return found
+        n, channels, height, width = x.shape
+        return found.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Convolution(Link):
+    """A convolution, with the library's gradient.
+
+    Args:
+        given: the layer.
+        size: height and width (H, W) of its inputs.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("weight", given.weight.detach().contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", None if given.bias is None else given.bias.detach())
+        self.size, self.how = size, (given.stride, given.padding, given.dilation, given.groups)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(N, C', H', W')."""
+        stride, padding, dilation, groups = self.how
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """Like x."""
+        found: Tensor = conv2d_input(x.shape, self.weight, before_relu(grad, y), *self.how)
+        return found
+
+
+class Banded(Convolution):
+    """Stride 1, rows at a time: some rows of the inputs times a banded matrix are a row of the outputs, and back."""
+
+    ahead: Tensor
+    back_again: Tensor
+    biases: Tensor | None
+
+    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__(given, size)
+        outputs, inputs, high, wide = self.weight.shape
+        self.above, aside = (int(by) for by in given.padding)
+        self.columns = size[1] + 2 * aside - wide + 1
+        band = self.weight.new_zeros(high, size[1] + 2 * aside, inputs, self.columns, outputs)
+        for column in range(self.columns):
+            band[:, column : column + wide, :, column] = self.weight.permute(2, 3, 1, 0)
+        band = band[:, aside : aside + size[1]].reshape(high, size[1] * inputs, self.columns * outputs)
+        self.register_buffer("ahead", band.flatten(0, 1))
+        self.register_buffer("back_again", band.permute(2, 0, 1).flatten(1))
+        self.register_buffer("biases", None if self.bias is None else self.bias.repeat(self.columns))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(N, C', H', W')."""
+        n, high = len(x), self.weight.shape[2]
+        rows = F.pad(x.permute(0, 2, 3, 1).flatten(2), (0, 0, self.above, self.above))
+        seen = rows.unfold(1, high, 1).transpose(2, 3).reshape(-1, len(self.ahead))
+        y = seen @ self.ahead if self.biases is None else torch.addmm(self.biases, seen, self.ahead)
+        return y.view(n, -1, self.columns, len(self.weight)).permute(0, 3, 1, 2)
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """One product, then a sum over the rows of the kernel."""
+        grad = before_relu(grad, y).permute(0, 2, 3, 1).flatten(2)
+        n, rows, _ = grad.shape
+        high, above, height = self.weight.shape[2], self.above, self.size[0]
+        parts = (grad.flatten(0, 1) @ self.back_again).view(n, rows, high, -1)
+        total = parts.new_zeros(n, height, parts.shape[-1])
+        for k in range(high):  # row r of the outputs saw row r + k - above of the inputs by the k-th row of the kernel
+            first, last = max(0, above - k), min(rows, height + above - k)
+            total[:, first + k - above : last + k - above] += parts[:, first:last, k]
+        return total.view(n, *self.size, -1).permute(0, 3, 1, 2)
+
+
+class Phased(Convolution):
+    """3x3, stride 2, padding 1, even sides: pixels in even and odd places come from different taps of the kernel.
+
+    Pixels in row 2i lie under row i of the outputs alone, by the kernel's middle row; those in row 2i + 1 under row
+    i by the last and under row i + 1 by the first. The same holds for columns.
+    """
+
+    taps: Tensor
+
+    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__(given, size)
+        outputs, inputs = self.weight.shape[:2]
+        taps = self.weight.new_zeros(2, outputs, 3, 2, inputs)
+        for place, (right, odd) in {1: (0, 0), 2: (0, 1), 0: (1, 1)}.items():  # output j or j + 1, pixel 2j or 2j + 1
+            taps[right, :, :, odd] = self.weight[..., place].permute(0, 2, 1)
+        taps = taps[:, :, (1, 2, 0)]
+        self.register_buffer("taps", taps.reshape(2 * outputs, 6 * inputs))
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """One product of each output and its right neighbour, then what the rows give to even and odd rows."""
+        n, channels, rows, columns = grad.shape
+        pairs = grad.new_empty(n, rows, columns, 2, channels)
+        if y is None:
+            pairs[:, :, :, 0] = grad.permute(0, 2, 3, 1)
+        else:
+            here, there = grad.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+            torch.ops.aten.threshold_backward.grad_input(here, there, 0, grad_input=pairs[:, :, :, 0])
+        pairs[:, :, :-1, 1] = pairs[:, :, 1:, 0]
+        pairs[:, :, -1, 1] = 0
+        parts = (pairs.view(-1, 2 * channels) @ self.taps).view(n, rows, columns, 3, -1)
+        found = grad.new_empty(n, rows, 2, columns, parts.shape[-1])
+        found[:, :, 0] = parts[:, :, :, 0]
+        torch.add(parts[:, :-1, :, 1], parts[:, 1:, :, 2], out=found[:, :-1, 1])
+        found[:, -1, 1] = parts[:, -1, :, 1]
+        return found.view(n, *self.size, -1).permute(0, 3, 1, 2)
+
+
+def chained(traced: GraphModule, example: Tensor) -> Chain | None:
+    """A traced network as a chain; None if it is no line of convolutions, ReLU, flattening and linear layers.
+
+    Args:
+        traced: in eval mode, its BatchNorm folded.
+        example: (n, C, H, W), of which the first sample passes through.
+    """
+    links: list[Link] = []
+    flat: torch.Size | None = None  # what was flattened since the last link
+    x = example[:1]
+    before, *nodes = traced.graph.nodes
+    modules: dict[str, nn.Module] = dict(traced.named_modules())
+    for node in nodes:
+        if not node.args or node.args[0] is not before or len(before.users) != 1:
+            return None
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        before = node
+        if node.op == "output" or isinstance(module, IDLE):
+            continue
+        if isinstance(module, nn.ReLU) or node.target in RELU:
+            if not links or flat is not None:
+                return None
+            links[-1].relu = True
+            continue
+        if _flattens(node, module) and x.ndim == 4 and flat is None:
+            flat = x.shape[1:]
+            continue
+        elif isinstance(module, nn.Linear) and (x.ndim == 2 or flat is not None):
+            links.append(Linear(module, flat))
+            flat = None
+        elif type(module) is nn.Conv2d and flat is None and (module.padding_mode, type(module.padding)) == PADDING:
+            links.append(_convolution(module, (x.shape[2], x.shape[3])))
+        else:
+            return None
+        with torch.no_grad():
+            x = links[-1](x)
+    return Chain(links) if links and flat is None and x.ndim == 2 else None
+
+
+def _flattens(node: Node, module: nn.Module | None) -> bool:
+    """Whether a node flattens each sample."""
+    if module is not None:
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    named = node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
+    return named and tuple(node.args[1:]) == (1,) and not node.kwargs
+
+
+def _convolution(given: nn.Conv2d, size: tuple[int, int]) -> Convolution:
+    """The fastest form of a convolution of inputs of some height and width."""
+    plain, breadth = (given.groups, given.dilation) == (1, (1, 1)), given.in_channels * size[1]
+    if plain and given.stride == (1, 1) and breadth <= BAND:
+        return Banded(given, size)
+    usual = (given.kernel_size, given.stride, given.padding) == ((3, 3), (2, 2), (1, 1))
+    if plain and usual and breadth <= PHASES and math.gcd(*size) % 2 == 0:
+        return Phased(given, size)
+    return Convolution(given, size)
