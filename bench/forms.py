@@ -125,7 +125,7 @@ class Forms:
 
     def _folded(self) -> Folding | None:
         try:
-            made = Folding(self.model, self.ends, bf16=self.bf16, compile="compile" in self.switches)
+            made = Folding(self.model, self.ends, self.example, bf16=self.bf16, compile="compile" in self.switches)
         except ValueError as error:
             note: str | None = str(error)
         else:
@@ -146,7 +146,7 @@ class Forms:
         if prepared.note is not None:
             self._leave_out(f"the teacher ({role}) runs as it is: {prepared.note}")
             return teacher
-        return prepared
+        return prepared.eval()
 
     def _leave_out(self, sentence: str) -> None:
         self.left_out.append(sentence)
@@ -173,15 +173,19 @@ class Folding(nn.Module):
     Args:
         model: the student.
         ends: its layers that compute in float32 in any case.
+        example: (n, C, H, W) images of the size to come.
         bf16, compile: see `Network`.
 
     Raises:
         ValueError: see `attacks.folded.Folded`.
     """
 
-    def __init__(self, model: nn.Module, ends: Collection[nn.Module], *, bf16: bool, compile: bool) -> None:
+    def __init__(
+        self, model: nn.Module, ends: Collection[nn.Module], example: Tensor, *, bf16: bool, compile: bool
+    ) -> None:
         super().__init__()
-        self.folded = Folded(model, dtype=torch.bfloat16 if bf16 else None, keep=ends)
+        dtype = torch.bfloat16 if bf16 else None
+        self.folded = Folded(model, dtype=dtype, keep=ends, example=None if bf16 or compile else example)
         self.network = Network(self.folded, bf16=bf16, compile=compile)
 
     def forward(self, x: Tensor) -> Tensor:

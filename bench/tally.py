@@ -11,6 +11,8 @@ from torch import Tensor
 from methods.base import Terms
 from methods.losses import class_sums, exact
 
+LATER = 50  # steps whose predictions are summed up together, which costs less than one by one
+
 
 class Tally:
     """Loss and class accuracies of an epoch, kept on the device and read when the epoch ends.
@@ -28,17 +30,31 @@ class Tally:
         """Start anew."""
         self.loss = torch.zeros((), dtype=exact(self.device), device=self.device)
         self.count = torch.zeros((), dtype=exact(self.device), device=self.device)
-        self.classes: dict[str, Tensor] = {}
+        self._classes: dict[str, Tensor] = {}
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.skipped = 0
+
+    @property
+    def classes(self) -> dict[str, Tensor]:
+        """By view, the samples of each class that were right, and how many there were; (2, K)."""
+        self._sum_up()
+        return self._classes
+
+    def _sum_up(self) -> None:
+        for view, seen in self._seen.items():
+            right, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            sums = class_sums(torch.stack([right, torch.ones_like(right)]), y, self.num_classes)
+            self._classes[view] = self._classes[view] + sums if view in self._classes else sums
+        self._seen = {}
 
     def add(self, terms: Terms, y: Tensor) -> None:
         """Fold in one step; samples with a hidden label count for the loss alone."""
-        self.loss += terms.loss.detach().to(self.loss.dtype).sum()
+        self.loss += terms.loss.detach().sum(dtype=self.loss.dtype)
         self.count += len(terms.loss)
         for view, logits in terms.logits.items():
-            right = logits.detach().argmax(1) == y
-            sums = class_sums(torch.stack([right, torch.ones_like(right)]), y, self.num_classes)
-            self.classes[view] = self.classes[view] + sums if view in self.classes else sums
+            self._seen.setdefault(view, []).append((logits.detach().argmax(1) == y, y))
+        if any(len(seen) >= LATER for seen in self._seen.values()):
+            self._sum_up()
 
     def take_in(self, tensors: Mapping[str, Tensor]) -> None:
         """Add what another process has summed up, as `tensors` gives it."""
@@ -68,4 +84,5 @@ class Tally:
     def load(self, tensors: Mapping[str, Tensor], skipped: int) -> None:
         """Go on from a state."""
         self.loss, self.count, self.skipped = tensors["loss"], tensors["count"], skipped
-        self.classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}
+        self._seen = {}
+        self._classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}

@@ -94,7 +94,7 @@ class BarePasses:
     def fitted(self, clock: Callable[[Task], float]) -> BarePasses:
         """With so many passes that they fill a part of a second."""
         self()
-        self.repeat = max(1, math.ceil(LONG_ENOUGH / 16 / max(clock(self), 1e-6)))
+        self.repeat = max(1, math.ceil(LONG_ENOUGH / 8 / max(clock(self), 1e-6)))
         return self
 
     def each(self, seconds: float) -> float:

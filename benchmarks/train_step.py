@@ -12,6 +12,7 @@ process, which other programs on the machine do not lengthen, otherwise those of
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,21 @@ def clock_of(ground: Ground) -> Clock:
     return clock
 
 
+def repeated(task: timing.Task, times: int) -> timing.Task:
+    """A task so many times, as in training, where a step finds the caches as the one before has left them."""
+
+    def run() -> None:
+        for _ in range(times):
+            task()
+
+    return run
+
+
+def times_for(task: timing.Task, clock: Clock) -> int:
+    """How often a step is made in a turn."""
+    return max(1, math.ceil(timing.LONG_ENOUGH / 2 / max(clock(task), 1e-6)))
+
+
 def turns(tasks: Mapping[Any, timing.Task], rounds: int, clock: Clock) -> list[dict[Any, float]]:
     """Seconds of each task, turn by turn; every second turn goes the opposite way."""
     found = []
@@ -162,6 +178,7 @@ class Measured:
         trainer = self.suite.trainer
         x = trainer.forms.images(to_float(trainer.train.x[: len(self.suite.rows)]))
         self.bare = {kind: BarePasses(kind, net, x).fitted(clock) for kind, net in self.ledger.networks.items()}
+        self.times = times_for(self.suite, clock)
         self.floors: list[float] = []
         self.steps: list[float] = []
         self.scripts: list[float] = []
@@ -169,9 +186,9 @@ class Measured:
     def turn(self, clock: Clock, each_kind: BareTimes) -> None:
         """Time everything once: what is compared is next to each other, bare passes on both sides of the step."""
         before = {kind: clock(task) for kind, task in self.bare.items()}
-        self.steps.append(clock(self.suite))
+        self.steps.append(clock(repeated(self.suite, self.times)) / self.times)
         if self.plain is not None:
-            self.scripts.append(clock(self.plain))
+            self.scripts.append(clock(repeated(self.plain, self.times)) / self.times)
         after = {kind: clock(self.bare[kind]) for kind in reversed(list(self.bare))}
         each = {kind: task.each((before[kind] + after[kind]) / 2) for kind, task in self.bare.items()}
         self.floors.append(self.ledger.seconds(each))
@@ -231,7 +248,9 @@ def switches_table(page: Page, ground: Ground, method: str, options: argparse.Na
     tasks |= {name: SuiteStep(ground.trainer(method, switches)) for name, switches in lists.items()}
     for task in tasks.values():
         task()
-    found = turns(tasks, rounds_of(ground, options), clock_of(ground))
+    clock = clock_of(ground)
+    times = times_for(tasks[next(iter(lists))], clock)
+    found = turns({name: repeated(task, times) for name, task in tasks.items()}, rounds_of(ground, options), clock)
     off, none = ([turn[name] for turn in found] for name in (next(iter(ways)), next(iter(lists))))
     rows = []
     for name, task in tasks.items():
@@ -240,7 +259,7 @@ def switches_table(page: Page, ground: Ground, method: str, options: argparse.Na
         trainer = task.trainer if isinstance(task, SuiteStep) else None
         differs = differences(trainer, tasks[next(iter(ways))]) if trainer else "-"
         note = "; ".join(trainer.forms.left_out) if trainer else ""
-        rows.append([name, f"{statistics.median(seconds) * 1e3:.2f}", *against, differs, note])
+        rows.append([name, f"{statistics.median(seconds) / times * 1e3:.2f}", *against, differs, note])
     head = ["", "step, ms", "times faster than all off", "than no switch", "gradients differ by", "note"]
     page.table(f"{method}: switches alone and together, medians of {len(found)} turns", head, rows)
 
