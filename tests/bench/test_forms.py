@@ -195,7 +195,7 @@ def test_what_cannot_be_folded_is_attacked_as_it_is() -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     model = f"{__file__}:tiny"
-    runs = [student(*switches, model=model, methods=("natural",)) for switches in (("compile",), ())]
+    runs = [student(*switches, model=model, methods=("natural",)) for switches in (("compile", "fold"), ())]
     for job in runs:
         train(job, parts_of(job), tmp_path, Path("data"))
     ours, theirs = (weights(tmp_path / job.folder) for job in runs)
