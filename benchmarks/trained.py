@@ -107,7 +107,7 @@ class SuiteStep:
 
     def __call__(self) -> None:
         """Make the step."""
-        self.trainer._step(self.trainer.ctx.epoch, self.step, self.rows)
+        self.trainer._step(self.trainer.ctx.epoch, self.step, self.rows, self.rows)
         self.step += 1
 
     def counted(self) -> Ledger:
