@@ -1,7 +1,7 @@
 """All benchmarks, one after the other; what `make benchmark` runs. The pages lie in results/benchmarks.
 
-python -m benchmarks                    digits: speed, simple attacks against other libraries, parity
-python -m benchmarks --data-dir DIR     with CIFAR-10 there: a ResNet-18 as well
+python -m benchmarks                    training steps; digits: speed, attacks against other libraries, parity
+python -m benchmarks --data-dir DIR     with CIFAR-10 there: the attacks on a ResNet-18 as well
 python -m benchmarks --toy              the same at toy size, to see that it runs; its figures mean nothing
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import UsageError
-from benchmarks import libraries, parity, resnet, speed
+from benchmarks import libraries, parity, resnet, speed, train_step
 from benchmarks.subjects import trained
 from benchmarks.tables import guarded
 
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Speed first, while nothing else runs; parity last, which fills all jobs."""
     options = parser().parse_args(arguments)
     out = ["--out", str(options.out)]
+    toy = ["--rounds", "1", "--grounds", "digits", "--switches", "fold"] if options.toy else []
+    train_step.main([*out, *toy, "--device", options.device])
     folders = [str(trained(options.runs, method)) for method in ("pgd_at", "trades")]
     effort = [*TOY_EFFORT, "--switches", "fold"] if options.toy else []
     speed.main([*out, *effort, *(["--rounds", "1"] if options.toy else []), folders[0]])
@@ -55,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--data-dir", default="data", help="folder of CIFAR-10 (%(default)s)")
-    made.add_argument("--device", default="cpu", help="of the ResNet-18 (%(default)s)")
+    made.add_argument("--device", default="cpu", help="of training steps and the ResNet-18 (%(default)s)")
     made.add_argument("--jobs", type=int, default=2, help="processes of the parity benchmark (%(default)s)")
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the pages (%(default)s)")
     made.add_argument(

@@ -90,10 +90,16 @@ def training_note(table: Table) -> str:
         told = _data(row).get("labelled_size")
         samples = f"{size:,} samples" + (f", labels of {told:,} of them" if told is not None else "") if size else ""
         known = [samples, f"recipe {recipe}" if recipe else ""]
-        known += [f"{epochs} epochs" if epochs else "", *_schedule(row), *split_facts(row.run.facts)]
+        known += [f"{epochs} epochs" if epochs else "", *_schedule(row), *split_facts(row.run.facts), _precision(row)]
         return ", ".join(fact for fact in known if fact) or "unknown"
 
     return f"Training: {by_row(table.rows, facts)}."
+
+
+def _precision(row: Row) -> str:
+    """How numbers were rounded in training, where it was not as usual."""
+    precision = str((row.run.facts.get("arithmetic") or {}).get("precision", "float32"))
+    return "" if precision == "float32" else precision
 
 
 def _schedule(row: Row) -> list[str]:

@@ -87,6 +87,7 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
     facts["split"] = _split(run)
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
+    facts["train_with"] = (run.facts.get("arithmetic") or {}).get("switches")
     facts["teachers"] = {
         role: teacher.get("key") or teacher.get("sha256") or teacher.get("zoo")
         for role, teacher in (run.facts.get("teachers") or {}).items()
@@ -114,6 +115,7 @@ def _shown_facts(run: Run) -> dict[str, str]:
         facts |= {name: values.get(name) for name in ("device", "threads") if group == "hardware"}
     split = _split(run)
     facts |= {"processes": split["count"], "batch_norm": split["batch_norm"], "micro_batch": split["micro_batch"]}
+    facts["train_with"] = " ".join((run.facts.get("arithmetic") or {}).get("switches") or ["none"])
     teachers = (run.facts.get("teachers") or {}).values()
     facts["teacher"] = " + ".join(str(teacher.get("label")) for teacher in teachers if teacher)
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}

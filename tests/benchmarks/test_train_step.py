@@ -32,7 +32,7 @@ def test_however_it_is_written(method: str, how: Written) -> None:
     assert gradients_differ(base, PlainStep(method, base, how)) < 1e-9
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS.names() if name != "ham"])
+@pytest.mark.parametrize("method", [name for name in METHODS.names() if not METHODS.sketch(name).fact("drops_rows")])
 def test_the_passes_that_are_seen_are_the_declared_ones(method: str) -> None:
     step = SuiteStep(GROUND.trainer(method, None))
     made = {name: samples / GROUND.batch for name, samples in step.counted().totals().items()}
