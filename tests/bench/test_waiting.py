@@ -1,4 +1,4 @@
-"""A training step never waits for the device, but where a method chooses which samples go on: HAM once, BAT each time."""
+"""A training step never waits for the device, but where a method chooses samples: HAM once, BAT each time."""
 
 from __future__ import annotations
 
