@@ -12,7 +12,7 @@ import click
 from attacks.registry import UnknownName
 from bench.card_command import card
 from bench.errors import BenchError, Interrupted, UsageError
-from bench.options import EVALUATION_OPTIONS, comma_list, names, options
+from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, names, options
 
 if TYPE_CHECKING:
     from bench.jobs import Plan
@@ -60,28 +60,9 @@ def main() -> None:
     """
 
 
-UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
-TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
-SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
-
-
 @main.command()
 @options(
-    names("--methods", "--method", help="Methods, in order.  [all]"),
-    click.option("--model", help="Architecture of the students.  [the data set's]"),
-    click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
-    click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
-    click.option("--natural-teacher", metavar="FILE|ID", help="The non-robust teacher of mtard.  [trained too]"),
-    click.option("--natural-teacher-model", help="Its architecture.  [the teacher's]"),
-    click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
-    click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
-    click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
-    click.option("--micro-batch", type=int, help="Of these at once; halved by itself when memory runs out.  [all]"),
-    click.option("--sync-bn", is_flag=True, default=None, help="With torchrun: one BatchNorm over all processes."),
-    click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
-    click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
-    names("--train-with", help=TRAIN_WITH_HELP),
-    click.option("--uniform-threat", is_flag=True, default=None, help=UNIFORM_HELP),
+    TRAINING_OPTIONS,
     click.option("--dry-run", is_flag=True, help="Print jobs, passes, a rough time and disk; do nothing."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip

@@ -49,6 +49,26 @@ def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
+TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
+SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
+TRAINING_OPTIONS = options(
+    names("--methods", "--method", help="Methods, in order.  [all]"),
+    click.option("--model", help="Architecture of the students.  [the data set's]"),
+    click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
+    click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
+    click.option("--natural-teacher", metavar="FILE|ID", help="The non-robust teacher of mtard.  [trained too]"),
+    click.option("--natural-teacher-model", help="Its architecture.  [the teacher's]"),
+    click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
+    click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
+    click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
+    click.option("--micro-batch", type=int, help="Of these at once; halved by itself when memory runs out.  [all]"),
+    click.option("--sync-bn", is_flag=True, default=None, help="With torchrun: one BatchNorm over all processes."),
+    click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
+    click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
+    names("--train-with", help=TRAIN_WITH_HELP),
+    click.option("--uniform-threat", is_flag=True, default=None, help=UNIFORM_HELP),
+)  # fmt: skip
 EVALUATION_OPTIONS = options(
     click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
     names("--attacks", help="Attacks of the table.  [fgsm,pgd,cw,autoattack, or all of the protocol]"),
