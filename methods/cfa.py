@@ -31,7 +31,7 @@ from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.bat import Exits
-from methods.losses import class_means, class_sums, cross_entropy, kl_logits
+from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import RICE, Recipe, digits
 from methods.tables import register
 from methods.trades import divergence_from
@@ -125,7 +125,7 @@ class CFA(Method):
             logits = model(adv.x)
             return Terms(cross_entropy(logits, batch.y), {"adv": logits})
         clean, logits = model(batch.x), model(adv.x)
-        beta = (self.beta * self.beta_scale[batch.y]).to(batch.x.dtype)
+        beta = of_class(self.beta * self.beta_scale, batch.y, batch.x.dtype)
         loss = (cross_entropy(clean, batch.y) + beta * kl_logits(clean, logits)) / (1 + beta)
         return Terms(loss, {"adv": logits, "clean": clean})
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.losses import class_sums, cross_entropy, kl_logits
+from methods.losses import class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import Recipe, digits
 from methods.tables import register
 from methods.trades import divergence_from
@@ -111,7 +111,7 @@ class DAFA(Method):
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """The host's loss with weighted cross-entropy."""
-        weight = self.class_weight[batch.y].to(batch.x.dtype)
+        weight = of_class(self.class_weight, batch.y, batch.x.dtype)
         if self.host == "at":
             logits = model(adv.x)
             return Terms(weight * cross_entropy(logits, batch.y), {"adv": logits})

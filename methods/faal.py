@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.losses import class_means, class_sums, cross_entropy, exact, kl_logits
+from methods.losses import class_means, class_sums, cross_entropy, exact, kl_logits, of_class
 from methods.mart import mart
 from methods.recipes import Recipe, digits
 from methods.tables import register
@@ -97,7 +97,7 @@ class FAAL(Method):
         """The host's loss, each class with its weight in the worst distribution."""
         clean = {} if self.host == "at" else {"clean": model(batch.x)}
         logits = {"adv": model(adv.x), **clean}
-        weight = self._weights(logits["adv"].detach(), batch.y, ctx).to(logits["adv"].dtype)[batch.y]
+        weight = of_class(self._weights(logits["adv"].detach(), batch.y, ctx), batch.y, logits["adv"].dtype)
         return Terms(weight * self._host_loss(logits, batch.y), logits, extras={"weight": weight})
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from attacks.passes import Passes
 from attacks.threat import ThreatModel
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.losses import class_means, class_sums, cross_entropy, kl_logits
+from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import Recipe, digits
 from methods.tables import register
 from methods.trades import TRADES
@@ -77,8 +77,8 @@ class WAT(TRADES):
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """TRADES' loss times the weight of the class and that of all."""
         terms = super().loss(model, batch, adv, ctx)
-        weight = self.weights[batch.y] + self.weights[-1]
-        return replace(terms, loss=weight.to(terms.loss.dtype) * terms.loss)
+        weight = of_class(self.weights[:-1] + self.weights[-1], batch.y, terms.loss.dtype)
+        return replace(terms, loss=weight * terms.loss)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
         """Add the losses on held-out training samples, and weigh anew."""

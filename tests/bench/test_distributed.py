@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,11 @@ from tests.bench.networks import named
 from tests.bench.processes import free_port, together
 
 HOME = Path(__file__).resolve().parents[2]
-COMPARED = ("pgd_at", "trades", "absld", "frl", "ham", "flexmatch_at")
+COMPARED = ("pgd_at", "trades", "absld", "frl", "ham", "flexmatch_at", "fawa:awp:ham", "ema:fair_weight:absld")
+GIVEN: dict[str, Any] = {
+    "ham.begin_epoch_index": 1, "absld.recipe.lr": 0.3, "flexmatch_at.tau": 0.2, "fawa:awp:ham.begin_epoch_index": 1,
+    "fawa:awp:ham.fawa_start": 0.0, "fawa:awp:ham.fawa_threshold": 0.0, "ema:fair_weight:absld.recipe.lr": 0.3,
+}  # fmt: skip
 # HAM in every respect, but that the second process asks to stop, or is killed, where the environment says so.
 PLUGIN = '''
 import os, signal
@@ -60,7 +65,7 @@ SIZES = ["--epochs", "3", "--train-limit", "147", "--batch-size", "48", "--limit
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Path, Plan]:
-    """Six methods by two processes, and by one; a teacher from a file, no BatchNorm, float64."""
+    """Six methods and two compositions by two processes, and by one; a teacher from a file, no BatchNorm, float64."""
     root = tmp_path_factory.mktemp("compared")
     teacher = root / "teacher.safetensors"
     found = small(methods=("natural",), model=named("roomy"), epochs=6, overrides={"natural.recipe.lr": 0.5})
@@ -69,17 +74,16 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Path
     arguments = [
         "run", "--methods", ",".join(COMPARED), "--model", named("roomy"), "--teacher", str(teacher),
         "--teacher-model", named("roomy"), "--attacks", "fgsm", "--select", "best", *SIZES, "--device", "cpu",
-        "--set", "ham.begin_epoch_index=1", "--set", "absld.recipe.lr=0.3", "--set", "flexmatch_at.tau=0.2",
+        *(word for name, value in GIVEN.items() for word in ("--set", f"{name}={value}")),
     ]  # fmt: skip
     ends = together([*arguments, "--out", str(root / "two")], root)
     assert [code for code, _ in ends] == [0, 0], ends
     assert ends[1][1] == "", "the first process alone talks"
     assert "Warning" not in ends[0][1]
-    overrides = {"ham.begin_epoch_index": 1, "absld.recipe.lr": 0.3, "flexmatch_at.tau": 0.2}
     run = combined({
         "methods": COMPARED, "model": named("roomy"), "teacher": str(teacher), "teacher_model": named("roomy"),
         "attacks": ("fgsm",), "select": "best", "epochs": 3, "train_limit": 147, "batch_size": 48, "limit": 40,
-        "block": 10, "overrides": overrides,
+        "block": 10, "overrides": GIVEN,
     })  # fmt: skip
     one = make_plan(run, "cpu")
     train_all(one, root / "one")
