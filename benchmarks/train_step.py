@@ -25,7 +25,7 @@ from bench import device as devices
 from bench.parts import to_float
 from bench.switches import SWITCHES, USUAL
 from bench.train import Trainer
-from benchmarks import per_class, timing
+from benchmarks import kept, per_class, timing
 from benchmarks.passes import BarePasses, Kind
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.subjects import comma_list
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "switches" in options.parts:
             for method in options.switched:
                 switches_table(page, ground, method, options)
+                if ground.device == "cpu" and method in STEPS:
+                    kept.table(page, ground, method, rounds_of(ground, options))
         if "per-class" in options.parts:
             per_class.table(page, ground, [name for name in chosen if name in per_class.WORK], clock_of(ground))
 

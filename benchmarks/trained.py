@@ -173,7 +173,8 @@ def gradients_differ(trainer: Trainer, plain: PlainStep, dtype: torch.dtype = to
     From the same weights, statistics, draws and images, few of them where images are planted. In float64 a difference
     of passes cannot hide behind rounding, which in float32 turns some signs of the attack's gradients.
     """
-    n = 8 if len(trainer.parts.train) == trainer.job.recipe.batch_size else trainer.job.recipe.batch_size
+    planted = len(trainer.parts.train) == trainer.job.recipe.batch_size
+    n = 2 if planted else trainer.job.recipe.batch_size
     x, y = to_float(trainer.train.x[:n]).to(dtype), trainer.train.y[:n]
     model = copy.deepcopy(trainer.model).to(dtype)
     other = copy.deepcopy(model)

@@ -263,6 +263,7 @@ def test_intervals_hold_the_average(plan: Path) -> None:
         ({"training": {"lr": 0.05, "batch_size": 128}}, "lr=0.05"),
         ({"epochs": 29}, "epochs=29"),
         ({"hardware": {"device": "cuda", "threads": 1}}, "device=cuda"),
+        ({"arithmetic": {"switches": ["bf16", "fold"], "precision": "bfloat16"}}, "train_with=bf16 fold"),
         ({"teachers": {"robust": {"key": "t", "label": "ham on wide"}}}, "teacher=ham on wide"),
     ],
 )
@@ -275,6 +276,12 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(
     assert [row.seeds for row in table.rows] in ([(0,), (1,)], [(1,), (0,)])
     assert len({row.name for row in table.rows}) == 2
     assert any(re.search(told_apart_by, row.name) for row in table.rows)
+
+
+def test_a_training_in_lower_precision_is_noted(tmp_path: Path) -> None:
+    arithmetic = {"switches": ["bf16"], "precision": "bfloat16 under autocast"}
+    write_run(tmp_path, Spec(facts={"arithmetic": arithmetic}))
+    assert "30 epochs, bfloat16 under autocast." in render(tmp_path)
 
 
 def test_runs_of_one_seed_that_look_alike_are_named_by_key(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import per_class, timing, train_step
+from benchmarks import kept, per_class, timing, train_step
 from benchmarks.passes import BarePasses, Kind, Ledger
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.tables import Page
@@ -77,8 +79,26 @@ def test_bare_passes_are_of_their_kind(gradient: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+class Here:
+    """Stands for a pool of processes, and runs everything in this one."""
+
+    def __init__(self, processes: int, **_: object) -> None:
+        self.processes = processes
+
+    def submit(self, work: Callable[..., float], *arguments: Any) -> Here:
+        self.found = work(*arguments)
+        return self
+
+    def result(self) -> float:
+        return self.found
+
+    def shutdown(self) -> None:
+        pass
+
+
 def test_a_whole_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LONG_ENOUGH", 0.0)
+    monkeypatch.setattr(kept, "ProcessPoolExecutor", Here)
     train_step.main([
         "--grounds", "digits", "--batch", "32", "--methods", "natural,frl_remargin", "--switched", "trades",
         "--switches", "fold,fused", "--rounds", "1", "--out", str(tmp_path),
@@ -89,13 +109,8 @@ def test_a_whole_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert rows["natural"][2] == "1 + 0 + 1, 0 + 0"
     assert rows["frl_remargin"][8] == "23 + 10 + 13, 0 + 0"
-    assert {
-        "all off: the plain step",
-        "frozen parameters in the attack",
-        "fold",
-        "fused",
-        "together, all",
-    } <= rows.keys()
+    lines = {"all off: the plain step", "frozen parameters in the attack", "fold", "fused", "together, all"}
+    assert lines | {kept.PLAIN, kept.SUITE} <= rows.keys()
 
 
 def test_work_per_class_is_a_share_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
