@@ -216,7 +216,11 @@ class Method(nn.Module):
         yield
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        """Once per step, before it: fold figures into per-class sums."""
+        """Once per step, before it: fold figures into per-class sums.
+
+        Of several processes, one that has none of the step's samples is not asked: `ctx.reduce` belongs in the hooks
+        before and after, which all of them go through.
+        """
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
         """After the optimiser's step: weight averages."""

@@ -53,6 +53,7 @@ class MTARD(Method):
 
     natural_share: Tensor
     first: Tensor
+    step_sums: Tensor
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class MTARD(Method):
         self.rate_milestones = rate_milestones
         self.register_buffer("natural_share", torch.tensor(natural_weight, dtype=torch.float64))
         self.register_buffer("first", torch.zeros(2, dtype=torch.float64))  # the first step's terms: robust, natural
+        self.register_buffer("step_sums", torch.zeros(3, dtype=torch.float64))  # of a step's terms, and their number
 
     def passes(self) -> Passes:
         """Adversarial training, the clean forward, and one forward of each teacher."""
@@ -96,13 +98,18 @@ class MTARD(Method):
         return Terms(loss, {"adv": logits, "clean": clean}, extras=terms)
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        """Move the balance by what the step's terms are to those of the first step."""
+        """Add up the step's terms."""
         values = torch.stack([terms.extras["robust"], terms.extras["natural"]]).to(self.first.dtype)
-        sums = ctx.reduce(torch.cat([values.sum(1), values.new_full((1,), values.shape[1])]))
-        now = sums[:2] / sums[2]
+        self.step_sums.copy_(torch.cat([values.sum(1), values.new_full((1,), values.shape[1])]))
+
+    def after_step(self, model: nn.Module, ctx: Context) -> None:
+        """Move the balance by what the step's terms are, over all processes, to those of the first step."""
+        sums = ctx.reduce(self.step_sums)
+        now = sums[:2] / sums[2].clamp_min(1)
         self.first.copy_(torch.where(self.first > 0, self.first, now))
         fallen = now / self.first.clamp_min(1e-12)
         # Terms that are both zero say nothing about the balance.
         target = torch.where(fallen.sum() > 0, fallen[1] / fallen.sum().clamp_min(1e-12), self.natural_share)
         rate = self.weight_rate * 0.1 ** sum(ctx.epoch >= m for m in self.rate_milestones)
         self.natural_share.sub_(rate * (self.natural_share - target))
+        self.step_sums.zero_()

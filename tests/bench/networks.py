@@ -39,6 +39,10 @@ def tight(classes: int, channels: int, size: int) -> nn.Module:
     return Network(classes, channels, size, norm=False, limit=LIMIT)
 
 
+def tiny(classes: int, channels: int, size: int) -> nn.Module:
+    return Network(classes, channels, size, norm=False, limit=10)
+
+
 def full(classes: int, channels: int, size: int) -> nn.Module:
     return Network(classes, channels, size, norm=False, limit=0)
 

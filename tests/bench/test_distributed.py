@@ -113,6 +113,23 @@ def test_two_processes_give_what_one_gives(method: str, compared: tuple[Path, Pl
     assert second["processes"] == {"count": 1, "batch_norm": None}
 
 
+def test_processes_that_run_out_of_memory_go_on_in_parts(
+    compared: tuple[Path, Plan, Path, Plan], tmp_path: Path
+) -> None:
+    """Before anything is added up over processes: a first step is gone through by each alone."""
+    _, _, alone, one = compared
+    changed = ["--set", "ham.begin_epoch_index=1"]
+    arguments = ["run", "--methods", "ham", "--model", named("tiny"), "--attacks", "fgsm", *SIZES, *changed]
+    ends = together([*arguments, "--device", "cpu", "--out", str(tmp_path / "out")], tmp_path)
+    assert [code for code, _ in ends] == [0, 0], ends
+    (folder,) = [path.parent for path in tmp_path.rglob("run.json")]
+    weights = load_weights(alone / job_of(one, "ham").folder / "last.safetensors")
+    for name, tensor in load_weights(folder / "last.safetensors").items():
+        assert torch.allclose(tensor, weights[name], rtol=1e-9, atol=1e-12), name
+    facts = description(folder)["micro_batch"]
+    assert facts == {"size": 6, "asked": None, "out_of_memory_at": [0, 0], "exact": True}
+
+
 def test_evaluations_go_side_by_side_in_parts(compared: tuple[Path, Plan, Path, Plan]) -> None:
     out, several, _, _ = compared
     for job in several.evaluate:

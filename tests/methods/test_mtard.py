@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.train import train
 from methods.adaad import AdaAD
@@ -29,6 +29,7 @@ def observed(method: MTARD, robust: Tensor, natural: Tensor, epoch: int = 0, **c
     for name, value in ctx.items():
         setattr(context, name, value)
     method.observe(BATCH, Adversarial(BATCH.x), terms, context)
+    method.after_step(nn.Identity(), context)
     return method.natural_share.item()
 
 
