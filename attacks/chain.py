@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -100,6 +102,30 @@ def before_relu(grad: Tensor, y: Tensor | None) -> Tensor:
         return grad
     below: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
     return below
+
+
+class Before(Link):
+    """A function of images and constants ahead of the first layer, such as a normalisation.
+
+    Args:
+        function: `function(x, *constants)`, cheap, because it is done again for its gradient.
+        constants: tensors and numbers.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], constants: Sequence[object]) -> None:
+        super().__init__()
+        self.function, self.constants = function, constants
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Like x."""
+        return self.function(x, *self.constants)
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """Like x."""
+        with torch.enable_grad():
+            here = x.detach().requires_grad_()
+            (found,) = torch.autograd.grad(self.function(here, *self.constants), here, before_relu(grad, y))
+        return found
 
 
 class Linear(Link):
@@ -250,7 +276,7 @@ def chained(traced: GraphModule, example: Tensor) -> Chain | None:
     links: list[Link] = []
     flat: torch.Size | None = None  # what was flattened since the last link
     x = example[:1]
-    before, *nodes = traced.graph.nodes
+    before, *nodes = (node for node in traced.graph.nodes if node.op != "get_attr")
     modules: dict[str, nn.Module] = dict(traced.named_modules())
     for node in nodes:
         if not node.args or node.args[0] is not before or len(before.users) != 1:
@@ -267,16 +293,30 @@ def chained(traced: GraphModule, example: Tensor) -> Chain | None:
         if _flattens(node, module) and x.ndim == 4 and flat is None:
             flat = x.shape[1:]
             continue
-        elif isinstance(module, nn.Linear) and (x.ndim == 2 or flat is not None):
-            links.append(Linear(module, flat))
-            flat = None
-        elif type(module) is nn.Conv2d and flat is None and (module.padding_mode, type(module.padding)) == PADDING:
-            links.append(_convolution(module, (x.shape[2], x.shape[3])))
-        else:
+        link = _link(node, module, traced, x, flat)
+        if link is None or (isinstance(link, Before) and not all(isinstance(other, Before) for other in links)):
             return None
+        links.append(link)
+        flat = None
         with torch.no_grad():
-            x = links[-1](x)
+            x = link(x)
     return Chain(links) if links and flat is None and x.ndim == 2 else None
+
+
+def _link(node: Node, module: nn.Module | None, traced: GraphModule, x: Tensor, flat: torch.Size | None) -> Link | None:
+    """The layer of a node whose input looks like x; None if it is none that is known."""
+    if isinstance(module, nn.Linear):
+        return Linear(module, flat) if x.ndim == 2 or flat is not None else None
+    if type(module) is nn.Conv2d and flat is None and (module.padding_mode, type(module.padding)) == PADDING:
+        return _convolution(module, (x.shape[2], x.shape[3]))
+    given = node.args[1:]
+    constant = all(isinstance(each, (int, float)) or getattr(each, "op", None) == "get_attr" for each in given)
+    if node.op != "call_function" or not given or not constant or node.kwargs or flat is not None:
+        return None
+    tensors = [attrgetter(str(each.target))(traced) if isinstance(each, Node) else each for each in given]
+    link = Before(node.target, tensors)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return link if link(x).shape == x.shape else None
 
 
 def _flattens(node: Node, module: nn.Module | None) -> bool:

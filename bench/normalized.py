@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx import wrap
 
 from bench.errors import UsageError
 
@@ -40,10 +41,20 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of x (N, C, H, W) in [0, 1]."""
-        if self.mean.shape[1] not in (1, x.shape[1]):
-            raise ValueError(
-                f"normalisation: expected images with {self.mean.shape[1]} channels, got {x.shape[1]}; "
-                "give one mean and one deviation per channel"
-            )
-        logits: Tensor = self.model((x - self.mean) / self.std)
+        logits: Tensor = self.model(normalized(x, self.mean, self.std))
         return logits
+
+
+@wrap  # whoever traces the model need not see into it
+def normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images (N, C, H, W) of mean 0 and deviation 1, from mean and deviation (1, C or 1, 1, 1).
+
+    Raises:
+        ValueError: if the images have another number of channels.
+    """
+    if mean.shape[1] not in (1, x.shape[1]):
+        raise ValueError(
+            f"normalisation: expected images with {mean.shape[1]} channels, got {x.shape[1]}; "
+            "give one mean and one deviation per channel"
+        )
+    return (x - mean) / std

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.chain import Banded, Chain, Convolution, Phased, chained
+from attacks.chain import Banded, Before, Chain, Convolution, Phased, chained
 from attacks.prepared import Prepared
 from bench.models import build
+from bench.normalized import Normalized
 from tests.attacks.watched import stream
 
 
@@ -88,10 +89,27 @@ def test_relu_and_flattening_are_known_as_functions_too() -> None:
         lambda at, x: at.linear(F.relu(at.one(x).flatten(1))),  # a ReLU on what is flat
         lambda at, x: at.linear(at.one(F.relu(x)).flatten(1)),  # a ReLU on the input
         lambda at, x: at.one(x).flatten(1),  # no linear layer
+        lambda at, x: at.linear(at.one((x - 0.5).amax(1, keepdim=True)).flatten(1)),  # a method that is not known
+        lambda at, x: at.linear((at.one(x) - 0.5).flatten(1)),  # a function between the layers
+        lambda at, x: at.linear(at.one(torch.sub(x, x)).flatten(1)),  # a function of more than constants
     ],
 )
 def test_what_is_no_line_of_known_layers_is_left_alone(act: Callable[[Acting, Tensor], Tensor]) -> None:
     assert chained(symbolic_trace(Acting(act).eval()), torch.rand(2, 1, 6, 6)) is None
+
+
+def test_what_comes_before_the_first_layer_has_its_gradient_too() -> None:
+    images, shift = torch.rand(4, 1, 6, 6, dtype=torch.float64), torch.rand(1, 1, 6, 6, dtype=torch.float64)
+    model = Acting(lambda at, x: at.linear(at.one((x - at.shift) / 0.3).flatten(1)))
+    model.register_buffer("shift", shift)
+    for given in (model, Normalized(Acting(lambda at, x: at.linear(at.one(x).flatten(1))), [0.4], [0.2])):
+        given = given.double().eval()
+        chain = chained(symbolic_trace(given), images)
+        assert chain is not None and isinstance(chain.links[0], Before)
+        here, there = (images.clone().requires_grad_() for _ in range(2))
+        torch.testing.assert_close(chain(here), given(there), rtol=1e-10, atol=1e-12)
+        found, expected = (torch.autograd.grad(net(x)[:, 1].sum(), x)[0] for net, x in ((chain, here), (given, there)))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_prepared_line_is_a_chain_unless_another_form_is_asked_for() -> None:
