@@ -44,7 +44,7 @@ def tiny(classes: int, channels: int, size: int) -> nn.Module:
 
 
 def full(classes: int, channels: int, size: int) -> nn.Module:
-    return Network(classes, channels, size, norm=False, limit=0)
+    return Network(classes, channels, size, norm=True, limit=2)
 
 
 def normed(classes: int, channels: int, size: int) -> nn.Module:

@@ -133,10 +133,10 @@ def refused(job: TrainJob, tmp_path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_device_that_holds_no_sample_is_named(tmp_path: Path) -> None:
+def test_a_device_that_holds_too_little_is_named(tmp_path: Path) -> None:
     (job,) = run_of("full", ("pgd_at",)).train
     assert refused(job, tmp_path) == (
-        "pgd_at seed 0: out of memory with 1 samples at once, and fewer cannot be tried; "
+        "pgd_at seed 0: out of memory with 4 samples at once, and fewer cannot be tried; "
         "take a smaller model or a device with more memory"
     )
 
