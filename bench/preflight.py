@@ -71,5 +71,9 @@ def _build(job: TrainJob | EvalJob) -> None:
         if method.couples_batch and (job.micro_batch is not None or job.processes > 1):
             what = "--micro-batch" if job.processes == 1 else "torchrun"
             raise ValueError(f"{job.title}: couples the samples of a batch, which must stay whole; leave out {what}")
+        if method.drops_rows and job.sync_bn:
+            raise ValueError(
+                f"{job.title}: may leave a process without samples, and --sync-bn waits for all; leave out --sync-bn"
+            )
     else:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_a_method_that_couples_its_batch_keeps_it_whole(tmp_path: Path) -> None:
     assert sentence in refused(found.train[0], tmp_path)
     with pytest.raises(UsageError, match=r"ham.*: couples the samples of a batch.*leave out --micro-batch"):
         preflight(found, Site(tmp_path, Path("data")))
+
+
+def test_a_method_that_drops_samples_does_not_share_batch_norm(tmp_path: Path) -> None:
+    found = run_of("roomy", ("ham",))
+    shared = replace(found, train=tuple(replace(job, processes=2, sync_bn=True) for job in found.train))
+    with pytest.raises(UsageError, match=r"ham.*may leave a process without samples.*leave out --sync-bn"):
+        preflight(shared, Site(tmp_path, Path("data")))
 
 
 def test_another_error_is_no_lack_of_memory() -> None:
