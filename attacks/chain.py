@@ -1,8 +1,8 @@
 """A frozen network that is one line of layers, with its input gradient written out; for a CPU.
 
-Without a graph there is nothing to build or to walk at every pass, activations stay channels-last, and two kinds of
+Without a graph there is nothing to build or to walk at every pass, activations stay channels-last, and three kinds of
 convolution get a gradient of their own. The library's pads channels to whole vectors and walks small images pixel by
-pixel: with few input channels, or with stride 2, on narrow images a product of matrices is faster. The sums are the
+pixel: with few input channels, or with stride 2 on narrow images, a product of matrices is faster. The sums are the
 same, in another order.
 """
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 # Input channels times width up to which products win over the library's convolutions, measured with AVX-512.
 BAND, PHASES = 32, 128
+FEW = 4  # input channels up to which they do with larger strides
 RELU = (torch.relu, torch.relu_, F.relu)
+ONLY_INPUT = (True, False, False)  # which gradients of a convolution are wanted
 PADDING = ("zeros", tuple)  # mode and kind of padding
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
 
@@ -184,7 +185,10 @@ class Convolution(Link):
 
     def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         """Like x."""
-        found: Tensor = conv2d_input(x.shape, self.weight, before_relu(grad, y), *self.how)
+        stride, padding, dilation, groups = self.how
+        found: Tensor = torch.ops.aten.convolution_backward(
+            before_relu(grad, y), x, self.weight, None, stride, padding, dilation, False, (0, 0), groups, ONLY_INPUT
+        )[0]
         return found
 
 
@@ -266,6 +270,34 @@ class Phased(Convolution):
         return found.view(n, *self.size, -1).permute(0, 3, 1, 2)
 
 
+class Blocked(Convolution):
+    """A kernel as wide and high as some strides: products with all of its taps, added up in blocks of a stride."""
+
+    taps: Tensor
+
+    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__(given, size)
+        outputs, inputs, high, wide = self.weight.shape
+        self.stride, self.pad = given.stride[0], tuple(int(by) for by in given.padding)
+        self.blocks = high // self.stride, wide // self.stride
+        self.register_buffer("taps", self.weight.permute(0, 2, 3, 1).reshape(outputs, high * wide * inputs))
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """One product, then a sum over the blocks of the kernel."""
+        grad = before_relu(grad, y).permute(0, 2, 3, 1)
+        n, rows, columns, channels = grad.shape
+        (down, across), stride, inputs = self.blocks, self.stride, x.shape[1]
+        parts = (grad.reshape(-1, channels) @ self.taps).view(n, rows, columns, down, stride, across, stride * inputs)
+        (height, width), (above, aside) = self.size, self.pad
+        whole = [-(-(side + 2 * pad) // stride) for side, pad in zip(self.size, self.pad, strict=True)]
+        total = parts.new_zeros(n, whole[0], stride, whole[1], stride * inputs)
+        for i in range(down):
+            for j in range(across):
+                total[:, i : i + rows, :, j : j + columns] += parts[:, :, :, i, :, j].transpose(2, 3)
+        images = total.view(n, whole[0] * stride, whole[1] * stride, inputs)
+        return images[:, above : above + height, aside : aside + width].permute(0, 3, 1, 2)
+
+
 def chained(traced: GraphModule, example: Tensor) -> Chain | None:
     """A traced network as a chain; None if it is no line of convolutions, ReLU, flattening and linear layers.
 
@@ -335,4 +367,7 @@ def _convolution(given: nn.Conv2d, size: tuple[int, int]) -> Convolution:
     usual = (given.kernel_size, given.stride, given.padding) == ((3, 3), (2, 2), (1, 1))
     if plain and usual and breadth <= PHASES and math.gcd(*size) % 2 == 0:
         return Phased(given, size)
+    square = given.stride[0] == given.stride[1] > 1 and all(side % given.stride[0] == 0 for side in given.kernel_size)
+    if plain and square and given.in_channels <= FEW:
+        return Blocked(given, size)
     return Convolution(given, size)

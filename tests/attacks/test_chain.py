@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.chain import Banded, Before, Chain, Convolution, Phased, chained
+from attacks.chain import Banded, Before, Blocked, Chain, Convolution, Phased, chained
 from attacks.prepared import Prepared
 from bench.models import build
 from bench.normalized import Normalized
@@ -35,6 +35,9 @@ SHAPES: list[tuple[tuple[int, int, int], dict[str, Any], dict[str, Any], type[Co
     ((4, 2, 2), STRIDED, {"kernel_size": 1}, Phased, Banded),
     ((3, 16, 16), {"kernel_size": 3, "padding": 3}, STRIDED, Convolution, Phased),
     ((1, 4, 4), {"kernel_size": 3, "padding": 4}, {"kernel_size": 3, "stride": 2}, Banded, Convolution),
+    ((3, 12, 9), {"kernel_size": 4, "stride": 2, "padding": 1}, {"kernel_size": 2}, Blocked, Banded),
+    ((2, 13, 10), {"kernel_size": (6, 3), "stride": 3}, {"kernel_size": 2}, Blocked, Banded),
+    ((1, 7, 8), {"kernel_size": 2, "stride": 2, "padding": (1, 0)}, STRIDED, Blocked, Phased),
     ((1, 40, 40), {"kernel_size": 5, "stride": 3, "dilation": 2}, STRIDED, Convolution, Convolution),
 ]
 
