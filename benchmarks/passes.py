@@ -73,9 +73,25 @@ class Ledger:
                 sums["backward"] += samples
         return sums
 
-    def seconds(self, bare: Mapping[Kind, float]) -> float:
-        """The least that the passes take, from the seconds of a sample of each kind."""
-        return sum(samples * bare[kind] for kind, samples in self.samples.items())
+    def short_of(self, declared: Mapping[str, float]) -> dict[Gradient, float]:
+        """How many times as many of the student's passes are declared as were made, by what is differentiated."""
+        made = self.totals()
+        bare = {"none": "forward", "input": "input_grad", "weights": "backward"}
+        wanted = {**declared, "forward": declared["forward"] - declared["input_grad"] - declared["backward"]}
+        made["forward"] -= made["input_grad"] + made["backward"]
+        return {kind: wanted[name] / made[name] for kind, name in bare.items() if made[name]}  # type: ignore[misc]
+
+    def seconds(self, bare: Mapping[Kind, float], factors: Mapping[Gradient, float] | None = None) -> float:
+        """The least that the passes take.
+
+        Args:
+            bare: seconds of a sample of each kind.
+            factors: of the student's, as `short_of` gives them, for a floor of the passes that are declared.
+        """
+        return sum(
+            samples * bare[kind] * ((factors or {}).get(kind.gradient, 1.0) if kind.owner == "student" else 1.0)
+            for kind, samples in self.samples.items()
+        )
 
 
 class BarePasses:
@@ -89,6 +105,7 @@ class BarePasses:
 
     def __init__(self, kind: Kind, network: nn.Module, x: Tensor) -> None:
         self.kind, self.network, self.x = kind, network, x.detach()
+        self.parameters = list(network.parameters())
         self.repeat = 1
 
     def fitted(self, clock: Callable[[Task], float]) -> BarePasses:
@@ -120,7 +137,8 @@ class BarePasses:
         torch.autograd.grad(self.network(here)[:, 0].sum(), here)
 
     def _weights(self) -> None:
-        self.network.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         self.network(self.x)[:, 0].sum().backward()
 
 

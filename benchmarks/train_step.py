@@ -178,6 +178,8 @@ class Measured:
         self.ledger = self.suite.counted()
         self.script = self.plain.counted() if self.plain else None
         trainer = self.suite.trainer
+        declared = trainer.method.passes() * ground.batch
+        self.dropped = self.ledger.short_of(declared.as_dict()) if trainer.method.drops_rows else {}
         x = trainer.forms.images(to_float(trainer.train.x[: len(self.suite.rows)]))
         self.bare = {kind: BarePasses(kind, net, x).fitted(clock) for kind, net in self.ledger.networks.items()}
         self.times = times_for(self.suite, clock)
@@ -193,7 +195,7 @@ class Measured:
             self.scripts.append(clock(repeated(self.plain, self.times)) / self.times)
         after = {kind: clock(self.bare[kind]) for kind in reversed(list(self.bare))}
         each = {kind: task.each((before[kind] + after[kind]) / 2) for kind, task in self.bare.items()}
-        self.floors.append(self.ledger.seconds(each))
+        self.floors.append(self.ledger.seconds(each, self.dropped))
         for kind, seconds in each.items():
             each_kind.add(kind, seconds)
 

@@ -126,3 +126,12 @@ def test_turns_alternate() -> None:
     found = train_step.turns(tasks, 2, timing.clock)
     assert "".join(seen) == "abba"
     assert [set(turn) for turn in found] == [{"a", "b"}] * 2
+
+
+def test_the_floor_of_a_method_that_drops_samples_is_that_of_the_passes_it_declares() -> None:
+    step = SuiteStep(GROUND.trainer("bat", None))
+    ledger, declared = step.counted(), (step.trainer.method.passes() * GROUND.batch).as_dict()
+    assert ledger.totals()["input_grad"] < declared["input_grad"]
+    one = dict.fromkeys(ledger.samples, 1.0)
+    assert ledger.seconds(one) == ledger.totals()["forward"]
+    assert ledger.seconds(one, ledger.short_of(declared)) == pytest.approx(declared["forward"])
