@@ -130,16 +130,16 @@ class BarePasses:
 
     def _forward(self) -> None:
         with torch.no_grad():
-            self.network(self.x)
+            self.network.forward(self.x)
 
     def _input(self) -> None:
         here = self.x.detach().requires_grad_()
-        torch.autograd.grad(self.network(here)[:, 0].sum(), here)
+        torch.autograd.grad(self.network.forward(here)[:, 0].sum(), here)
 
     def _weights(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-        self.network(self.x)[:, 0].sum().backward()
+        self.network.forward(self.x)[:, 0].sum().backward()
 
 
 def kind_of(owner: str, form: str, network: nn.Module, x: Tensor) -> Kind:

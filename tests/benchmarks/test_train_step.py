@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import kept, per_class, timing, train_step
-from benchmarks.passes import BarePasses, Kind, Ledger
+from benchmarks.passes import BarePasses, Kind, Ledger, kind_of
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.tables import Page
 from benchmarks.trained import Ground, PlainStep, SuiteStep, gradients_differ
@@ -67,16 +67,28 @@ def test_a_floor_is_the_sum_of_what_each_kind_costs() -> None:
     assert ledger.totals() == {"forward": 8, "input_grad": 2, "backward": 3, "teacher": 0, "teacher_grad": 0}
 
 
+class Noting(nn.Linear):
+    """Notes the kind of each pass, wherever it is called from."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.seen: list[Kind] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(kind_of("student", "as it is", self, x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("gradient", ["none", "input", "weights"])
-def test_bare_passes_are_of_their_kind(gradient: str) -> None:
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(3, 4)
-    kind = Kind("student", "as it is", False, gradient)  # type: ignore[arg-type]
-    ledger = Ledger()
-    with ledger.watching({("student", "as it is"): model}):
-        BarePasses(kind, model, x)()
-    assert ledger.samples == {kind: 3}
+def test_bare_passes_are_of_their_kind(gradient: str, training: bool) -> None:
+    model = Noting()
+    kind = Kind("student", "as it is", training, gradient)  # type: ignore[arg-type]
+    BarePasses(kind, model, torch.zeros(3, 4))()
+    assert model.seen == [kind]
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+    assert (model.weight.grad is not None) == (gradient == "weights")
 
 
 class Here:
