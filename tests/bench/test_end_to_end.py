@@ -52,8 +52,8 @@ def test_one_command_ends_with_the_table_of_all_methods_and_attacks(results: Res
         assert all(f"{column} {statistic}" in header for statistic in ("Average", "Worst", "NSD"))
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]
     names = [row.partition(" ")[0] for row in rows if not row.startswith("-")]
-    assert sorted(names) == sorted([*METHODS.names(), "trades"]), "the teacher has a row of its own"
-    assert sum("teacher" in row for row in rows) == 1
+    assert sorted(names) == sorted([*METHODS.names(), "trades", "natural"]), "teachers have rows of their own"
+    assert sum("teacher" in row for row in rows) == 2
     assert "n = 40" in done.stdout
     assert "n = 20" in done.stdout, "AutoAttack's smaller part is stated"
 
@@ -73,7 +73,7 @@ def test_every_mechanism_ran(results: Results) -> None:
 
 def test_figures_are_sound_from_python_too(results: Results) -> None:
     frame: Any = bench.load_results(results[0])
-    assert len(frame) == (len(METHODS.names()) + 1) * 5
+    assert len(frame) == (len(METHODS.names()) + 2) * 5
     wide = frame.pivot_table(index=["label", "role"], columns="attack", values="average")
     assert (wide.drop(columns="autoattack").le(wide["clean"] + 1e-12, axis=0)).all(axis=None)
     for row in frame.itertuples():

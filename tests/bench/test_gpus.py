@@ -23,9 +23,11 @@ from bench.schedule import Schedule, Site
 from bench.settings import combined, from_file
 from tests.bench.jobs import job_of, own_registrations, small, tree
 
-# Natural training that notes which GPU it sees; one that ends its process while it waits for nobody.
+# Natural training that notes which GPU it sees. One method ends its process; another goes on only when the worker in
+# place of that one, the third process, has work.
 PLUGIN = '''
 import os
+import time
 from pathlib import Path
 from methods import register
 from methods.natural import Natural
@@ -37,7 +39,12 @@ class _Seen(Natural):
 
 @register("one")
 class One(_Seen):
-    """Notes its GPU."""
+    """Waits for a third process."""
+    def begin_epoch(self, model, ctx):
+        super().begin_epoch(model, ctx)
+        end = time.monotonic() + 60
+        while len({note.name.rsplit("-", 1)[1] for note in Path(NOTES).iterdir()}) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
 
 @register("two")
 class Two(_Seen):
