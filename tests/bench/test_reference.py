@@ -1,14 +1,18 @@
-"""The committed outcomes of the demo: its table follows from them, and the README shows that table."""
+"""The committed outcomes: the tables follow from them, and the README shows those tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bench.report import load_results, render, verify
+import pytest
+
+from bench.report import against, load_results, render, verify
 from methods import METHODS
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT / "results" / "reference" / "digits"
+TABLES = ROOT / "results" / "reference"
+REFERENCE = TABLES / "digits"
+both = pytest.mark.parametrize("folder", [REFERENCE, TABLES / "cifar10"], ids=lambda folder: folder.name)
 
 
 def demonstrated() -> set[str]:
@@ -19,19 +23,34 @@ def demonstrated() -> set[str]:
     return set(line.partition("?=")[2].strip().split(","))
 
 
-def test_the_table_is_recomputed_from_the_outcomes() -> None:
-    assert render(REFERENCE).strip() == (REFERENCE / "table.md").read_text(encoding="utf-8").strip()
+@both
+def test_the_table_is_recomputed_from_the_outcomes(folder: Path) -> None:
+    assert render(folder).strip() == (folder / "table.md").read_text(encoding="utf-8").strip()
 
 
-def test_the_readme_shows_that_table() -> None:
+def test_published_figures_stand_beside_those_on_cifar10() -> None:
+    folder = TABLES / "cifar10"
+    assert against(folder, "rslad").strip() == (folder / "against_rslad.md").read_text(encoding="utf-8").strip()
+
+
+@both
+def test_the_readme_shows_that_table(folder: Path) -> None:
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in (REFERENCE / "table.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    assert len(lines) > len(demonstrated())
+    lines = [line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(lines) > 9
     assert "\n".join(lines) in shown
 
 
-def test_every_file_is_sound() -> None:
-    assert verify(REFERENCE) == []
+@both
+def test_every_file_is_sound(folder: Path) -> None:
+    assert verify(folder) == []
+
+
+def test_on_cifar10_every_class_keeps_some_robustness() -> None:
+    """PGD-20 after PGD-AT: at least a quarter on average, and a worst class above zero."""
+    frame = load_results(TABLES / "cifar10")
+    (row,) = frame[frame["method"].eq("pgd_at") & frame["attack"].eq("pgd")].itertuples()
+    assert row.average >= 0.25 and row.worst > 0
 
 
 def test_no_method_and_no_attack_is_missing() -> None:
@@ -47,4 +66,4 @@ def test_the_teacher_beats_plain_adversarial_training() -> None:
 
 
 def test_weights_are_not_committed() -> None:
-    assert not [*REFERENCE.rglob("*.safetensors"), *REFERENCE.rglob("*.pt")]
+    assert not [*TABLES.rglob("*.safetensors"), *TABLES.rglob("*.pt")]
