@@ -137,6 +137,8 @@ class Forms:
 
     def _teacher(self, role: str, teacher: nn.Module) -> nn.Module:
         chosen = {"fold", "channels_last", "bf16", "compile"} & self.switches
+        if self.example.device.type == "cpu" and "fold" in chosen:
+            chosen.discard("channels_last")  # what is folded is faster without, and may get its gradient written out
         if not chosen:
             return teacher
         switches = {name: name in chosen for name in ("fold", "channels_last", "bf16", "compile")}
