@@ -112,7 +112,7 @@ class _Ball:
 
     x: Tensor
     radius: Tensor
-    stride: Tensor
+    stride: float | Tensor
     low: Tensor | None = None
     high: Tensor | None = None
 
@@ -120,11 +120,12 @@ class _Ball:
     def around(cls, x: Tensor, eps: float | Tensor, step_size: float | Tensor, norm: Norm) -> _Ball:
         radius = per_sample(eps, x)
         bounds = ((x + sign * radius).clamp_(0, 1) for sign in (-1, 1)) if norm == "linf" else ()
-        return cls(x, radius, per_sample(step_size, x), *bounds)
+        return cls(x, radius, step_size if isinstance(step_size, float) else per_sample(step_size, x), *bounds)
 
     def of(self, rows: Tensor) -> _Ball:
         values = (self.radius, self.stride, self.low, self.high)
-        return _Ball(self.x[rows], *(v if v is None or v.ndim == 0 else v[rows] for v in values))  # type: ignore[arg-type]
+        moving = (v[rows] if isinstance(v, Tensor) and v.ndim else v for v in values)
+        return _Ball(self.x[rows], *moving)  # type: ignore[arg-type]
 
     def project(self, x_adv: Tensor) -> Tensor:
         if self.low is not None and self.high is not None:
@@ -134,7 +135,10 @@ class _Ball:
     @torch.no_grad()
     def step(self, here: Tensor, grad: Tensor) -> Tensor:
         if self.low is not None and self.high is not None:
-            return grad.sign().mul_(self.stride).add_(here).clamp_(self.low, self.high)
+            step = grad.sign()
+            if isinstance(self.stride, float):
+                return torch.add(here, step, alpha=self.stride, out=step).clamp_(self.low, self.high)
+            return step.mul_(self.stride).add_(here).clamp_(self.low, self.high)
         length = per_sample(grad.flatten(1).norm(dim=1).clamp_min(1e-12), self.x)
         return self.project(here + self.stride * grad / length)
 
@@ -147,7 +151,7 @@ def _kept(keep: Tensor | None) -> Tensor | None:
 def _uphill(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
     """The gradient of the objective's sum, by its slope where it knows one."""
     if isinstance(objective, Sloped):
-        (grad,) = torch.autograd.grad(logits, here, objective.with_slope(logits, rows)[1])
+        (grad,) = torch.autograd.grad(logits, here, objective.slope(logits.detach(), rows))
     else:
         (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
     return grad

@@ -37,6 +37,10 @@ class Sloped(ABC):
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values (M,), and the gradient (M, K) of each with respect to its logits; neither has a graph."""
 
+    def slope(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The gradient alone, for who has no use for the values."""
+        return self.with_slope(logits, rows)[1]
+
     def columns(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The targets of these samples, classes as (M, 1); looked up again only when other rows are asked for."""
         if rows is not self._rows:
@@ -46,6 +50,8 @@ class Sloped(ABC):
 
 
 class _CrossEntropy(Sloped):
+    _falls: tuple[Tensor, Tensor] | None = None  # of certain rows
+
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         (own,) = self.columns(rows)
         return F.cross_entropy(logits, own[:, 0], reduction="none")
@@ -54,9 +60,19 @@ class _CrossEntropy(Sloped):
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         (own,) = self.columns(rows)
         chances = F.log_softmax(logits, 1)
-        falls = torch.zeros_like(chances).scatter_(1, own, -1)
-        slope = torch.ops.aten._log_softmax_backward_data(falls, chances, 1, chances.dtype)  # autograd's, bit for bit
-        return -chances.gather(1, own)[:, 0], slope.to(logits.dtype)
+        return -chances.gather(1, own)[:, 0], self._slope(chances, rows)
+
+    @torch.no_grad()
+    def slope(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return self._slope(F.log_softmax(logits, 1), rows)
+
+    def _slope(self, chances: Tensor, rows: Tensor) -> Tensor:
+        """As autograd computes it, bit for bit."""
+        if self._falls is None or self._falls[0] is not rows or self._falls[1].dtype != chances.dtype:
+            (own,) = self.columns(rows)
+            self._falls = rows, torch.zeros_like(chances).scatter_(1, own, -1)
+        slope: Tensor = torch.ops.aten._log_softmax_backward_data(self._falls[1], chances, 1, chances.dtype)
+        return slope
 
 
 class _Margin(Sloped):
@@ -118,8 +134,12 @@ class _KL(Sloped):
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self(logits, rows), self.slope(logits, rows)
+
+    @torch.no_grad()
+    def slope(self, logits: Tensor, rows: Tensor) -> Tensor:
         probs, _, total = self.columns(rows)
-        return self(logits, rows), logits.softmax(1).mul_(total).sub_(probs)
+        return logits.softmax(1).mul_(total).sub_(probs)
 
 
 TINY = 1e-12

@@ -12,7 +12,6 @@ process, which other programs on the machine do not lengthen, otherwise those of
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from bench.parts import to_float
 from bench.switches import SWITCHES, USUAL
 from bench.train import Trainer
 from benchmarks import kept, per_class, timing
-from benchmarks.passes import BarePasses, Kind
+from benchmarks.passes import BarePasses, Kind, often
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.subjects import comma_list
 from benchmarks.tables import Page, guarded, spread, yes
@@ -114,11 +113,6 @@ def repeated(task: timing.Task, times: int) -> timing.Task:
     return run
 
 
-def times_for(task: timing.Task, clock: Clock) -> int:
-    """How often a step is made in a turn."""
-    return max(1, math.ceil(timing.LONG_ENOUGH / 2 / max(clock(task), 1e-6)))
-
-
 def turns(tasks: Mapping[Any, timing.Task], rounds: int, clock: Clock) -> list[dict[Any, float]]:
     """Seconds of each task, turn by turn; every second turn goes the opposite way."""
     found = []
@@ -182,7 +176,7 @@ class Measured:
         self.dropped = self.ledger.short_of(declared.as_dict()) if trainer.method.drops_rows else {}
         x = trainer.forms.images(to_float(trainer.train.x[: len(self.suite.rows)]))
         self.bare = {kind: BarePasses(kind, net, x).fitted(clock) for kind, net in self.ledger.networks.items()}
-        self.times = times_for(self.suite, clock)
+        self.times = often(self.suite, timing.LONG_ENOUGH / 2, clock)
         self.floors: list[float] = []
         self.steps: list[float] = []
         self.scripts: list[float] = []
@@ -253,7 +247,7 @@ def switches_table(page: Page, ground: Ground, method: str, options: argparse.Na
     for task in tasks.values():
         task()
     clock = clock_of(ground)
-    times = times_for(tasks[next(iter(lists))], clock)
+    times = often(tasks[next(iter(lists))], timing.LONG_ENOUGH / 2, clock)
     found = turns({name: repeated(task, times) for name, task in tasks.items()}, rounds_of(ground, options), clock)
     off, none = ([turn[name] for turn in found] for name in (next(iter(ways)), next(iter(lists))))
     rows = []

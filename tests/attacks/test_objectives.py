@@ -72,6 +72,17 @@ def test_the_slope_of_kl_is_autograds(rows: NDArray[np.int64]) -> None:
     torch.testing.assert_close(slope, expected)
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "kl"])
+def test_a_slope_alone_is_the_one_that_comes_with_the_values(name: str) -> None:
+    """Also for other rows, and once more for the first."""
+    target = torch.tensor(softmax(LOGITS[::-1])) if name == "kl" else torch.tensor(Y)
+    objective, logits = getattr(objectives, name)(target), torch.tensor(LOGITS)
+    every, some = torch.arange(20), torch.tensor(ROWS)
+    for rows in (every, some, every):
+        fresh = getattr(objectives, name)(target)
+        assert torch.equal(objective.slope(logits[rows], rows), fresh.with_slope(logits[rows], rows)[1])
+
+
 def test_the_margin_is_positive_exactly_where_misclassified() -> None:
     found = evaluate(objectives.margin(torch.tensor(Y)), np.arange(20))
     assert (found.numpy() > 0).tolist() == (LOGITS.argmax(1) != Y).tolist()

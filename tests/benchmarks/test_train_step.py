@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import kept, per_class, timing, train_step
-from benchmarks.passes import BarePasses, Kind, Ledger, kind_of
+from benchmarks.passes import MOST, BarePasses, Kind, Ledger, kind_of, often
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.tables import Page
 from benchmarks.trained import Ground, PlainStep, SuiteStep, gradients_differ
@@ -130,6 +130,12 @@ def test_work_per_class_is_a_share_of_a_step(monkeypatch: pytest.MonkeyPatch) ->
     page = Page("title", None, "name")
     per_class.table(page, GROUND, list(per_class.WORK), lambda task: float(task() is not None) + 1)
     assert [line.split("|")[1].strip() for line in page.text.splitlines()[-4:-1]][1:] == list(per_class.WORK)
+
+
+def test_a_clock_that_stands_still_is_not_believed() -> None:
+    assert often(lambda: None, 1.0, lambda task: 0.0) == MOST
+    assert often(lambda: None, 1.0, lambda task: 0.25) == 4
+    assert often(lambda: None, 1.0, lambda task: 9.0) == 1
 
 
 def test_turns_alternate() -> None:
