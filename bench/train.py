@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -86,18 +87,11 @@ class Trainer:
             counter=self.counter, warn=self.progress.line,
         )  # fmt: skip
         self.network = self.forms.network
-        recipe = job.recipe
         self.optimiser = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov, fused="fused" in job.train_with or None,
+            self.model.parameters(), lr=job.recipe.lr, momentum=job.recipe.momentum,
+            weight_decay=job.recipe.weight_decay, nesterov=job.recipe.nesterov, fused="fused" in job.train_with or None,
         )  # fmt: skip
-        batches = torch.arange(len(self.train)).split(recipe.batch_size)
-        self.ctx = Context(
-            epochs=recipe.epochs, steps=len(batches), device=self.device, num_classes=parts.num_classes,
-            class_counts=torch.bincount(self.train.y[self.train.y != HIDDEN], minlength=parts.num_classes),
-            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.team.reduce,
-            validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
-        )  # fmt: skip
+        self.ctx = self._context()
         self.judging = Cut(job.title, tell=self.progress.line)
         self.cut = cut_of(job, self.method, self.model, self.team, self.progress.line)
         self.stepping = Stepping(
@@ -107,6 +101,15 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.position = (0, 0)
         self.tally = Tally(parts.num_classes, self.device)
+
+    def _context(self) -> Context:
+        recipe, y, classes = self.job.recipe, self.train.y, self.parts.num_classes
+        return Context(
+            epochs=recipe.epochs, steps=math.ceil(len(y) / recipe.batch_size), device=self.device,
+            num_classes=classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=classes),
+            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.team.reduce,
+            validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
+        )  # fmt: skip
 
     def run(self) -> None:
         """Train to the end, storing after every epoch.
