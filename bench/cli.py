@@ -162,20 +162,24 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),
     click.option("--against", metavar="SOURCE", help="Published figures beside: rslad, cfa, dafa, faal, trades, ..."),
+    click.option("--over", metavar="ROW", help="What every row gains over this one, and at what cost."),
     click.option("--compare", nargs=2, metavar="A B", help="McNemar and paired bootstrap of two rows."),
     click.option("--figures", type=click.Path(file_okay=False), metavar="DIR", help="Draw figures, PNG and PDF."),
 )  # fmt: skip
 def report(
     results: tuple[str, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
     checkpoint: str | None, intervals: bool, by_class: bool, compare: tuple[str, str] | None, figures: str | None,
-    against: str | None,
+    against: str | None, over: str | None,
 ) -> None:  # fmt: skip
     """Tables and figures from what is stored in RESULTS, by default results."""
     from bench import report as reports
 
     folders = [Path(folder) for folder in results or ("results",)]
-    if against is not None and (by_class or compare or figures is not None):
-        raise UsageError("--against: goes with the main table; leave out --by-class, --compare and --figures")
+    views = {
+        "--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures
+    }  # fmt: skip
+    if len(given := [name for name, value in views.items() if value]) > 1:
+        raise UsageError(f"{' and '.join(given)}: each is a report of its own; give one at a time")
     if figures is not None:
         for path in reports.figures(folders, Path(figures)):
             click.echo(path)
@@ -183,8 +187,9 @@ def report(
     chosen: dict[str, Any] = {"format": form, "dataset": dataset}
     if compare:
         text = reports.compare(folders, *compare, **chosen)
-    elif by_class:
-        text = reports.by_class(folders, methods=methods or None, checkpoint=checkpoint, **chosen)
+    elif by_class or over is not None:
+        chosen |= {"methods": methods or None, "checkpoint": checkpoint}
+        text = reports.by_class(folders, **chosen) if over is None else reports.gains(folders, over, **chosen)
     else:
         chosen |= {"intervals": intervals, "methods": methods or None, "checkpoint": checkpoint}
         text = reports.render(folders, **chosen) if against is None else reports.against(folders, against, **chosen)

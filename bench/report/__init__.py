@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.report.baseline import gains
     from bench.report.beside import against
     from bench.report.checks import verify
     from bench.report.classes import by_class
@@ -21,13 +22,14 @@ _HOMES = {
     "by_class": "classes",
     "compare": "comparison",
     "figures": "plots",
+    "gains": "baseline",
     "load_results": "frame",
     "render": "main",
     "REPORTERS": "sheet",
     "verify": "checks",
 }
 
-__all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "load_results", "render", "verify"]
+__all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "load_results", "render", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -95,8 +95,13 @@ def compare(
     return write([_sheet(*pair) for pair in pairs])
 
 
-def matching(table: Table, wanted: str) -> list[Row]:
+def matching(table: Table, wanted: str, where: str = "compare") -> list[Row]:
     """Rows of a table that a name means: by row name, else by label, else by method.
+
+    Args:
+        table: the table.
+        wanted: the name, optionally with a checkpoint: `absld@last`.
+        where: what the sentence of an error begins with.
 
     Raises:
         UsageError: if it means several rows that differ in more than the checkpoint.
@@ -112,7 +117,7 @@ def matching(table: Table, wanted: str) -> list[Row]:
         students = [row for row in found if not row.is_teacher] or found
         if len({row.name for row in students}) > 1:
             listed = ", ".join(sorted({repr(row.name) for row in students}))
-            raise UsageError(f"compare: {wanted!r} means several rows; name one of {listed}")
+            raise UsageError(f"{where}: {wanted!r} means several rows; name one of {listed}")
         if students:
             return students
     return []
@@ -192,15 +197,19 @@ def _entries(name: str, column: Column, each: Comparison, shown: Sequence[str]) 
     )
     averages = [figure_text(cell.mean("average"), "average") for cell in (each.a, each.b)]
     front = [f"{name}, {each.what}" if each.what else name, f"{column.n:,}", *averages, *test]
-    return (*map(Entry, front), *(_difference_entry(each.differences[statistic], statistic) for statistic in shown))
+    return (*map(Entry, front), *(difference_entry(each.differences[statistic], statistic) for statistic in shown))
 
 
-def _difference_entry(difference: Difference, statistic: str) -> Entry:
+def difference_entry(
+    difference: Difference, statistic: str, *, bold: bool | None = None, underline: bool = False
+) -> Entry:  # fmt: skip
+    """A difference with its sign and interval; bold where it is settled, unless `bold` says otherwise."""
     text = figure_text(difference.estimate, statistic)
     return Entry(
         text if text == DASH or text.startswith("-") else f"+{text}",
         interval_text(difference.interval, statistic),
-        bold=difference.settled,
+        bold=difference.settled if bold is None else bold,
+        underline=underline,
     )
 
 

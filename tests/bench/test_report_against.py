@@ -195,5 +195,5 @@ def test_the_command_prints_it_and_refuses_other_tables(cifar: Path, text: str) 
     assert bench("rslad").stdout == text + "\n"
     assert (bench("hearsay").exit_code, bench("rslad", "--by-class").exit_code) == (2, 2)
     assert bench("rslad", "--by-class").stderr == (
-        "bench: --against: goes with the main table; leave out --by-class, --compare and --figures\n"
+        "bench: --against and --by-class: each is a report of its own; give one at a time\n"
     )
