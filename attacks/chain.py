@@ -129,6 +129,26 @@ class Before(Link):
         return found
 
 
+class Cast(Link):
+    """Another precision from here on, on the way back as well.
+
+    Args:
+        dtype: of the outputs.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Like x."""
+        return x.to(self.dtype)
+
+    def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """In the precision of x."""
+        return before_relu(grad, y).to(x.dtype)
+
+
 class Linear(Link):
     """A linear layer on vectors, or on images (N, C, H, W) that are flattened pixel by pixel.
 
@@ -298,12 +318,13 @@ class Blocked(Convolution):
         return images[:, above : above + height, aside : aside + width].permute(0, 3, 1, 2)
 
 
-def chained(traced: GraphModule, example: Tensor) -> Chain | None:
+def chained(traced: GraphModule, example: Tensor, *, bf16: bool = False) -> Chain | None:
     """A traced network as a chain; None if it is no line of convolutions, ReLU, flattening and linear layers.
 
     Args:
         traced: in eval mode, its BatchNorm folded.
         example: (n, C, H, W), of which the first sample passes through.
+        bf16: compute in bfloat16 between the first and the last layer.
     """
     links: list[Link] = []
     flat: torch.Size | None = None  # what was flattened since the last link
@@ -332,7 +353,17 @@ def chained(traced: GraphModule, example: Tensor) -> Chain | None:
         flat = None
         with torch.no_grad():
             x = link(x)
-    return Chain(links) if links and flat is None and x.ndim == 2 else None
+    if not links or flat is not None or x.ndim != 2:
+        return None
+    return Chain(_rounded(links, x.dtype) if bf16 else links)
+
+
+def _rounded(links: list[Link], dtype: torch.dtype) -> list[Link]:
+    """The layers between the first and the last one converted to bfloat16, for the reasons of `prepared.to_bf16`."""
+    layers = [place for place, link in enumerate(links) if not isinstance(link, Before)]
+    first, last = layers[0] + 1, layers[-1]
+    inner = [link.bfloat16() for link in links[first:last]]
+    return [*links[:first], Cast(torch.bfloat16), *inner, Cast(dtype), *links[last:]] if inner else links
 
 
 def _link(node: Node, module: nn.Module | None, traced: GraphModule, x: Tensor, flat: torch.Size | None) -> Link | None:

@@ -20,7 +20,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from attacks.ascent import mode
-from attacks.chain import chained
+from attacks.chain import Chain, chained
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 GRADIENTS = 32  # samples on which gradients are compared
@@ -42,8 +42,8 @@ class Prepared(nn.Module):
         channels_last: lay images and weights out channel by channel within each pixel.
         bf16: compute in bfloat16, but for the first and the last layer, normalisations and what lies outside the box.
         compile: compile with torch.compile; batches are padded to a few sizes.
-        chain: write the gradient out where the folded network is a line of layers; on a CPU, and with none of the
-            three switches before.
+        chain: write the gradient out where the folded network is a line of layers; on a CPU, neither channels-last
+            nor compiled.
 
     Attributes:
         fast: what is searched.
@@ -61,7 +61,7 @@ class Prepared(nn.Module):
         self.note: str | None = None
         self.unfolded: str | None = None
         try:
-            chain = chain and fold and example.device.type == "cpu" and not (channels_last or bf16 or compile)
+            chain = chain and fold and example.device.type == "cpu" and not (channels_last or compile)
             self.fast = self._rewritten(model, example, fold, bf16, compile, chain)
             self.note = self._difference(example, ROUGH if bf16 else EXACT)
         except Exception as error:  # whatever a foreign model does not bear, searching it as it is remains right
@@ -112,8 +112,8 @@ class Prepared(nn.Module):
             except Exception as error:  # tracing has its limits; the copy is good without it
                 self.unfolded = f"{type(error).__name__}: {error}"
         if chain and isinstance(fast, GraphModule):
-            fast = chained(fast, example) or fast
-        if bf16:
+            fast = chained(fast, example, bf16=bf16) or fast
+        if bf16 and not isinstance(fast, Chain):
             to_bf16(fast, example)
         if self._channels_last:
             fast = fast.to(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,12 @@ def build(name: str, side: str, threat: ThreatModel, effort: Effort) -> Attack:
 
 def run(
     model: nn.Module, x: Tensor, y: Tensor, name: str, side: str, threat: ThreatModel, effort: Effort,
-    *, seed: int, block: int, device: str | torch.device = "cpu",
+    *, seed: int, block: int, device: str | torch.device = "cpu", prepare: Sequence[str] = (),
 ) -> Verdicts:  # fmt: skip
-    """A stage, or the ensemble, of one side in the harness, with everything on that the harness turns on."""
+    """A stage, or the ensemble, of one side in the harness, with everything on that the harness turns on.
+
+    `prepare` names switches of the prepared model besides; the verdicts stay those of the model as it is.
+    """
     attack = build(name, side, threat, effort)
-    return run_attack(model, x, y, attack, name + SUFFIXES[side], seed=seed, block=block, device=device)
+    known = name + SUFFIXES[side]
+    return run_attack(model, x, y, attack, known, seed=seed, block=block, device=device, prepare=prepare)

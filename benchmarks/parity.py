@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = Page(f"Native AutoAttack against {reference_version()}", options.out, "parity")
     page.surroundings("cpu", 1)
     seeds = ", ".join(map(str, options.seeds))
-    page.line(f"Seeds {seeds} on both sides; {Effort.of(options).text}.")
+    searched = f"; native searches with {', '.join(options.prepare)}" if options.prepare else ""
+    page.line(f"Seeds {seeds} on both sides; {Effort.of(options).text}{searched}.")
     page.line(
         f"Bars: native's mean robust accuracy at most {bars.POINTS} points plus {bars.ERRORS:g} paired standard errors "
         f"(over samples) above the reference's; passes per standing sample and FAB's median norm within "
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--norms", type=int, default=100, help="samples whose minimal norms are compared (%(default)s)")
     made.add_argument("--seeds", type=comma_list(int), default=[0, 1, 2, 3, 4])
     made.add_argument("--alone", choices=("all", "none"), default="all", help="run each stage alone, too (%(default)s)")
+    made.add_argument("--prepare", type=comma_list(str), default=[], help="bf16, channels_last or compile, for native")
     made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
     made.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
     made.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
@@ -111,7 +113,8 @@ def unit(
     rows: tuple[int, ...] = (),
 ) -> Unit:  # fmt: skip
     """A unit with the effort of the options."""
-    return Unit(kind, subject, name, side, seed, options.samples, Effort.of(options), rows)
+    prepare = tuple(options.prepare) if side == "native" else ()
+    return Unit(kind, subject, name, side, seed, options.samples, Effort.of(options), rows, prepare)
 
 
 def gathered(plan: Sequence[tuple[Subject, str, str, Unit]], options: argparse.Namespace) -> dict[Subject, Results]:

@@ -68,9 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu")
     made.add_argument("--parts", type=comma_list(str), default=list(PARTS), help=f"of {','.join(PARTS)}")
     made.add_argument("--goal", type=float, default=2.5, help="how many times faster native should be (%(default)s)")
-    made.add_argument(
-        "--switches", type=comma_list(str), help="of the prepared model (default: what the device is for)"
-    )
+    made.add_argument("--switches", type=comma_list(str), help="of the prepared model (default: all)")
     made.add_argument("--prepare", type=comma_list(str), default=[], help="bf16, channels_last or compile, for stages")
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
     made.add_argument("--name", default="speed", help="of the page")
@@ -184,7 +182,7 @@ def measure(page: Page, bench: Bench, options: argparse.Namespace) -> None:
     if "stages" in options.parts:
         stages(page, bench, stands, options)
     if "switches" in options.parts:
-        chosen = options.switches or switches.usual(bench.device)
+        chosen = options.switches or switches.SWITCHES
         switches.prepared_table(page, bench.model, subject, bench.effort, bench.x, bench.y, stands, chosen, options)
     if "workers" in options.parts:
         switches.workers_table(page, subject, bench.effort, options)

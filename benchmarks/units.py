@@ -40,6 +40,7 @@ class Unit:
         samples: how many the subject provides.
         effort: steps, targets and queries.
         rows: positions among all samples.
+        prepare: switches of the prepared model besides the usual ones.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Unit:
     samples: int
     effort: Effort
     rows: tuple[int, ...] = ()
+    prepare: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -59,7 +61,7 @@ class Unit:
     @property
     def key(self) -> str:
         """A hash of all that the result follows from, the code of the attack included."""
-        facts = asdict(self)
+        facts = {name: value for name, value in asdict(self).items() if name != "prepare" or value}
         facts["subject"] = {
             **facts["subject"],
             "name": "",
@@ -141,7 +143,7 @@ def measure(unit: Unit) -> dict[str, Any]:
         return {**found, "norms": [None if size == float("inf") else size for size in sizes.tolist()]}
     verdicts = run(
         model, x[rows], y[rows], unit.attack, unit.side, subject.threat, unit.effort,
-        seed=unit.seed, block=subject.block,
+        seed=unit.seed, block=subject.block, prepare=unit.prepare,
     )  # fmt: skip
     stages = {
         _plain(stage): "".join("01"[int(stands)] for stands in robust.tolist())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.chain import Banded, Before, Blocked, Chain, Convolution, Phased, chained
+from attacks.chain import Banded, Before, Blocked, Cast, Chain, Convolution, Linear, Phased, chained
 from attacks.prepared import Prepared
 from bench.models import build
 from bench.normalized import Normalized
@@ -121,10 +121,33 @@ def test_a_prepared_line_is_a_chain_unless_another_form_is_asked_for() -> None:
     usual = Prepared(model, x)
     assert usual.note is None and isinstance(usual.fast, Chain)
     assert [type(link) for link in usual.fast.links][:3] == [Banded, Phased, Phased]
-    for switch in ({"chain": False}, {"fold": False}, {"channels_last": True}, {"bf16": True}):
+    for switch in ({"chain": False}, {"fold": False}, {"channels_last": True}):
         other = Prepared(model, x, **switch)
         assert other.note is None and not isinstance(other.fast, Chain)
     assert not isinstance(Prepared(build("resnet18", 10, 3, 8, seed=0), torch.rand(4, 3, 8, 8)).fast, Chain)
+
+
+def test_bfloat16_is_what_lies_between_the_first_and_the_last_layer() -> None:
+    model = Normalized(build("small_cnn", 10, 1, 8, seed=0), [0.4], [0.2]).eval()
+    x = torch.rand(64, 1, 8, 8, generator=stream())
+    exact, rough = Prepared(model, x), Prepared(model, x, bf16=True)
+    assert rough.note is None and isinstance(rough.fast, Chain)
+    assert [type(link) for link in rough.fast.links] == [Before, Banded, Cast, Phased, Phased, Cast, Linear]
+    weights = [link.weight.dtype for link in rough.fast.links if hasattr(link, "weight")]
+    assert weights == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
+    here, there = (x.clone().requires_grad_() for _ in range(2))
+    logits, expected = rough(here), exact(there)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
+    found, wanted = (torch.autograd.grad(z.square().sum(), at)[0] for z, at in ((logits, here), (expected, there)))
+    assert found.dtype == torch.float32 and 0 < (found - wanted).norm() < 0.1 * wanted.norm()
+    assert torch.equal(rough.verdict(x), model(x)), "verdicts are those of the model as it was given"
+
+
+def test_two_layers_have_nothing_between_them() -> None:
+    model = Acting(lambda at, x: at.linear(at.one(x).flatten(1))).eval()
+    chain = chained(symbolic_trace(model), torch.rand(2, 1, 6, 6), bf16=True)
+    assert chain is not None and [type(link) for link in chain.links] == [Banded, Linear]
 
 
 def test_nothing_of_a_pass_outlives_it() -> None:

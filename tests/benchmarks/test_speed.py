@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from benchmarks import resnet, speed, switches, timing
 from benchmarks.attacked import Effort
@@ -48,26 +49,29 @@ def test_what_is_measured_is_all_that_is_switched_on(weights: Path, tmp_path: Pa
     assert "BatchNorm2d" in layers[1]
 
 
-def test_a_gpu_has_more_switches() -> None:
-    assert set(switches.usual(torch.device("cuda"))) - set(switches.usual(torch.device("cpu"))) == {"bf16"}
-
-
 def test_blocks_are_shared_out_completely(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = speed.parser().parse_args(toy(weights, tmp_path))
     seen: list[int] = []
-    monkeypatch.setattr(switches, "run", lambda model, x, y, *_, **__: seen.append(len(y)))
+    switched: list[tuple[str, ...]] = []
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, *_: object, prepare: tuple[str, ...], **__: object) -> None:
+        seen.append(len(y))
+        switched.append(prepare)
+
+    monkeypatch.setattr(switches, "run", run)
     for processes, expected in ((3, [17, 17, 16]), (1, [50])):
-        way = switches.Way("native", processes, torch.get_num_threads(), kept=False)
+        way = switches.Way("native", processes, torch.get_num_threads(), kept=False, prepare=("bf16",) * processes)
         for part in range(processes):
             switches.share(speed.subjects(options)[0], Effort(), 50, part, way)
-        assert seen == expected
+        assert (seen, set(switched)) == (expected, {way.prepare})
         seen.clear()
+        switched.clear()
 
 
-def test_a_chain_takes_no_other_form() -> None:
+def test_a_chain_takes_no_other_layout() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert switches.together(switches.usual(cpu), cpu) == ["fold", "chain"]
-    assert switches.together(switches.usual(gpu), gpu) == ["fold", "channels_last", "compile", "bf16"]
+    assert switches.together(switches.SWITCHES, cpu) == ["fold", "chain", "bf16"]
+    assert switches.together(switches.SWITCHES, gpu) == ["fold", "channels_last", "compile", "bf16"]
     assert switches.together(["fold", "compile"], cpu) == ["fold", "compile"]
 
 
