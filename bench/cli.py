@@ -158,6 +158,7 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
     click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the screen."),
     click.option("--dataset", help="Only this data set."),
     names("--methods", help="Only these rows, in this order."),
+    names("--attacks", help="Only these columns beside the clean one."),
     click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),
@@ -168,31 +169,32 @@ RESULTS = click.argument("results", nargs=-1, type=click.Path())
 )  # fmt: skip
 def report(
     results: tuple[str, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
-    checkpoint: str | None, intervals: bool, by_class: bool, compare: tuple[str, str] | None, figures: str | None,
-    against: str | None, over: str | None,
+    attacks: tuple[str, ...], checkpoint: str | None, intervals: bool, by_class: bool,
+    compare: tuple[str, str] | None, figures: str | None, against: str | None, over: str | None,
 ) -> None:  # fmt: skip
     """Tables and figures from what is stored in RESULTS, by default results."""
     from bench import report as reports
 
     folders = [Path(folder) for folder in results or ("results",)]
-    views = {
-        "--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures
-    }  # fmt: skip
+    views = {"--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures}
     if len(given := [name for name, value in views.items() if value]) > 1:
         raise UsageError(f"{' and '.join(given)}: each is a report of its own; give one at a time")
+    part: dict[str, Any] = {"dataset": dataset, "checkpoint": checkpoint, "attacks": attacks or None}
+    rows: dict[str, Any] = {**part, "methods": methods or None}
     if figures is not None:
-        for path in reports.figures(folders, Path(figures)):
+        for path in reports.figures(folders, Path(figures), **rows):
             click.echo(path)
         return
-    chosen: dict[str, Any] = {"format": form, "dataset": dataset}
     if compare:
-        text = reports.compare(folders, *compare, **chosen)
-    elif by_class or over is not None:
-        chosen |= {"methods": methods or None, "checkpoint": checkpoint}
-        text = reports.by_class(folders, **chosen) if over is None else reports.gains(folders, over, **chosen)
+        text = reports.compare(folders, *compare, format=form, **part)
+    elif by_class:
+        text = reports.by_class(folders, format=form, **rows)
+    elif over is not None:
+        text = reports.gains(folders, over, format=form, **rows)
+    elif against is not None:
+        text = reports.against(folders, against, format=form, intervals=intervals, **rows)
     else:
-        chosen |= {"intervals": intervals, "methods": methods or None, "checkpoint": checkpoint}
-        text = reports.render(folders, **chosen) if against is None else reports.against(folders, against, **chosen)
+        text = reports.render(folders, format=form, intervals=intervals, **rows)
     if out is None:
         click.echo(text)
     else:

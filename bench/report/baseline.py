@@ -69,6 +69,7 @@ def gains(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> str:
     """Every row against one baseline, a table per attack.
 
@@ -79,14 +80,16 @@ def gains(
         dataset: only this data set.
         methods: only these methods or row labels, in this order.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Raises:
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, checkpoint=checkpoint)
+    kept: dict[str, Any] = {"dataset": dataset, "checkpoint": checkpoint, "attacks": attacks}
+    tables = build_tables(results, **kept)
     known = {run.key: run for run in read_runs(results)}
-    wanted = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint) if methods else tables
+    wanted = build_tables(results, methods=methods, **kept) if methods else tables
     names = list(dict.fromkeys(row.name for table in wanted for row in table.rows))
     sheets = [
         _sheet(table, base, rows, column, known)

@@ -60,6 +60,7 @@ def against(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> str:
     """The main tables with published figures beside the measured ones.
 
@@ -71,13 +72,14 @@ def against(
         dataset: only this data set.
         methods: only these methods or row labels.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Raises:
         UsageError: if there is no such source, nothing was evaluated, or a name is unknown.
         BenchError: if a file is broken.
     """
     write, known = reporter(format), published.resolve(source)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint)
+    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
     return write([_sheet(table, known, intervals) for table in tables])
 
 

@@ -24,13 +24,14 @@ def by_class(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> str:
     """Accuracy of every class under every attack, with the names of the classes.
 
     Arguments and errors are those of `bench.report.render`.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint)
+    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
     return write([_sheet(table, column) for table in tables for column in table.columns])
 
 

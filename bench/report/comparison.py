@@ -68,6 +68,7 @@ def compare(
     format: str = "markdown",
     dataset: str | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> str:
     """Compare two rows of the tables, attack by attack.
 
@@ -78,12 +79,13 @@ def compare(
         format: a name in `REPORTERS`.
         dataset: only this data set.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Raises:
         UsageError: if a row does not exist, is ambiguous, or the two never meet in one table.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, checkpoint=checkpoint)
+    tables = build_tables(results, dataset=dataset, checkpoint=checkpoint, attacks=attacks)
     for name in (a, b):
         if not any(matching(table, name) for table in tables):
             raise UsageError(f"compare: no row {name!r}; there are: {_listed(tables)}")

@@ -35,6 +35,7 @@ def render(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> str:
     """The robustness-fairness tables of one or several results folders.
 
@@ -45,13 +46,14 @@ def render(
         dataset: only this data set.
         methods: only these methods or row labels.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Raises:
         UsageError: if nothing was evaluated there, or a name is unknown.
         BenchError: if a file is broken.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint)
+    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
     return write([table_sheet(table, intervals=intervals) for table in tables])
 
 

@@ -38,6 +38,7 @@ def figures(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw every figure of one or several results folders.
 
@@ -50,11 +51,12 @@ def figures(
         dataset: only this data set.
         methods: only these methods or row labels.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Returns:
         The files, PNG and PDF of each figure.
     """
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint)
+    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []

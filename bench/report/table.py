@@ -6,7 +6,9 @@ well, whatever their model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from attacks.registry import canonical
 from bench.errors import UsageError
 from bench.outcomes import CLEAN
 from bench.report.cells import Row, Table
+from bench.report.columns import Column
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.rows import BEST, Threat, build_rows, threat_of
 
@@ -24,6 +27,7 @@ def build_tables(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    attacks: Sequence[str] | None = None,
 ) -> list[Table]:
     """All tables of one or several results folders.
 
@@ -32,6 +36,7 @@ def build_tables(
         dataset: only this data set.
         methods: only these methods or row labels, in this order; the teachers of what remains stay.
         checkpoint: only "last" or only "best".
+        attacks: only these columns beside the clean one.
 
     Raises:
         UsageError: if nothing has been evaluated there, or nothing is left of it.
@@ -49,6 +54,8 @@ def build_tables(
     tables = [table for scope in ordered for table in _tables_of(*scope, chosen, runs, checkpoint)]
     if not tables:
         raise UsageError(f"report: no evaluation of the checkpoint {checkpoint!r} in {_places(results)}")
+    if attacks:
+        tables = _with_attacks(tables, attacks)
     return [_ordered(table, methods) for table in tables]
 
 
@@ -96,6 +103,27 @@ def _tables_of(
         if rows:
             columns = sorted({column for row in rows for column in row.cells}, key=lambda column: column.order)
             yield Table(dataset, model, *threat, tuple(columns), tuple(rows))
+
+
+def _with_attacks(tables: Sequence[Table], attacks: Sequence[str]) -> list[Table]:
+    there = {column.attack for table in tables for column in table.shown}
+    for name in attacks:
+        if canonical(name) not in map(canonical, there):
+            listed = ", ".join(sorted(there - {CLEAN}))
+            raise UsageError(f"report: no results under the attack {name!r}; there are: {listed}")
+    named = {canonical(name) for name in attacks}
+
+    def narrowed(table: Table) -> Table:
+        rows = [replace(row, cells=_only(row.cells, named), bounds=_only(row.bounds, named)) for row in table.rows]
+        return replace(table, columns=tuple(_only(dict.fromkeys(table.columns), named)), rows=tuple(
+            row for row in rows if any(canonical(column.attack) in named for column in (*row.cells, *row.bounds))
+        ))  # fmt: skip
+
+    return [table for table in map(narrowed, tables) if table.rows]
+
+
+def _only(measured: Mapping[Column, Any], named: AbstractSet[str]) -> dict[Column, Any]:
+    return {column: found for column, found in measured.items() if canonical(column.attack) in {CLEAN, *named}}
 
 
 def _ordered(table: Table, methods: Sequence[str] | None) -> Table:
