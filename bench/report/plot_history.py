@@ -23,13 +23,18 @@ MEASURES = {"average": "training accuracy under attack (%)", "worst": "its worst
 
 
 def training_figure(table: Table, rows: Sequence[Row]) -> Figure:
-    """Average and worst-class training accuracy under the training attack, one line per method, mean over seeds."""
+    """Average and worst-class training accuracy under the training attack, one line per method, mean over seeds.
+
+    A method that trains on clean inputs alone shows its accuracy on those, and its name says so.
+    """
     figure = canvas(PAGE[0], 2.9)
     panels = figure.subplots(1, len(MEASURES), sharex=True)
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for place, row in enumerate(rows):
             curve = _mean([_training(run.history, measure) for run in row.runs])
-            axes.plot(np.arange(1, len(curve) + 1), 100 * curve, label=wrapped(row.name, 24), **stroke(place))
+            attacked = any("adv" in (line.get("train") or {}) for run in row.runs for line in run.history)
+            name = wrapped(row.name if attacked else f"{row.name} (clean)", 24)
+            axes.plot(np.arange(1, len(curve) + 1), 100 * curve, label=name, **stroke(place))
         axes.set(xlabel="epoch", title=title, ylim=(0, None))
         grid(axes)
     panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")

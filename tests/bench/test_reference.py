@@ -6,21 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import against, load_results, render, verify
+from bench.report import against, gains, load_results, render, verify
 from methods import METHODS
+from methods.tables import COMPOSITIONS
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "results" / "reference"
 REFERENCE = TABLES / "digits"
 both = pytest.mark.parametrize("folder", [REFERENCE, TABLES / "cifar10"], ids=lambda folder: folder.name)
-
-
-def demonstrated() -> set[str]:
-    """The methods of `make demo`."""
-    line = next(
-        line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith("DEMO")
-    )
-    return set(line.partition("?=")[2].strip().split(","))
 
 
 @both
@@ -33,10 +26,18 @@ def test_published_figures_stand_beside_those_on_cifar10() -> None:
     assert against(folder, "rslad").strip() == (folder / "against_rslad.md").read_text(encoding="utf-8").strip()
 
 
-@both
-def test_the_readme_shows_that_table(folder: Path) -> None:
+@pytest.mark.parametrize("baseline", ["trades", "rslad"])
+def test_gains_over_a_baseline_are_recomputed_as_well(baseline: str) -> None:
+    text = gains(REFERENCE, baseline, attacks=["pgd", "autoattack"])
+    assert text.strip() == (REFERENCE / f"over_{baseline}.md").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize(
+    ("folder", "attacks"), [(REFERENCE, ["autoattack"]), (TABLES / "cifar10", None)], ids=["digits", "cifar10"]
+)
+def test_the_readme_shows_the_tables(folder: Path, attacks: list[str] | None) -> None:
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    lines = [line for line in render(folder, attacks=attacks).splitlines() if line.startswith("|")]
     assert len(lines) > 9
     assert "\n".join(lines) in shown
 
@@ -55,12 +56,16 @@ def test_on_cifar10_every_class_keeps_some_robustness() -> None:
 
 def test_no_method_and_no_attack_is_missing() -> None:
     frame = load_results(REFERENCE)
-    assert {"clean", "fgsm", "pgd", "cw", "autoattack"} <= set(frame["attack"])
-    assert demonstrated() == set(frame["method"]) <= set(METHODS.builtin)
+    students = frame[frame["role"].eq("student")]
+    assert set(METHODS.builtin) <= set(students["method"])
+    assert {name.partition(":")[0] for name in students["method"] if ":" in name} == set(COMPOSITIONS.builtin)
+    for _, row in students.groupby("label"):
+        assert {"clean", "fgsm", "pgd", "cw", "autoattack"} <= set(row["attack"])
+        assert set(row["seed"]) == {0, 1, 2}
 
 
 def test_the_teacher_beats_plain_adversarial_training() -> None:
-    average = load_results(REFERENCE).set_index(["role", "method", "attack"])["average"]
+    average = load_results(REFERENCE).groupby(["role", "method", "attack"])["average"].mean()
     ahead = average["teacher", "trades"] - average["student", "pgd_at"]
     assert ahead["autoattack"] > 0 and ahead["pgd"] >= 0
 

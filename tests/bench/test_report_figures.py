@@ -104,6 +104,14 @@ def test_training_curves_are_means_over_seeds(tmp_path: Path) -> None:
     np.testing.assert_allclose(axes.lines[0].get_ydata(), expected)
 
 
+def test_a_curve_on_clean_inputs_says_so(tmp_path: Path) -> None:
+    for method in ("natural", "pgd_at"):
+        write_run(tmp_path, Spec(method=method, attacks={"pgd": 0.5}))
+    (table,) = build_tables(tmp_path)
+    lines = training_figure(table, table.rows).axes[0].lines
+    assert [line.get_label() for line in lines] == ["natural (clean)", "pgd_at"]
+
+
 def test_state_that_is_one_number_or_changes_length() -> None:
     history = [{"state": {"kept": 0.5, "odd": [1.0]}}, {"state": {"kept": 0.4, "odd": [1.0, 2.0]}}, {}]
     found = states(history)

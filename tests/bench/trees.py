@@ -152,7 +152,12 @@ def history(spec: Spec) -> list[dict[str, Any]]:
         classes = np.clip(rise + rng.normal(0, 0.08, spec.classes), 0, 1)
         line = {
             **{"epoch": epoch, "lr": 0.1, "loss": 2.3 - 1.5 * rise, "skipped_steps": 0},
-            "train": {"adv": {"accuracy": float(classes.mean()), "class_accuracy": classes.tolist()}},
+            "train": {
+                "clean" if spec.method == "natural" else "adv": {
+                    "accuracy": float(classes.mean()),
+                    "class_accuracy": classes.tolist(),
+                }
+            },
             "state": {name: (start + drift[epoch]).tolist() for name, start in spec.state.items()},
         }
         if "best" in spec.checkpoints:
