@@ -18,6 +18,7 @@ from methods.tables import METHODS
 from tests.methods.formulas import Array, Labels
 from tests.methods.scripted import Scripted, make_batch, make_context, random_logits
 
+K = 5  # classes of a loop
 BATCH = make_batch()
 Y = BATCH.y.numpy()
 CLEAN, ADV = random_logits(0), random_logits(1)
@@ -29,7 +30,7 @@ def student_of(loop: Loop) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in loop.tensors().items() if name.startswith("model/")}
 
 
-def trained(method: Method, *, classes: int = 5, rounds: int = 3, lr: float = 0.05) -> dict[str, Tensor]:
+def trained(method: Method, *, classes: int = K, rounds: int = 3, lr: float = 0.05) -> dict[str, Tensor]:
     """The student after some rounds of two epochs."""
     loop = Loop(method, classes, Scene(lr=lr))
     for _ in range(rounds):
@@ -37,17 +38,22 @@ def trained(method: Method, *, classes: int = 5, rounds: int = 3, lr: float = 0.
     return student_of(loop)
 
 
-def first_epoch(method: Method, *, classes: int = 5, lr: float = 0.05) -> dict[str, Tensor]:
+def first_epoch(method: Method, *, classes: int = K, lr: float = 0.05) -> dict[str, Tensor]:
     """The student after one epoch."""
     return student_of(Loop(method, classes, Scene(lr=lr)).run(stop=(1, 0)))
 
 
-def build(name: str, classes: int = 5, **settings: Any) -> Method:
+def build(name: str, classes: int = K, **settings: Any) -> Method:
     """A registered method."""
     return METHODS[name](num_classes=classes, **settings)
 
 
-def what_differs_after_resuming(make: Callable[[], Method], classes: int = 5) -> list[tuple[tuple[int, int], str]]:
+def loop_of(name: str, **settings: Any) -> Loop:
+    """A loop of a registered method, at its beginning."""
+    return Loop(build(name, **settings), K)
+
+
+def what_differs_after_resuming(make: Callable[[], Method], classes: int = K) -> list[tuple[tuple[int, int], str]]:
     """Where a run that was stopped at some step and resumed by a fresh object differs from an undisturbed one."""
     undisturbed = Loop(make(), classes).run().tensors()
     found = []
@@ -59,7 +65,7 @@ def what_differs_after_resuming(make: Callable[[], Method], classes: int = 5) ->
     return found
 
 
-def counted(method: Method, epoch: int = 0, classes: int = 5) -> Passes:
+def counted(method: Method, epoch: int = 0, classes: int = K) -> Passes:
     """Passes per sample of one step."""
     loop, counter = Loop(method, classes), Counter()
     if epoch:
