@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from attacks.passes import Passes
 from bench.conformance.loop import EPOCHS, STEPS, Loop, Scene
 from bench.conformance.material import difference
 from bench.counting import Counter
+from methods import flexmatch_at
 from methods.base import Adversarial, Batch, Method, Terms
 from methods.tables import METHODS
 from tests.methods.formulas import Array, Labels
@@ -93,6 +96,14 @@ def observed(method: Method, logits: Tensor, y: Tensor, *, epoch: int = 0, epoch
     method.observe(batch, Adversarial(BATCH.x), Terms(torch.zeros(len(y)), {"adv": logits}), ctx)
     method.end_epoch(Scripted({}), ctx)
     return method
+
+
+@contextmanager
+def fixed_split(visible: Tensor) -> Iterator[None]:
+    """Whatever the labels are, these are the ones that may be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flexmatch_at, "stratified", lambda y, fraction, seed: visible)
+        yield
 
 
 def class_mean(values: Array, y: Labels, classes: int) -> Array:

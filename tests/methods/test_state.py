@@ -203,7 +203,7 @@ def test_class_sums_and_means_of_uneven_classes() -> None:
     assert class_means(torch.zeros(3), torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
-# In test_mtard.py, test_faal.py, test_fair_ard.py and test_flexmatch_at.py.
+# In test_mtard.py, test_faal.py, test_fair_ard.py and test_flexmatch_*.py.
 ELSEWHERE = {"natural_share", "class_weight", "fair_weight", "threshold", "used_share"}
 
 
