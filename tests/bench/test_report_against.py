@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from bench.cli import main
 from bench.errors import UsageError
 from bench.report import against, render
-from tests.bench.test_report import latex_tables, markdown_tables
+from tests.bench.printed import latex_tables, markdown_tables
 from tests.bench.trees import Spec, write_run
 
 CIFAR: dict[str, Any] = {"dataset": "cifar10", "model": "resnet18", "eps": 8 / 255}
