@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,14 +19,12 @@ from attacks.pgd import PGD
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 from bench import store
-from bench.data import Parts, load, to_float
-from bench.errors import BenchError, UsageError
-from bench.evaluation import columns, evaluate, evaluate_job
-from bench.jobs import EvalJob
+from bench.data import Parts, to_float
+from bench.errors import BenchError
+from bench.evaluation import columns, evaluate
 from bench.models import build
-from bench.outcomes import Outcomes
 from bench.walk import Verdicts, run_attack
-from tests.bench.jobs import StopAt, in_pieces, plan, small, train_all, tree
+from tests.bench.jobs import StopAt, in_pieces
 
 THREAT = ThreatModel("linf", 0.15)
 Move = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
@@ -53,34 +49,14 @@ class Scripted:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Parts:
-    return load("digits", test_limit=60)
-
-
-@pytest.fixture(scope="module")
 def samples(digits: Parts) -> tuple[Tensor, Tensor]:
     return to_float(digits.test.x), digits.test.y
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder with one short run of PGD-AT in it."""
-    out = tmp_path_factory.mktemp("trained")
-    train_all(small(methods=("pgd_at",), epochs=4, train_limit=600), out)
-    return out
-
-
-def jobs(**changes: Any) -> dict[str, EvalJob]:
-    """The evaluations of that run, by attack."""
-    quick = {"autoattack.steps": 4, "autoattack.queries": 20, "autoattack.targets": 3}
-    facts = {"methods": ("pgd_at",), "epochs": 4, "train_limit": 600, "limit": 60, "block": 20, "overrides": quick}
-    return {job.attack: job for job in plan(**{**facts, **changes}).evaluate}
-
-
-@pytest.fixture(scope="module")
-def model(trained: Path) -> nn.Module:
+def model(short_run: Path) -> nn.Module:
     network = build("small_cnn", 10, 1, 8, seed=0)
-    (file,) = trained.glob("*/*/*/*/last.safetensors")
+    (file,) = short_run.glob("*/*/*/*/last.safetensors")
     from bench.checkpoints import fit, load_weights
 
     return fit(network, load_weights(file)).eval()
@@ -307,61 +283,6 @@ def test_each_seed_stage_and_block_has_a_stream_of_its_own(model: nn.Module) -> 
     assert not torch.equal(drawn("a", seed=1)[0], first)
 
 
-# Evaluations of a plan
-
-
-def test_an_evaluation_writes_what_happened_to_every_sample(trained: Path, digits: Parts) -> None:
-    job = jobs()["autoattack"]
-    folder = evaluate_job(job, load("digits"), trained)
-    facts = store.read_json(folder / "eval.json")
-    assert facts["key"] == job.key == folder.name
-    assert (facts["n"], facts["test_subset"], facts["block"], facts["epoch"]) == (60, 60, 20, 3)
-    assert (facts["norm"], facts["eps"], facts["seed"], facts["checkpoint"]) == ("linf", 0.15, 0, "last")
-    assert facts["stages"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert facts["left_out"] == {}
-    assert facts["attack_settings"] == {"steps": 4, "targets": 3, "queries": 20}
-    assert facts["implementation"] == "native"
-    assert facts["weights"] == store.file_hash(trained / job.run / "last.safetensors")
-    assert facts["passes"]["forward"] > facts["passes"]["input_grad"] > 0
-    table = pq.ParquetFile(folder / "outcomes.parquet").read().to_pydict()
-    assert table["index"] == digits.test.index.tolist()
-    assert table["label"] == digits.test.y.tolist()
-    assert table["autoattack_robust"] == table["autoattack/square_robust"]
-    assert store.is_done(folder)
-    assert not (folder / "partial").exists()
-    outcomes = Outcomes.read(folder)
-    robust = [outcomes.average(f"autoattack/{stage}") for stage in facts["stages"]]
-    assert outcomes.average() >= robust[0] >= robust[1] >= robust[2] >= robust[3] == outcomes.average("autoattack")
-
-
-def test_an_interrupted_evaluation_ends_in_the_same_files(trained: Path, tmp_path: Path) -> None:
-    job, parts = jobs()["autoattack"], load("digits")
-    whole = evaluate_job(job, parts, trained)
-    (tmp_path / job.run).parent.mkdir(parents=True)
-    (tmp_path / job.run).mkdir()
-    for name in ("run.json", "last.safetensors"):
-        (tmp_path / job.run / name).symlink_to(trained / job.run / name)
-    stops = in_pieces(lambda progress: evaluate_job(job, parts, tmp_path, progress), n=4)
-    assert stops >= 2
-    assert tree(tmp_path / job.folder) == tree(whole)
-
-
-def test_the_block_size_is_part_of_the_key(trained: Path) -> None:
-    parts = load("digits")
-    twenty, sixty = (jobs(attacks=("pgd",), block=block)["pgd"] for block in (20, 60))
-    assert twenty.key != sixty.key
-    folders = [evaluate_job(job, parts, trained) for job in (twenty, sixty)]
-    first, second = (Outcomes.read(folder) for folder in folders)
-    assert np.array_equal(first.clean, second.clean)
-    assert [store.read_json(folder / "eval.json")["block"] for folder in folders] == [20, 60]
-
-
-def test_weights_of_another_network_are_refused(trained: Path) -> None:
-    job = replace(jobs()["fgsm"], model="small_cnn_wide")
-    with pytest.raises(BenchError, match=r"last\.safetensors: the weights do not fit the model"):
-        evaluate_job(job, load("digits"), trained)
-
-
 # From Python
 
 
@@ -392,31 +313,7 @@ def test_the_model_is_left_as_it_was(samples: tuple[Tensor, Tensor]) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
 
-# Sanity checks
-
-
-def test_an_evaluation_ends_with_sanity_checks_of_the_model(trained: Path) -> None:
-    entries = {}
-    for name in ("pgd", "autoattack", "fgsm"):
-        folder = evaluate_job(jobs()[name], load("digits"), trained)
-        entries[name] = store.read_json(folder / "eval.json").get("sanity")
-    assert entries["fgsm"] is None
-    assert (entries["pgd"]["mark"], entries["pgd"]["samples"]) == ("reliable", 20)
-    stages = ("black_box", "black_box_class")
-    assert [f["check"] for f in entries["autoattack"]["findings"] if f not in entries["pgd"]["findings"]] == [*stages]
-
-
 # What is searched
-
-
-def test_a_faster_search_is_another_evaluation_and_says_so(trained: Path, digits: Parts, tmp_path: Path) -> None:
-    usual, faster = jobs(attacks=("pgd",))["pgd"], jobs(attacks=("pgd",), prepare=("bf16", "channels-last"))["pgd"]
-    assert faster.prepare == ("bf16", "channels_last") and faster.key != usual.key
-    out = shutil.copytree(trained, tmp_path / "out")
-    facts = [store.read_json(evaluate_job(job, digits, out) / "eval.json") for job in (usual, faster)]
-    assert [entry["implementation"] for entry in facts] == ["native", "native, searched on: bf16 channels_last"]
-    outcomes = [Outcomes.read(out / job.folder) for job in (usual, faster)]
-    assert abs(outcomes[0].average("pgd") - outcomes[1].average("pgd")) < 0.1
 
 
 def test_the_model_itself_is_searched_where_that_is_asked_for(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
@@ -431,11 +328,3 @@ def test_the_model_itself_is_searched_where_that_is_asked_for(model: nn.Module, 
         searched.append(len(met))
     handle.remove()
     assert searched[1] >= searched[0] + 5
-
-
-def test_an_unknown_preparation_is_refused() -> None:
-    for words in (("fp8",), ("none", "bf16")):
-        with pytest.raises(
-            UsageError, match=r"^--prepare: expected some of bf16, channels_last, compile, or none alone"
-        ):
-            jobs(prepare=words)
