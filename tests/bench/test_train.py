@@ -9,20 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from attacks.passes import Passes
 from bench import store
 from bench.checkpoints import load_weights
-from bench.data import Part, Parts, load
+from bench.data import Part, Parts
 from bench.errors import BenchError, Interrupted
 from bench.jobs import Plan, TrainJob
-from bench.progress import Progress
-from bench.running import run_job
-from bench.schedule import Site
 from bench.train import Trainer, selection_due, train
-from methods.base import Adversarial, Batch, Context, Terms
-from methods.pgd_at import PGDAT
 from methods.tables import METHODS
 from tests.bench.jobs import (
     StopAt,
@@ -30,7 +24,6 @@ from tests.bench.jobs import (
     history,
     in_pieces,
     job_of,
-    own_registrations,
     parts_of,
     small,
     train_all,
@@ -300,117 +293,7 @@ def test_without_holdout_the_held_out_parts_are_trained_on(tmp_path: Path) -> No
     assert description(tmp_path / found.train[0].folder)["data"]["train_size"] == 500
 
 
-# Edges
-
-
-@pytest.mark.parametrize("size", [129, 257])
-def test_a_last_batch_of_one_sample_is_passed_over(size: int, tmp_path: Path) -> None:
-    """BatchNorm has no statistics of one sample; the other steps are made."""
-    found = small(methods=("pgd_at",), epochs=2, train_limit=size)
-    train_all(found, tmp_path)
-    folder = tmp_path / found.train[0].folder
-    assert [row["skipped_steps"] for row in history(folder)] == [1, 1]
-    assert description(folder)["passes"]["student"]["backward"] == 2 * (size - 1)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    (job,) = small(methods=("natural",), overrides={"natural.recipe.lr": 1e30}).train
-    outcome, sentence = run_job(job, Site(tmp_path, Path("data")), Progress())
-    assert outcome == "failed"
-    assert sentence is not None
-    assert sentence.startswith("natural (recipe.lr=1e+30) seed 0: the loss is not finite in epoch 0, by step 3; lower")
-    assert "--set natural.recipe.lr=" in sentence
-    assert store.failure(tmp_path / job.folder) == sentence
-    assert not store.is_done(tmp_path / job.folder)
-
-
-def test_ham_that_would_never_start_mining_is_refused(tmp_path: Path) -> None:
-    found = small(methods=("ham",), overrides={"ham.begin_epoch_index": 3})
-    with pytest.raises(BenchError, match=r"ham: mining begins in epoch 3 and the run has 3; train longer or lower ham"):
-        train_all(found, tmp_path)
-
-
-def test_a_setting_the_method_refuses_is_named_with_the_job(tmp_path: Path) -> None:
-    found = small(methods=("ham",), overrides={"ham.mining_step": 10})
-    with pytest.raises(BenchError, match=r"^ham \(mining_step=10\) seed 0: ham: expected mining_step from 0 to"):
-        train_all(found, tmp_path)
-
-
-class Watched(PGDAT):
-    """PGD-AT that notes in which order its hooks are called."""
-
-    calls: list[str] = []
-
-    def setup(self, model: nn.Module, ctx: Context) -> None:
-        self.calls.append(f"setup {ctx.steps}")
-
-    def begin_epoch(self, model: nn.Module, ctx: Context) -> None:
-        self.calls.append(f"begin {ctx.epoch}")
-
-    def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        self.calls.append(f"perturb {ctx.step}")
-        keep = torch.arange(len(batch.y))[: 1 if ctx.step == 1 else None]
-        return Adversarial(batch.x[keep], rows=keep)
-
-    def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
-        self.calls.append("loss" if model.training else "loss in eval mode")
-        return super().loss(model, replace(batch, y=adv.of(batch.y)), adv, ctx)
-
-    def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        self.calls.append(f"observe {len(terms.loss)}")
-
-    def after_step(self, model: nn.Module, ctx: Context) -> None:
-        self.calls.append("after")
-
-    def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        self.calls.append(f"end {ctx.epoch}")
-
-
-def test_hooks_come_in_the_contracts_order_and_one_row_makes_no_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with own_registrations(monkeypatch):
-        METHODS.register("watched")(Watched)
-        found = small(methods=("watched",), epochs=1)
-        train_all(found, tmp_path)
-    step = ["loss", "observe {}", "after"]
-    assert Watched.calls == [
-        "setup 3", "begin 0",
-        "perturb 0", *(call.format(128) for call in step),
-        "perturb 1", "observe 0", "after",
-        "perturb 2", *(call.format(44) for call in step),
-        "end 0",
-    ]  # fmt: skip
-    assert history(tmp_path / found.train[0].folder)[0]["skipped_steps"] == 1
-
-
 # Teachers
-
-
-class Constant(nn.Module):
-    """Logits that do not depend on the input."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
-
-
-@pytest.mark.parametrize(
-    ("logits", "sentence"),
-    [
-        (torch.eye(10)[0], r"teacher t: expected a clean accuracy of at least 20% on held-out digits, got 1\d\."),
-        (torch.ones(7), r"teacher t: expected logits \(N, 10\) for digits, got \(100, 7\); choose one trained on this"),
-        (torch.full((10,), math.nan), r"teacher t: expected a clean accuracy of at least 20% on held-out digits, got "),
-    ],
-)  # fmt: skip
-def test_a_teacher_that_cannot_be_one_is_refused(logits: Tensor, sentence: str) -> None:
-    from bench.teachers import check_model
-
-    with pytest.raises(BenchError, match=f"^{sentence}"):
-        check_model(Constant(logits), load("digits"), "teacher t")
 
 
 def test_a_teacher_is_frozen_and_in_eval_mode(whole: Plan, undisturbed: Path) -> None:
