@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from attacks.registry import Registry
 from attacks.tables import ATTACKS
+from bench.cli import main
 from bench.data import DATASETS, Parts, load
 from bench.errors import Interrupted
 from bench.jobs import Plan, TrainJob
@@ -28,6 +30,11 @@ from methods.tables import COMPOSITIONS, METHODS
 COMMAND = [sys.executable, "-c", "from bench.cli import main; main()"]
 # What may differ between two equal runs.
 FREE = ("timing.jsonl", "log.txt")
+
+
+def bench(*arguments: str | Path) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def settings(**changes: Any) -> RunSettings:
@@ -49,6 +56,11 @@ def job_of(plan: Plan, method: str, role: str = "student") -> TrainJob:
     """The one training job of a method in a plan."""
     (job,) = [job for job in plan.train if job.method == method and job.role == role]
     return job
+
+
+def key(method: str = "absld", **changes: Any) -> str:
+    """The key of a method's run in a plan."""
+    return job_of(plan(**{"methods": (method,), **changes}), method).key
 
 
 def train_all(plan: Plan, out: Path, progress: Progress | None = None) -> None:

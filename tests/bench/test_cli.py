@@ -9,36 +9,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from attacks.registry import Registry
-from attacks.tables import ATTACKS
-from bench.cli import main
-from bench.data import DATASETS
 from bench.jobs import Job
-from bench.models import MODELS
 from bench.report import REPORTERS
 from methods.tables import METHODS
-from tests.bench.jobs import COMMAND, tree
+from tests.bench.jobs import COMMAND, bench, tree
 
 QUICK = ("--epochs", "2", "--train-limit", "150", "--limit", "20", "--attacks", "fgsm", "--workers", "1")
-KINDS: dict[str, Registry[Any]] = {
-    "methods": METHODS,
-    "attacks": ATTACKS,
-    "datasets": DATASETS,
-    "models": MODELS,
-    "reporters": REPORTERS,
-}
-COMMANDS = ["run", "evaluate", "report", "verify", "merge", "status", "list", "show", "check"]
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def told(*arguments: str | Path) -> list[str]:
@@ -234,69 +215,6 @@ def test_a_request_that_makes_no_sense_is_a_sentence_and_exit_code_2(
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-# What is there
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
-def test_every_command_explains_itself(command: list[str]) -> None:
-    result = bench(*command, "--help")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("Usage: ")
-    assert bench(*command, "-h").stdout == result.stdout
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_list_names_everything_with_a_line_each(kind: str) -> None:
-    result = bench("list", kind)
-    assert result.exit_code == 0
-    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert list(lines) == [*KINDS[kind].names(), *getattr(KINDS[kind], "forms", {})]
-    assert all(len(line) > 10 for line in lines.values())
-
-
-@pytest.mark.parametrize("name", [*METHODS.names(), *ATTACKS.names(), *DATASETS.names(), *MODELS.names()])
-def test_everything_can_be_shown(name: str) -> None:
-    result = bench("show", name.upper().replace("_", "-"))
-    assert result.exit_code == 0
-    assert result.stdout.startswith(f"{name} (")
-    assert "Source: " in result.stdout
-
-
-def test_a_method_is_shown_with_its_paper_defaults_and_departures() -> None:
-    text = bench("show", "absld").stdout
-    for part in (
-        "arXiv:2312.05508", "Departures:", "temperature_rate = 0.1", "rate_milestones = (214, 259, 284)",
-        "paper: epochs 300", "digits: epochs 30", "Teachers: robust",
-        "12 forward, 10 input gradient, 2 weight gradient",
-    ):  # fmt: skip
-        assert part in text
-    assert "Starts from: pgd_at" in bench("show", "frl").stdout
-
-
-def test_the_version_is_the_packages() -> None:
-    from importlib.metadata import version
-
-    assert version("robust-fairness-bench") in bench("--version").stdout
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["list", "methods"], ["show", "absld"], ["run", "--dry-run", "--device", "cpu"]],
-    ids=" ".join,
-)
-def test_planning_and_listing_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
-    """In a process of its own, since this one has torch already."""
-    code = (
-        "import sys\nfrom bench.cli import main\n"
-        "try:\n    main()\nfinally:\n"
-        "    heavy = sorted({'torch', 'pandas', 'pyarrow', 'sklearn', 'matplotlib'} & set(sys.modules))\n"
-        "    print('heavy:', heavy, file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "heavy: []"
 
 
 def test_the_command_itself_exits_as_it_says(tmp_path: Path) -> None:
