@@ -76,6 +76,15 @@ class Registry(Generic[T]):
                 names[point.name] = None
         return list(names)
 
+    @property
+    def forms(self) -> dict[str, str]:
+        """Forms of names that need no registration, with a line on each; none unless a kind has some."""
+        return {}
+
+    def accepted(self) -> list[str]:
+        """What the sentence on an unknown name lists: all names, and the forms of others."""
+        return [*self.names(), *self.forms]
+
     def resolve(self, name: str) -> str:
         """The registered spelling of a name; `-`, `_` and case do not matter.
 
@@ -86,7 +95,7 @@ class Registry(Generic[T]):
         if known is None:
             close = difflib.get_close_matches(canonical(name), [canonical(n) for n in self.names()], n=1)
             hint = f"; did you mean {self._spelling(close[0])!r}?" if close else ";"
-            raise UnknownName(f"unknown {self.kind} {name!r}{hint} available: {', '.join(self.names())}")
+            raise UnknownName(f"unknown {self.kind} {name!r}{hint} available: {', '.join(self.accepted())}")
         return known
 
     def __getitem__(self, name: str) -> T:

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attacks.registry import Registry, UnknownName
+from attacks.registry import Registry
 from attacks.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ Dataset = Callable[[Path, bool], "Raw"]
 
 
 class Datasets(Registry[Dataset]):
-    """The registered data sets, those that are at hand in other sizes (`imagenette_320`), and the user's own."""
+    """The registered data sets, those that are at hand in other sizes (`imagenette_320`), and the user's own.
+
+    The spelling of a user's own set has the absolute path.
+    """
 
     @property
     def forms(self) -> dict[str, str]:
@@ -64,17 +67,6 @@ class Datasets(Registry[Dataset]):
         from bench.own import FORMS
 
         return FORMS
-
-    def resolve(self, name: str) -> str:
-        """The spelling by which a set is known; that of a user's own set has the absolute path.
-
-        Raises:
-            UnknownName: with the closest match and the list.
-        """
-        try:
-            return super().resolve(name)
-        except UnknownName as error:
-            raise UnknownName(f"{error}, {', '.join(self.forms)}") from None
 
     def __getitem__(self, name: str) -> Dataset:
         """The function that reads a set."""

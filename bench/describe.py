@@ -67,7 +67,7 @@ def shown(name: str, form: str = "text") -> str:
 
 def list_text(registry: Registry[Any]) -> str:
     """Names with one line each."""
-    lines = {name: _line(registry.sketch(name)) for name in registry} | getattr(registry, "forms", {})
+    lines = {name: _line(registry.sketch(name)) for name in registry} | registry.forms
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from attacks.registry import Registry, UnknownName
+from attacks.registry import Registry
 from attacks.sketch import Sketch
 from bench import packages
 from bench.errors import BenchError, UsageError
@@ -47,17 +47,6 @@ class Models(Registry[Builder]):
             "FILE.py:BUILDER": "A function build(num_classes, in_channels, image_size) of your own; also MODULE:BUILDER"
         }
         return {**packages.FORMS, **own}
-
-    def resolve(self, name: str) -> str:
-        """The spelling by which a network is known.
-
-        Raises:
-            UnknownName: with the closest match and the list.
-        """
-        try:
-            return super().resolve(name)
-        except UnknownName as error:
-            raise error if packages.parse(name) else UnknownName(f"{error}, {', '.join(self.forms)}") from None
 
     def __getitem__(self, name: str) -> Builder:
         """The function that builds a network."""

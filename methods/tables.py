@@ -47,6 +47,10 @@ class Methods(Registry["Callable[..., Method]"]):
         lines = {name: COMPOSITIONS.sketch(name) for name in COMPOSITIONS}
         return {f"{name}:METHOD": (s.fact("own_doc") or s.doc).strip().split("\n")[0] for name, s in lines.items()}
 
+    def accepted(self) -> list[str]:
+        """The methods; an unknown composition has a sentence of its own."""
+        return self.names()
+
     def resolve(self, name: str) -> str:
         """The registered spelling of a name; `-`, `_` and case do not matter.
 

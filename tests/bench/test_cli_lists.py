@@ -41,7 +41,7 @@ def test_a_list_names_everything_with_a_line_each(kind: str) -> None:
     result = bench("list", kind)
     assert result.exit_code == 0
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert list(lines) == [*KINDS[kind].names(), *getattr(KINDS[kind], "forms", {})]
+    assert list(lines) == [*KINDS[kind].names(), *KINDS[kind].forms]
     assert all(len(line) > 10 for line in lines.values())
 
 
