@@ -13,6 +13,7 @@ from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import build
 from bench.parts import limit, load
 from bench.schedule import Site
+from bench.stepping import why_whole
 from bench.teachers import load_teacher
 from bench.train import build_method
 
@@ -68,9 +69,7 @@ def _limit(job: TrainJob | EvalJob) -> int | None:
 def _build(job: TrainJob | EvalJob) -> None:
     if isinstance(job, TrainJob):
         method = build_method(job, job.settings["num_classes"])
-        if method.couples_batch and (job.micro_batch is not None or job.processes > 1):
-            what = "--micro-batch" if job.processes == 1 else "torchrun"
-            raise ValueError(f"{job.title}: couples the samples of a batch, which must stay whole; leave out {what}")
+        why_whole(job, method, job.processes)
         if method.drops_rows and job.sync_bn:
             raise ValueError(
                 f"{job.title}: may leave a process without samples, and --sync-bn waits for all; leave out --sync-bn"

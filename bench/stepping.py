@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attacks.ascent import mode
 from attacks.draws import PartGenerator
 from bench.counting import Counter
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.jobs import TrainJob
 from bench.micro import LEAST_WITH_NORM, Cut, has_norm, joined, joined_terms, out_of_memory, part_of, rows_of
 from bench.streams import forked
@@ -190,18 +190,31 @@ class Stepping:
         self.wrapped, self.rehearsed = self.team.wrapped(self.model, unused=self.team.agree(unused)), True
 
 
+def why_whole(job: TrainJob, method: Method, processes: int) -> str:
+    """Why the steps of a run must stay whole; "" if they may be cut.
+
+    Raises:
+        UsageError: if micro-batches or several processes were asked for and the method cannot have them.
+    """
+    if not method.couples_batch:
+        return ""
+    reason = f"{job.method} couples the samples of a batch, which must stay whole: take a smaller --batch-size"
+    flags = {"--micro-batch": job.micro_batch is not None, "torchrun": processes > 1}
+    asked = [flag for flag, given in flags.items() if given]
+    if asked:
+        raise UsageError(f"{job.title}: {reason}, and leave out {' and '.join(asked)}")
+    return reason
+
+
 def cut_of(job: TrainJob, method: Method, model: nn.Module, team: Team, tell: Callable[[str], None]) -> Cut:
     """How the steps of a run are cut, and whether they can be.
 
     Raises:
-        BenchError: if micro-batches or several processes were asked for and the method cannot have them.
+        UsageError: see `why_whole`.
+        BenchError: if the parts that were asked for are too small.
     """
-    reason = ""
-    if method.couples_batch:
-        reason = f"{job.method} couples the samples of a batch, which must stay whole: take a smaller --batch-size"
-        if team.size > 1 or job.micro_batch is not None:
-            raise BenchError(f"{job.title}: {reason}, one process and no --micro-batch")
-    elif team.size > 1 and team.sync_bn:
+    reason = why_whole(job, method, team.size)
+    if not reason and team.size > 1 and team.sync_bn:
         reason = "with --sync-bn the processes must cut alike: give --micro-batch, or a smaller --batch-size"
     least = LEAST_WITH_NORM if has_norm(model) else 1
     if job.micro_batch is not None and job.micro_batch < least:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,12 @@ def test_a_method_that_couples_its_batch_keeps_it_whole(tmp_path: Path) -> None:
         "which must stay whole: take a smaller --batch-size"
     )
     found = run_of("roomy", ("ham",), micro_batch=16, overrides=coupled)
-    sentence = "ham couples the samples of a batch, which must stay whole: take a smaller --batch-size"
-    assert sentence in refused(found.train[0], tmp_path)
-    with pytest.raises(UsageError, match=r"ham.*: couples the samples of a batch.*leave out --micro-batch"):
+    sentence = (
+        f"{found.train[0].title}: ham couples the samples of a batch, which must stay whole: "
+        "take a smaller --batch-size, and leave out --micro-batch"
+    )
+    assert refused(found.train[0], tmp_path) == sentence
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
         preflight(found, Site(tmp_path, Path("data")))
 
 
