@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import npz
 from bench.data import DATASETS
-from bench.fetch import published
+from bench.fetch import published, unpacked
 from bench.raw import Images, Labels, Raw, stratified
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -168,7 +168,7 @@ def fashion_mnist(root: Path, download: bool) -> Raw:
 def stl10(root: Path, download: bool) -> Raw:
     """STL-10 (Coates et al., 2011): 13,000 labelled photographs of 96x96 pixels; the unlabelled ones are not used."""
     from torchvision.datasets import STL10
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+    from torchvision.datasets.utils import check_integrity
 
     sums = dict([*STL10.train_list, *STL10.test_list])
 
@@ -183,11 +183,7 @@ def stl10(root: Path, download: bool) -> Raw:
     def read(folder: Path) -> Raw:
         return Raw(*part(folder, "train"), *part(folder, "test"), STL10_CLASSES)
 
-    def fetch(folder: Path) -> None:
-        download_and_extract_archive(STL10.url, str(folder), filename=STL10.filename, md5=STL10.tgz_md5)
-
-    what = f"the folder {STL10.base_folder} (unpacked from {STL10.url}) "
-    return published("stl10", root, download, read, fetch, [STL10.base_folder], what)
+    return unpacked("stl10", root, download, read, STL10.base_folder, STL10.url, STL10.tgz_md5)
 
 
 def _mnist(name: str, kind: str, class_names: tuple[str, ...], root: Path, download: bool) -> Raw:

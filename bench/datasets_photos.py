@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.data import DATASETS
 from bench.errors import BenchError
-from bench.fetch import published
+from bench.fetch import published, unpacked
 from bench.photos import Files, Pictures, scan
 from bench.raw import Raw
 
@@ -60,7 +60,6 @@ def imagenette(root: Path, download: bool, size: int = 160) -> Raw:
     of those sizes, larger ones from the full archive.
     """
     from torchvision.datasets import Imagenette
-    from torchvision.datasets.utils import download_and_extract_archive
 
     archive = "160px" if size <= 160 else "320px" if size <= 320 else "full"
     url, md5 = Imagenette._ARCHIVES[archive]
@@ -70,10 +69,7 @@ def imagenette(root: Path, download: bool, size: int = 160) -> Raw:
         train, test = (_part(folder / base / part, list(IMAGENETTE)) for part in ("train", "val"))
         return _raw(train, test, size, size, IMAGENETTE_CLASSES)
 
-    def fetch(folder: Path) -> None:
-        download_and_extract_archive(url, str(folder), md5=md5)
-
-    return published("imagenette", root, download, read, fetch, [base], f"the folder {base} (unpacked from {url}) ")
+    return unpacked("imagenette", root, download, read, base, url, md5)
 
 
 @DATASETS.register(
@@ -93,7 +89,6 @@ def tiny_imagenet(root: Path, download: bool, size: int = 64) -> Raw:
 
     The published validation images are the test part: the labels of the published test images are not public.
     """
-    from torchvision.datasets.utils import download_and_extract_archive
 
     def read(folder: Path) -> Raw:
         base = folder / TINY_FOLDER
@@ -105,11 +100,7 @@ def tiny_imagenet(root: Path, download: bool, size: int = 64) -> Raw:
         names = _distinct([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
         return _raw(_part(base / "train", wnids), _tiny_val(base / "val", wnids), size, size, names)
 
-    def fetch(folder: Path) -> None:
-        download_and_extract_archive(TINY_URL, str(folder), md5=TINY_MD5)
-
-    what = f"the folder {TINY_FOLDER} (unpacked from {TINY_URL}) "
-    return published("tiny_imagenet", root, download, read, fetch, [TINY_FOLDER], what)
+    return unpacked("tiny_imagenet", root, download, read, TINY_FOLDER, TINY_URL, TINY_MD5)
 
 
 @DATASETS.register(

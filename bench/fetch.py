@@ -67,6 +67,29 @@ def published(
     return _quietly(read, root)
 
 
+def unpacked(name: str, root: Path, download: bool, read: Callable[[Path], T], base: str, url: str, md5: str) -> T:
+    """Read what one published archive unpacks into.
+
+    Args:
+        name: see `published`.
+        root: likewise.
+        download: likewise.
+        read: likewise.
+        base: the folder that the archive unpacks into.
+        url: of the archive.
+        md5: its checksum.
+
+    Raises:
+        UsageError, BenchError: see `published`.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    def fetch(folder: Path) -> None:
+        download_and_extract_archive(url, str(folder), md5=md5)
+
+    return published(name, root, download, read, fetch, [base], f"the folder {base} (unpacked from {url}) ")
+
+
 def _fetch(
     root: Path, read: Callable[[Path], T], fetch: Callable[[Path], None], files: Sequence[str], prefix: str
 ) -> None:
