@@ -12,7 +12,7 @@ from bench.data import Part, to_float
 from bench.micro import Cut
 from bench.team import Team
 from methods.base import Validation
-from methods.losses import class_sums
+from methods.losses import under_attack
 
 CHUNK = 512
 
@@ -87,10 +87,8 @@ def judged(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str,
         adv: logits (V, K) under attack.
         num_classes: K.
     """
-    right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
-    counts = class_sums(torch.ones_like(right), y, num_classes)
-    worst = (class_sums(right, y, num_classes) / counts).min().item()
-    average = right.float().mean().item()
+    right, of_class, counts = under_attack(y, clean, adv, num_classes)
+    average, worst = right.float().mean().item(), (of_class / counts).min().item()
     return {
         "clean": (clean.argmax(1) == y).float().mean().item(),
         "pgd": average, "worst": worst, "score": average + worst,

@@ -24,7 +24,7 @@ from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from methods.averaging import frozen_copy, move
 from methods.base import Context
-from methods.losses import class_means, class_sums
+from methods.losses import class_means, under_attack
 from methods.tables import COMPOSITIONS
 from methods.wrapper import Wrapper
 
@@ -71,10 +71,8 @@ class FAWA(Wrapper):
             return
         weights = super().evaluation_model(model)
         attack = PGD(ThreatModel(self.norm, self.eps), steps=10, step_size=self.step_size)
-        y, clean, adv = ctx.validate(attack, weights)
-        right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
-        counts = class_sums(torch.ones_like(y), y, self.num_classes)
-        self.fawa_accuracy.copy_(class_means(class_sums(right, y, self.num_classes), counts))
+        _, right, counts = under_attack(*ctx.validate(attack, weights), self.num_classes)
+        self.fawa_accuracy.copy_(class_means(right, counts))
         if self.fawa_accuracy.min().item() >= self.fawa_threshold:
             move(self.fawa_average, weights, 1 - self.fawa_decay if bool(self.fawa_begun) else 1.0)
             self.fawa_begun.fill_(True)

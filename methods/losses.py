@@ -66,6 +66,22 @@ def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
     return sums
 
 
+def under_attack(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which samples are right before and under attack, of each class how many, and how many samples it has.
+
+    Args:
+        y: labels (V,).
+        clean: logits (V, K).
+        adv: logits (V, K) under attack.
+        num_classes: K.
+
+    Returns:
+        (V,) bool, (K,) and (K,).
+    """
+    right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
+    return right, class_sums(right, y, num_classes), class_sums(torch.ones_like(right), y, num_classes)
+
+
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:
     """Class means (K,) from sums and counts; a class without samples gets the mean of the others."""
     seen = counts > 0
