@@ -181,6 +181,20 @@ def to_bf16(model: nn.Module, example: Tensor) -> None:
     The first layer sees the perturbation, which bfloat16 would round away (its spacing next to 1 is 1/256), and the
     last one makes the logits whose small differences steer a search.
     """
+    order = list(dict.fromkeys(met_layers(model, example)))
+    for layer in order[1:-1]:
+        layer.to(torch.bfloat16).register_forward_pre_hook(lambda _, inputs: tuple(x.bfloat16() for x in inputs))
+    if len(order) > 2:
+        order[-1].register_forward_pre_hook(lambda module, inputs: tuple(x.to(module.weight.dtype) for x in inputs))
+
+
+def met_layers(model: nn.Module, example: Tensor) -> list[nn.Module]:
+    """Convolutions and linear layers in the order in which an input meets them; one that it meets twice is there twice.
+
+    Args:
+        model: as it is, in train or eval mode.
+        example: (N, C, H, W), of which the first is taken.
+    """
     met: list[nn.Module] = []
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     handles = [layer.register_forward_pre_hook(lambda module, _: met.append(module)) for layer in layers]
@@ -190,11 +204,7 @@ def to_bf16(model: nn.Module, example: Tensor) -> None:
     finally:
         for handle in handles:
             handle.remove()
-    order = list(dict.fromkeys(met))
-    for layer in order[1:-1]:
-        layer.to(torch.bfloat16).register_forward_pre_hook(lambda _, inputs: tuple(x.bfloat16() for x in inputs))
-    if len(order) > 2:
-        order[-1].register_forward_pre_hook(lambda module, inputs: tuple(x.to(module.weight.dtype) for x in inputs))
+    return met
 
 
 def _gradient(model: nn.Module, x: Tensor) -> Tensor:

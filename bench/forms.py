@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import mode
 from attacks.folded import Folded
-from attacks.prepared import LAYERS, Prepared
+from attacks.prepared import Prepared, met_layers
 from bench.counting import Counter
 
 EXAMPLES = 32  # samples that a form is tried on
@@ -209,15 +209,8 @@ def keep_ends_exact(model: nn.Module, example: Tensor) -> set[nn.Module]:
     Returns:
         The layers.
     """
-    met: list[nn.Module] = []
-    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
-    handles = [layer.register_forward_pre_hook(lambda module, _: met.append(module)) for layer in layers]
-    try:
-        with mode(model, train=False), torch.no_grad():
-            model(example[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with mode(model, train=False):
+        met = met_layers(model, example)
     ends = {met[0], met[-1]} if met else set()
     for layer in ends:
         layer.forward = MethodType(_exact, layer)
