@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.options import fraction, options
+from bench.options import fraction, options, plugin_option
 
 if TYPE_CHECKING:
     from bench.settings import RunSettings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     click.option("--out", type=click.Path(), help="Results folder.  [results]"),
     click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
     click.option("--download", is_flag=True, default=None, help="Fetch missing data and weights."),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+    plugin_option(),
 )  # fmt: skip
 def card(teacher: str, model: str | None, licence: str | None, **flags: Any) -> None:
     """The card of a teacher: source, hash, licence, accuracy of every class; RUN is the folder of a run.

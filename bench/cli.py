@@ -12,7 +12,7 @@ import click
 from attacks.registry import UnknownName
 from bench.card_command import card
 from bench.errors import BenchError, Interrupted, UsageError
-from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, names, options
+from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, names, options, plugin_option
 
 if TYPE_CHECKING:
     from bench.jobs import Plan
@@ -223,7 +223,7 @@ def verify(results: tuple[str, ...]) -> None:
 @options(
     click.option("--out", type=click.Path(file_okay=False), help="Where to put everything.  [the first of RESULTS]"),
     click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+    plugin_option(),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip
 def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) -> None:
@@ -268,7 +268,7 @@ KINDS = ("methods", "compositions", "attacks", "datasets", "models", "reporters"
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+@plugin_option("Load plug-ins first.")
 @FORM
 def list_(kind: str, plugins: tuple[str, ...], form: str) -> None:
     """Names of what is registered, each with one line; for methods also what can be put around them."""
@@ -280,7 +280,7 @@ def list_(kind: str, plugins: tuple[str, ...], form: str) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+@plugin_option("Load plug-ins first.")
 @FORM
 def show(name: str, plugins: tuple[str, ...], form: str) -> None:
     """What a method, composition, attack, data set, model or protocol is: defaults, recipes, departures, doubts."""
@@ -292,7 +292,7 @@ def show(name: str, plugins: tuple[str, ...], form: str) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins first.")
+@plugin_option("Load plug-ins first.")
 def check(names: tuple[str, ...], plugins: tuple[str, ...]) -> None:
     """Hold methods and attacks, your own for instance, against the contract that every built-in one keeps."""
     from bench.conformance import check_all

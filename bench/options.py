@@ -49,6 +49,11 @@ def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+def plugin_option(help: str = "Load plug-ins; may be repeated.") -> Callable[[Command], Command]:
+    """The option that names plug-ins."""
+    return click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help=help)
+
+
 UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
 TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
 SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
@@ -97,5 +102,5 @@ EVALUATION_OPTIONS = options(
     click.option("--download", is_flag=True, default=None, help="Fetch missing data."),
     click.option("--set", "sets", multiple=True, metavar="NAME.FIELD=VALUE", help="Set one field, e.g. pgd.steps=50."),
     click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load plug-ins; may be repeated."),
+    plugin_option(),
 )
