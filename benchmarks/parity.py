@@ -62,11 +62,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=comma_list(int), default=[0, 1, 2, 3, 4])
     made.add_argument("--alone", choices=("all", "none"), default="all", help="run each stage alone, too (%(default)s)")
     made.add_argument("--prepare", type=comma_list(str), default=[], help="bf16, channels_last or compile, for native")
-    made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
-    made.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
-    made.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
-    made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
+    add_course_options(made)
     return made
+
+
+def add_course_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a benchmark that goes through units: on which models besides, and where all is kept."""
+    parser.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
 
 
 def with_masked(given: list[Subject], which: str) -> list[Subject]:

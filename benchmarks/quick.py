@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import bars
 from benchmarks.attacked import ENSEMBLE, Effort, add_effort_options
-from benchmarks.parity import with_masked
+from benchmarks.parity import add_course_options, with_masked
 from benchmarks.subjects import add_subject_options, comma_list, subjects
 from benchmarks.tables import Page, guarded, number, yes
 from benchmarks.units import Unit, measured
@@ -95,10 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add_effort_options(made)
     made.add_argument("--samples", type=int, default=400, help="of each model (%(default)s)")
     made.add_argument("--seeds", type=comma_list(int), default=[2, 3, 4])
-    made.add_argument("--masked", choices=("none", "first", "all"), default="none", help="also with masked gradients")
-    made.add_argument("--jobs", type=int, default=1, help="processes side by side (%(default)s)")
-    made.add_argument("--cache", type=Path, default=Path("results/benchmarks/cache"), help="what is finished")
-    made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the page")
+    add_course_options(made)
     return made
 
 
