@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.report.cells import Row, Table
+from bench.report.cells import Cell, Row, Table
 from bench.report.columns import Column, threat_text, titles
 from bench.report.frame import Roots
 from bench.report.marks import Mark, Marks, marks
@@ -120,41 +120,39 @@ def row_record(table: Table, row: Row) -> dict[str, Any]:
 
 
 def _records(table: Table, place: int, row: Row, marked: Marks) -> Iterator[dict[str, Any]]:
-    names = titles(table.shown)
-    for column, cell in row.cells.items():
-        for statistic in table.statistics:
-            mark = marked.get((place, column, statistic), Mark())
-            low, high = mark.interval or (None, None)
-            yield row_record(table, row) | {
-                "attack": column.attack,
-                "column": names[column],
-                "n": column.n,
-                "implementation": column.implementation or None,
-                "seeds": " ".join(map(str, cell.seeds)),
-                "statistic": statistic,
-                "mean": number(cell.mean(statistic)),
-                "sd": number(cell.sd(statistic)),
-                "low": number(low),
-                "high": number(high),
-                "best": mark.best,
-                "second": mark.second,
-                "tied_with_best": mark.tied,
-            }
-    yield from _bound_records(table, row)
+    for column, statistic, record in _headed(table, row, row.cells):
+        cell, mark = row.cells[column], marked.get((place, column, statistic), Mark())
+        low, high = mark.interval or (None, None)
+        yield record | {
+            "mean": number(cell.mean(statistic)),
+            "sd": number(cell.sd(statistic)),
+            "low": number(low),
+            "high": number(high),
+            "best": mark.best,
+            "second": mark.second,
+            "tied_with_best": mark.tied,
+        }
+    for column, statistic, record in _headed(table, row, {column: bound.cell for column, bound in row.bounds.items()}):
+        bound = row.bounds[column]
+        stopped = {"at_most": number(bound.at_most(statistic)), "stopped": "; ".join(bound.reasons)}
+        yield record | {"mean": None, **stopped}
 
 
-def _bound_records(table: Table, row: Row) -> Iterator[dict[str, Any]]:
+def _headed(table: Table, row: Row, cells: Mapping[Column, Cell]) -> Iterator[tuple[Column, str, dict[str, Any]]]:
+    """Every figure of a row by column and statistic, with what its record says before the figure."""
     names = titles(table.shown)
-    for column, bound in row.bounds.items():
+    for column, cell in cells.items():
         for statistic in table.statistics:
-            yield row_record(table, row) | {
-                "attack": column.attack,
-                "column": names[column],
-                "n": column.n,
-                "implementation": column.implementation or None,
-                "seeds": " ".join(map(str, bound.cell.seeds)),
-                "statistic": statistic,
-                "mean": None,
-                "at_most": number(bound.at_most(statistic)),
-                "stopped": "; ".join(bound.reasons),
-            }
+            yield (
+                column,
+                statistic,
+                row_record(table, row)
+                | {
+                    "attack": column.attack,
+                    "column": names[column],
+                    "n": column.n,
+                    "implementation": column.implementation or None,
+                    "seeds": " ".join(map(str, cell.seeds)),
+                    "statistic": statistic,
+                },
+            )
