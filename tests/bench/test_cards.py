@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from bench import cards, store, zoo
 from bench.cards import Conditions, ensure, of_run, text
 from bench.checkpoints import save_weights, weights_hash
-from bench.cli import main
 from bench.data import Part, Parts, load, to_float
 from bench.evaluation import evaluate
 from bench.models import build
+from tests.bench.jobs import bench
 from tests.bench.test_zoo import Tiny, entries, random_model
 
 NAMES = tuple("abcdefghij")
@@ -68,10 +67,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(cards, "evaluate", watched)
     return sizes
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def card_of(file: Path, *more: str) -> dict[str, Any]:

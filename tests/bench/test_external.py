@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from torch import nn
 
 from bench import store
 from bench.checkpoints import save_weights
-from bench.cli import main
 from bench.data import load, to_float
 from bench.errors import BenchError, UsageError
 from bench.external import adopt
 from bench.outcomes import Outcomes
 from bench.settings import combined
-from tests.bench.jobs import description, settings
+from tests.bench.jobs import bench, description, settings
 
 BUILDER = f"{__file__}:linear"
 
@@ -37,10 +36,6 @@ def fitted() -> dict[str, torch.Tensor]:
     targets = nn.functional.one_hot(parts.train.y, 10).double()
     solution = torch.linalg.solve(inputs.T @ inputs + 0.1 * torch.eye(65), inputs.T @ targets)
     return {"1.weight": solution[:-1].T.float().contiguous(), "1.bias": solution[-1].float().contiguous()}
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def evaluate(checkpoint: Path, out: Path, *more: str) -> Result:

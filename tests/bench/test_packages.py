@@ -10,17 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch import Tensor
 
 from attacks.registry import UnknownName
 from bench import packages
 from bench.checkpoints import fit
-from bench.cli import main
 from bench.errors import BenchError, UsageError
 from bench.models import MODELS, Normalized, build, resolve, source
 from bench.report import load_results
-from tests.bench.jobs import COMMAND, plan
+from tests.bench.jobs import COMMAND, bench, plan
 
 BUILDER = """
 from torch import nn
@@ -40,10 +38,6 @@ def pair(num_classes, in_channels, image_size):
             return x, x
     return Pair()
 """
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 @pytest.fixture

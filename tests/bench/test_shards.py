@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from bench import pairs, store
-from bench.cli import main
 from bench.errors import UsageError
 from bench.jobs import PARTIAL, EvalJob, Plan, title
 from bench.launch import launch
@@ -20,7 +18,7 @@ from bench.progress import Progress
 from bench.running import run_job
 from bench.schedule import Schedule, Site
 from bench.settings import combined
-from tests.bench.jobs import StopAt, plan, small, train_all, tree
+from tests.bench.jobs import StopAt, bench, plan, small, train_all, tree
 
 RUN = {"methods": ("pgd_at",), "epochs": 2, "train_limit": 300}
 QUICK = {
@@ -32,10 +30,6 @@ FLAGS = [
     "--attacks", "autoattack,pgd", "--set", "autoattack.steps=3",
     "--set", "autoattack.queries=10", "--set", "autoattack.targets=2", "--workers", "1",
 ]  # fmt: skip
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def jobs(**changes: Any) -> Plan:

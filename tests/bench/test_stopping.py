@@ -13,13 +13,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from torch import Tensor, nn
 
 from attacks.passes import Passes
 from attacks.threat import ThreatModel
 from bench import store
-from bench.cli import main
 from bench.errors import UsageError
 from bench.live import Pace, bounds, duration
 from bench.progress import Progress
@@ -27,7 +26,7 @@ from bench.report import load_results
 from bench.settings import combined
 from bench.stopping import Bounds, Rule
 from bench.walk import Verdicts, run_attack
-from tests.bench.jobs import in_pieces, plan
+from tests.bench.jobs import bench, in_pieces, plan
 
 # Rules
 
@@ -268,10 +267,6 @@ FLAGS = (
     "--attacks", "pgd,autoattack", "--set", "autoattack.steps=3", "--set", "autoattack.queries=5",
     "--set", "autoattack.targets=2", "--stop-when", "average<45%",
 )  # fmt: skip
-
-
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
