@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.chain import Banded, Before, Blocked, Cast, Chain, Convolution, Linear, Phased, chained
+from attacks.chain import Chain, chained
+from attacks.links import Banded, Before, Blocked, Cast, Convolution, Linear, Phased
 from attacks.prepared import Prepared
 from bench.models import build
 from bench.normalized import Normalized
