@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 DRAWS = 2000
+SEEDS = 0  # of the stream that picks training seeds
 LEVEL = 0.95
 # From this number of classes on, the worst class alone says little and `worst10` stands beside it.
 MANY_CLASSES = 20
@@ -281,7 +282,7 @@ def paired_bootstrap(
     resampled = resample(both, y, num_classes, generator=generator, draws=draws)
     exact = np.stack([class_accuracy(row, y, num_classes) for row in both])
     split = len(first)
-    picks = pick_seeds(split, len(second), generator=generator, draws=draws)
+    picks = pick_seeds(split, len(second), draws=draws)
     return {
         name: difference(
             (f(exact[:split], counts), f(resampled[:, :split], counts)),
@@ -293,8 +294,12 @@ def paired_bootstrap(
     }
 
 
-def pick_seeds(first: int, second: int, *, generator: np.random.Generator, draws: int = DRAWS) -> tuple[Ints, Ints]:
-    """Resampled positions of the training seeds of two models, (draws, S) each; shared if S is equal."""
+def pick_seeds(first: int, second: int, *, draws: int = DRAWS) -> tuple[Ints, Ints]:
+    """Resampled positions of the training seeds of two models, (draws, S) each; shared if S is equal.
+
+    They come from a stream of their own, so that two models differ by the same interval wherever they are compared.
+    """
+    generator = np.random.default_rng(SEEDS)
     one = generator.integers(first, size=(draws, first))
     return one, one if first == second else generator.integers(second, size=(draws, second))
 

@@ -53,7 +53,7 @@ class AdaAD(Method):
             epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip",
             settings={"eps": 16 / 255, "step_size": 4 / 255}, source="released script as it is without arguments",
         ),
-        "digits": digits(lr=1.0),
+        "digits": digits(scale=0.1),
     }  # fmt: skip
     teachers = ("robust",)
 

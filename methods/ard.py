@@ -48,7 +48,7 @@ class ARD(Method):
             settings={"clean_pass": True}, source="released script as it runs",
         ),
         "short": short(PAPER, scale=0.1),
-        "digits": digits(lr=1.0),
+        "digits": digits(scale=0.1),
     }  # fmt: skip
     teachers = ("robust",)
 

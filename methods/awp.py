@@ -13,7 +13,9 @@ Departures:     the release finds v by an SGD step of a second network, here it 
                 tensors of two and more dimensions with "weight" in their name, as there. After the step the release
                 subtracts v, here the weights get w plus what the optimiser moved: a step that moves nothing restores
                 every bit. BatchNorm's statistics are put back after the trial pass, so they move once, by the pass of
-                the loss, at w + v. At gamma 0 no trial pass is made.
+                the loss, at w + v; in the variant of the release that perturbs the model itself they move in the trial
+                pass too. AT-AWP attacks the first batch of each epoch in eval mode, here none. At gamma 0 no trial pass
+                is made.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ Defaults:       strength 1 (1.5 on CIFAR-100 and STL-10: recipe "cifar100"), wei
 Departures:     classes with equal P_ii exchange nothing, where the release takes from both; weights are kept from
                 falling below 0, which the release leaves open. With PGD-AT it goes each step twice, the second time
                 unweighted and within the unweighted eps: `doubled_step=True`, from `begin_epoch_index` on [inferred],
-                here as one step of (1 + w_y) 0.007, the same where w_y >= 1.
+                here as one step of (1 + w_y) 0.007, the same where w_y >= 1, and with the same reach below. With TRADES
+                it passes the adversarial batch before the clean one; here the order is that of `trades`, of which only
+                BatchNorm's statistics know, so that strength 0 is `trades` bit for bit.
 """
 
 from __future__ import annotations
@@ -54,10 +56,11 @@ class DAFA(Method):
     recipes = {
         "paper": RELEASED,
         "cifar100": replace(RELEASED, settings={"strength": 1.5}),
-        "digits": digits(nesterov=True),
+        "digits": digits(),
     }
     epoch_settings = ("begin_epoch_index",)
     reported = ("class_weight",)
+    revision = 3
 
     class_weight: Tensor
     probs: Tensor
@@ -106,7 +109,8 @@ class DAFA(Method):
         objective = divergence_from(model, batch) if trades else objectives.cross_entropy(batch.y)
         radius, step = self.eps * weight, self.step_size * weight
         if self.doubled_step and ctx.epoch >= self.begin_epoch_index:
-            radius, step = torch.full_like(weight, self.eps), self.step_size * (1 + weight)
+            # The first step ends within the weighted radius, and the second leads out of it by its length at most.
+            radius, step = (radius + self.step_size).clamp_max(self.eps), self.step_size * (1 + weight)
         return Adversarial(self.ascend(model, batch.x, objective, ctx, start="gaussian", eps=radius, step_size=step))
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:

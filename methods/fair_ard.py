@@ -10,7 +10,8 @@ Defaults:       SGD 0.1 / 0.9 / 2e-4 with Nesterov momentum, batch 128; Fair-ARD
                 is kept by the unweighted terms. [inferred]
 Departures:     they are the composition `fair_weight` around the hosts, with the departures of both; only the recipes
                 are their own. The release inherits ARD's fault that the second drop has no effect: Fair-ARD's recipe
-                "released" keeps one drop. Its Fair-MTARD takes the robust teacher's logits for the natural term too
+                "released" keeps one drop; whether it runs ARD's idle clean pass as well is not known, here it does not.
+                Its Fair-MTARD takes the robust teacher's logits for the natural term too
                 and never asks the natural one: `natural_from="robust"`. Fair-IAD is not offered, since we are not
                 certain of IAD's formulas.
 """
@@ -42,7 +43,7 @@ PAPER_300 = Recipe(
     epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, nesterov=True, augment="crop_flip",
     source="released script",
 )  # fmt: skip
-DIGITS = digits(lr=1.0, nesterov=True)
+DIGITS = digits(scale=0.1)
 REVISION = 3  # raised with that of the class weights and with those of the hosts
 
 

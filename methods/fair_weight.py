@@ -8,8 +8,9 @@ State:          w (K,), ones at first. At the end of an epoch, from the class me
                 fall early in the attack weigh more.
 Defaults:       power 2, bounds 5/6 and 5/2. [read in the released code]
 Departures:     class means over the samples seen, where the release divides by N / K, which is the same on balanced
-                data. Where a host drops rows within its attack, those that it keeps are counted. At power 0 all weights
-                are 1: the host bit for bit. With ABSLD and others outside the paper the composition is ours.
+                data. Where a host drops rows within its attack, those that it keeps are counted; of a host with two
+                attacks, the points of both. At power 0 all weights are 1: the host bit for bit. With ABSLD and others
+                outside the paper the composition is ours.
 """
 
 from __future__ import annotations
@@ -96,6 +97,5 @@ class Kappa:
         self.right = torch.zeros(len(y), device=y.device)
 
     def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> None:
-        """Count one iterate; where a teacher rides along, logits are (M, 2, K) and the student's come first."""
-        student = logits[:, 0] if logits.ndim == 3 else logits
-        self.right[rows] += (student.argmax(1) == self.y[rows]).to(self.right.dtype)
+        """Count one iterate."""
+        self.right[rows] += (logits.argmax(1) == self.y[rows]).to(self.right.dtype)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import mode
 from attacks.passes import Passes
-from methods.averaging import frozen_copy, move
+from methods.averaging import frozen_copy, move, warm
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
 from methods.pgd_at import PGDAT
@@ -204,7 +204,7 @@ class FlexMatchAT(Method):
         self.change.zero_()
         if hasattr(self, "average"):
             step = ctx.epoch * ctx.steps + ctx.step
-            move(self.average, model, 1 - min(self.decay, (1 + step) / (10 + step)))
+            move(self.average, model, 1 - warm(self.decay, step))
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
         """Note the used shares; what other processes have seen joins `latest`."""

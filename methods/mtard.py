@@ -46,7 +46,7 @@ class MTARD(Method):
         scale: factor on the whole loss.
     """
 
-    recipes = {"paper": PAPER, "short": short(PAPER, scale=0.1), "digits": digits(lr=1.0)}
+    recipes = {"paper": PAPER, "short": short(PAPER, scale=0.1), "digits": digits(scale=0.1)}
     teachers = ("robust", "natural")
     epoch_settings = ("rate_milestones",)
     reported: ClassVar[tuple[str, ...]] = ("natural_share",)

@@ -31,7 +31,7 @@ PAPER = Recipe(
 RECIPES = {
     "paper": PAPER,
     "short": short(PAPER, scale=0.1),
-    "digits": digits(lr=1.0),
+    "digits": digits(scale=0.1),
 }
 
 

@@ -16,7 +16,7 @@ from bench.report.columns import Column, titles
 from bench.report.comparison import difference_entry, matching
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.main import checkpoint_text, row_record, table_title
-from bench.report.marks import SEED, resampled
+from bench.report.marks import resampled
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
 from bench.report.table import build_tables
@@ -26,13 +26,16 @@ NOTES = (
     f"a paired bootstrap of {metrics.DRAWS:,} draws over the samples within classes{{seeds}}. Bold: better, and zero "
     "lies outside; underlined: worse, and zero lies outside. No correction for the number of comparisons.",
     "Levelling down: the share of the NSD gain that comes from what classes above the baseline's mean lost, on class "
-    "accuracies averaged over seeds; a dash where NSD is not settled to be better. Chance alone lifts some classes of "
-    "the baseline above its mean, so with few samples the share is rather too high.",
-    "Cost: passes of the student's training over those of {baseline}: forward 1, input gradient 1, weight gradient 2; "
-    "the training that it starts from counts as well, its teachers and their training do not.",
+    "accuracies averaged over seeds; a dash where NSD is not settled to be better, or not better on those. Chance "
+    "alone lifts some classes of the baseline above its mean, so with few samples the share is rather too high.",
+    "Cost: passes of the student in training, with the held-out attacks by which it is selected or steered and the "
+    "training that it starts from, over those of {baseline}: forward 1, input gradient 1, weight gradient 2. Teacher: "
+    "the passes of its teachers over the same; how large they are, and their own training, is not in it.",
 )
 # Of one pass; a weight gradient comes with the gradients of the activations.
 WEIGHTS = {"forward": 1, "input_grad": 1, "backward": 2}
+# Whose passes run.json counts.
+STUDENT, TEACHER = ("student", "validation"), ("teacher",)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Gain:
         differences: row minus baseline, by statistic.
         levelling: share of the NSD gain that is levelling down; NaN without a gain.
         cost: training passes over the baseline's; NaN where either is not known.
+        teacher: the same of its teachers' passes.
     """
 
     row: Row
     differences: Mapping[str, Difference]
     levelling: float
     cost: float
+    teacher: float
 
     def better(self, statistic: str) -> bool:
         """Whether the row is better, settled."""
@@ -127,17 +132,17 @@ def levelling_down(base: Floats, new: Floats) -> float:
     return (first + last) / 2 / gain
 
 
-def training_passes(run: Run, known: Mapping[str, Run]) -> float:
-    """Weighted passes of a student's training, with those of the run that it starts from; NaN if not known."""
-    counted = (run.facts.get("passes") or {}).get("student")
-    if not counted:
+def training_passes(run: Run, known: Mapping[str, Run], owners: Sequence[str]) -> float:
+    """Weighted passes of some owners in a training and in the one that it starts from; NaN if not known."""
+    counted = run.facts.get("passes") or {}
+    if "student" not in counted:
         return float("nan")
-    own = float(sum(weight * counted.get(kind, 0) for kind, weight in WEIGHTS.items()))
+    own = float(sum(weight * counted.get(of, {}).get(kind, 0) for of in owners for kind, weight in WEIGHTS.items()))
     start = run.facts.get("warm_start")
     if not start:
         return own
     before = known.get(str(start.get("key")))
-    return own + (training_passes(before, known) if before else float("nan"))
+    return own + (training_passes(before, known, owners) if before else float("nan"))
 
 
 def _others(table: Table, base: Row, column: Column, names: Sequence[str]) -> list[Row]:
@@ -154,7 +159,7 @@ def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: 
     seeds = " and over seeds" if any(len(row.cells[column].seeds) > 1 for row in (base, *rows)) else ""
     return Sheet(
         title=f"{table_title(table)}: over {called}, {titles(table.columns)[column]}",
-        heads=(*heads, Head("Levelling down"), Head("Cost")),
+        heads=(*heads, Head("Levelling down"), Head("Cost"), Head("Teacher")),
         rows=tuple(_entries(gain, table.statistics) for gain in found),
         notes=(
             *(note.format(baseline=called, n=column.n, seeds=seeds) for note in NOTES),
@@ -168,13 +173,11 @@ def _gains(
     base: Row, rows: Sequence[Row], column: Column, statistics: Sequence[str], known: Mapping[str, Run]
 ) -> list[Gain]:
     first, *drawn = resampled([base, *rows], column)
-    cell, cost = base.cells[column], _cost(base, known)
+    cell, cost = base.cells[column], _cost(base, known, STUDENT)
     found = []
     for row, draws in zip(rows, drawn, strict=True):
         own = row.cells[column]
-        picks = metrics.pick_seeds(
-            len(own.seeds), len(cell.seeds), generator=np.random.default_rng(SEED), draws=len(draws)
-        )
+        picks = metrics.pick_seeds(len(own.seeds), len(cell.seeds), draws=len(draws))
         differences = {
             name: metrics.difference(
                 (own.values(name), metrics.STATISTICS[name](draws, own.counts)),
@@ -184,12 +187,13 @@ def _gains(
             for name in statistics
         }
         share = levelling_down(cell.class_accuracy.mean(axis=0), own.class_accuracy.mean(axis=0))
-        found.append(Gain(row, differences, share, _cost(row, known) / cost))
+        costs = [_cost(row, known, owners) / cost for owners in (STUDENT, TEACHER)]
+        found.append(Gain(row, differences, share, *costs))
     return found
 
 
-def _cost(row: Row, known: Mapping[str, Run]) -> float:
-    return float(np.mean([training_passes(run, known) for run in row.runs]))
+def _cost(row: Row, known: Mapping[str, Run], owners: Sequence[str]) -> float:
+    return float(np.mean([training_passes(run, known, owners) for run in row.runs]))
 
 
 def _entries(gain: Gain, statistics: Sequence[str]) -> tuple[Entry, ...]:
@@ -198,8 +202,8 @@ def _entries(gain: Gain, statistics: Sequence[str]) -> tuple[Entry, ...]:
         for name in statistics
     ]
     share = f"{100 * gain.levelling:.0f} %" if gain.better("nsd") and not np.isnan(gain.levelling) else DASH
-    cost = DASH if np.isnan(gain.cost) else f"{gain.cost:.2f}x"
-    return (Entry(marked(gain.row)), *figures, Entry(share), Entry(cost))
+    costs = [Entry(DASH if not cost > 0 else f"{cost:.2f}x") for cost in (gain.cost, gain.teacher)]
+    return (Entry(marked(gain.row)), *figures, Entry(share), *costs)
 
 
 def _records(table: Table, base: Row, column: Column, gain: Gain) -> Iterator[dict[str, Any]]:
@@ -214,6 +218,7 @@ def _records(table: Table, base: Row, column: Column, gain: Gain) -> Iterator[di
             "high": number(difference.interval.high),
             "settled": difference.settled,
             "better": gain.better(name),
-            "levelling_down": number(gain.levelling) if name == "nsd" else None,
+            "levelling_down": number(gain.levelling) if name == "nsd" and gain.better("nsd") else None,
             "cost": number(gain.cost),
+            "teacher_cost": number(gain.teacher),
         }

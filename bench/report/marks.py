@@ -93,6 +93,5 @@ def _places(means: Sequence[float], rival: Sequence[bool], statistic: str) -> li
 
 
 def _told_apart(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> bool:
-    generator = np.random.default_rng(SEED)
-    picks = metrics.pick_seeds(len(a[0]), len(b[0]), generator=generator, draws=len(a[1]))
+    picks = metrics.pick_seeds(len(a[0]), len(b[0]), draws=len(a[1]))
     return metrics.difference(a, b, picks).settled

@@ -37,9 +37,12 @@ def test_differences_are_those_of_the_outcomes(plan: Path) -> None:
     assert found["nsd"]["difference"] == pytest.approx(absld.nsd("cw") - trades.nsd("cw"))
 
 
-def test_they_agree_with_the_comparison_of_two_rows(plan: Path) -> None:
-    pair = [r for sheet in json.loads(compare(plan, "absld", "trades", format="json")) for r in sheet["records"]]
-    over = [r for r in records(plan, "trades") if r["row"] == "absld"]
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_they_agree_with_the_comparison_of_two_rows(seeds: tuple[int, ...], tmp_path: Path) -> None:
+    demo(tmp_path, seeds, attacks={"pgd": np.linspace(0.5, 0.9, 10)})
+    found = [r for sheet in json.loads(compare(tmp_path, "absld", "trades", format="json")) for r in sheet["records"]]
+    pair = [record for record in found if record["what"] in ("one seed", "all seeds")]
+    over = [r for r in records(tmp_path, "trades") if r["row"] == "absld"]
     for one, other in zip(pair, over, strict=True):
         assert [one[name] for name in ("column", "statistic", "settled")] == [
             other[name] for name in ("column", "statistic", "settled")
@@ -85,24 +88,26 @@ def test_a_settled_gain_is_bold_and_shows_its_share(tmp_path: Path) -> None:
     assert found["nsd"]["better"] and found["nsd"]["levelling_down"] > 0.8
     assert found["average"]["settled"] and not found["average"]["better"]
     line = next(text for text in gains(tmp_path, "trades").split("PGD\n")[1].splitlines() if text.startswith("| ham"))
-    average, _, nsd, share, cost = (cell.strip() for cell in line.split("|")[2:-1])
-    assert average.startswith("<ins>-") and nsd.startswith("**-") and share.endswith(" %") and cost == "–"
+    average, _, nsd, share, *costs = (cell.strip() for cell in line.split("|")[2:-1])
+    assert average.startswith("<ins>-") and nsd.startswith("**-") and share.endswith(" %") and costs == ["–", "–"]
 
 
 def test_cost_counts_the_training_that_it_starts_from(tmp_path: Path) -> None:
-    def passes(forward: int, input_grad: int, backward: int) -> dict[str, Any]:
-        return {"passes": {"student": {"forward": forward, "input_grad": input_grad, "backward": backward}}}
+    def passes(forward: int, input_grad: int, backward: int, **others: dict[str, int]) -> dict[str, Any]:
+        return {"passes": {"student": {"forward": forward, "input_grad": input_grad, "backward": backward}, **others}}
 
     start = Spec(method="pgd_at", facts=passes(11, 10, 1))
     warm = {"warm_start": {"key": start.key, "label": "pgd_at"}}
-    for spec in (
-        start,
-        Spec(method="faal", facts=passes(4, 4, 1) | warm),
-        Spec(method="trades", facts=passes(12, 10, 2)),
-    ):
+    steered = {"validation": {"forward": 3, "input_grad": 2, "backward": 0}}
+    taught = {"teacher": {"forward": 11, "input_grad": 10, "backward": 0}}
+    tuned = Spec(method="faal", facts=passes(4, 4, 1, **steered) | warm)
+    base = Spec(method="trades", facts=passes(12, 10, 2))
+    for spec in (start, tuned, base, Spec(method="adaad", facts=passes(11, 10, 1, **taught))):
         write_run(tmp_path, spec)
-    cost = {record["row"]: record["cost"] for record in records(tmp_path, "trades")}
-    assert cost == pytest.approx({"pgd_at": 23 / 26, "faal": (23 + 10) / 26})
+    found = {record["row"]: (record["cost"], record["teacher_cost"]) for record in records(tmp_path, "trades")}
+    assert found["pgd_at"] == pytest.approx((23 / 26, 0))
+    assert found["faal"] == pytest.approx(((23 + 10 + 5) / 26, 0))
+    assert found["adaad"] == pytest.approx((23 / 26, 21 / 26))
 
 
 def test_checkpoints_meet_their_like(tmp_path: Path) -> None:
