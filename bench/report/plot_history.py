@@ -11,7 +11,7 @@ from bench.metrics import Floats
 from bench.report.cells import Row, Table
 from bench.report.classes import class_titles
 from bench.report.main import table_title
-from bench.report.style import COLOURMAP, DASHES, PAGE, canvas, grid, stroke, wrapped
+from bench.report.style import BESIDE, COLOURMAP, DASHES, PAGE, canvas, grid, legend_below, stroke, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,11 @@ def training_figure(table: Table, rows: Sequence[Row]) -> Figure:
             axes.plot(np.arange(1, len(curve) + 1), 100 * curve, label=name, **stroke(place))
         axes.set(xlabel="epoch", title=title, ylim=(0, None))
         grid(axes)
-    panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    named = panels[0].get_legend_handles_labels()
+    if len(rows) > BESIDE:
+        legend_below(figure, *named)
+    else:
+        figure.legend(*named, loc="outside right center")
     figure.suptitle(table_title(table), x=0.01, ha="left", fontsize=8)
     return figure
 

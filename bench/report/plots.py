@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from bench.report.frame import Roots
 from bench.report.main import table_title
 from bench.report.plot_history import state_figure, training_figure
 from bench.report.rows import BEST, LAST
-from bench.report.style import COLOURMAP, PAGE, canvas, grid, look, save, styled, wrapped
+from bench.report.style import BESIDE, COLOURMAP, PAGE, canvas, grid, legend_below, look, save, styled, wrapped
 from bench.report.table import build_tables
 
 if TYPE_CHECKING:
@@ -128,16 +128,17 @@ def _strip(
 def fairness_figure(table: Table) -> Figure:
     """Average accuracy against NSD under every attack, with the NSD that sampling alone would give."""
     columns = list(table.columns)
-    across = min(3, len(columns) + 1)
-    down = -(-(len(columns) + 1) // across)
-    figure = canvas(PAGE[0] if across == 3 else 2.5 * across, 2.3 * down)
+    beside = len(table.rows) <= BESIDE
+    across = min(3, len(columns) + beside)
+    down = -(-(len(columns) + beside) // across)
+    figure = canvas(PAGE[0] if across == 3 or not beside else 2.5 * across, 2.3 * down)
     panels = list(figure.subplots(down, across, squeeze=False).ravel())
     for axes, column in zip(panels, columns, strict=False):
         _scatter(axes, table, column)
     for axes in panels[len(columns) :]:
         axes.axis("off")
     several = len({row.checkpoint for row in table.rows}) > 1
-    _legend(panels[len(columns)], panels[: len(columns)], several=several)
+    _legend(panels[len(columns)] if beside else None, panels[: len(columns)], several=several)
     figure.suptitle(table_title(table), x=0.01, ha="left", fontsize=8)
     return figure
 
@@ -165,8 +166,8 @@ def _scatter(axes: Axes, table: Table, column: Column) -> None:
 def _name_outside(axes: Axes, rows: Sequence[Row], column: Column) -> None:
     """Name the rows below half of the best average: drawn to scale, they would squeeze all others into a corner."""
     figures = [(row.name, 100 * row.cells[column].mean("average"), row.cells[column].mean("nsd")) for row in rows]
-    text = "\n".join(f"outside: {name} ({average:.0f} %, {nsd:.2f})" for name, average, nsd in figures)
-    axes.text(0.03, 0.04, text, transform=axes.transAxes, fontsize=6, color="0.35")
+    text = "\n".join(wrapped(f"outside: {name} ({average:.0f} %, {nsd:.2f})", 36) for name, average, nsd in figures)
+    axes.text(0.03, 0.04, text, transform=axes.transAxes, fontsize=6, color="0.35").set_in_layout(False)
 
 
 def _point(axes: Axes, row: Row, column: Column, place: int, *, hollow: bool) -> None:
@@ -179,20 +180,16 @@ def _point(axes: Axes, row: Row, column: Column, place: int, *, hollow: bool) ->
     axes.plot(x, y, markerfacecolor=face, markeredgewidth=0.9, linestyle="none", label=wrapped(row.name, 34), **shape)
 
 
-def _legend(home: Axes, panels: Sequence[Axes], *, several: bool) -> None:
-    """One legend for all panels; the noise line comes last."""
+def _legend(home: Axes | None, panels: Sequence[Axes], *, several: bool) -> None:
+    """One legend for all panels, in one of its own or below them; the noise line comes last."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     ordered = sorted(handles.items(), key=lambda item: item[0] == NOISE)
-    small = 5.5 if len(ordered) > 14 else 7
-    home.legend(
-        [handle for _, handle in ordered],
-        [label for label, _ in ordered],
-        loc="center left",
-        fontsize=small,
-        title="hollow: last, filled: best" if several else None,
-        title_fontsize=small,
-        alignment="left",
-    )
+    labels, known = [label for label, _ in ordered], [handle for _, handle in ordered]
+    title = "hollow: last, filled: best" if several else None
+    if home is None:
+        legend_below(cast("Figure", panels[0].figure), known, labels, title)
+    else:
+        home.legend(known, labels, loc="center left", title=title, title_fontsize=7, alignment="left")

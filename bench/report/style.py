@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 DASHES = ("-", "--", ":", "-.")
 COLOURMAP = "viridis"
+# Up to this many names stand beside the panels, more below them.
+BESIDE = 14
 # Inches: a page inside its margins.
 PAGE = (7.2, 9.6)
 
@@ -76,6 +78,18 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         metadata={"CreationDate": None, "Creator": None, "Producer": None},
     )
     return files
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
+    """A legend in columns under everything else; the figure grows by what it takes."""
+    names = [label.replace("\n", " ") for label in labels]
+    width, height = figure.get_size_inches()
+    across = max(1, int(22 * width) // (max(map(len, names)) + 8))  # characters of this size on an inch, and the marker
+    figure.set_size_inches(width, height + 0.12 * (-(-len(names) // across)) + 0.15)
+    figure.legend(
+        handles, names, loc="outside lower left", ncols=across, fontsize=5.5, title=title, title_fontsize=5.5,
+        alignment="left",
+    )  # fmt: skip
 
 
 def look(place: int) -> dict[str, Any]:

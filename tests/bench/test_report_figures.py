@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.report import figures
 from bench.report.plot_history import state_figure, states, training_figure
@@ -102,6 +103,25 @@ def test_training_curves_are_means_over_seeds(tmp_path: Path) -> None:
     histories = [run.history for run in table.rows[0].runs]
     expected = [np.mean([100 * h[epoch]["train"]["adv"]["accuracy"] for h in histories]) for epoch in range(30)]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_rows_are_named_below_and_leave_the_panels_their_room(tmp_path: Path) -> None:
+    for place in range(30):
+        accuracy = 0.1 if place == 0 else 0.5 + place / 100
+        write_run(tmp_path, Spec(method="natural", label=f"row {place} of many", attacks={"pgd": accuracy, "cw": 0.5}))
+    files = figures(tmp_path, tmp_path / "out")
+    assert len(files) == 8
+    (table,) = build_tables(tmp_path)
+    for figure in (fairness_figure(table), training_figure(table, table.rows)):
+        (legend,) = figure.legends
+        assert {f"row {place} of many" for place in range(30)} <= {
+            text.get_text().removesuffix(" (clean)") for text in legend.get_texts()
+        }
+        FigureCanvasAgg(figure).draw()
+        panels = [axes.get_window_extent() for axes in figure.axes if axes.has_data()]
+        assert min(panel.height for panel in panels) > 100 and min(panel.width for panel in panels) > 100
+        assert legend.get_window_extent().y1 < min(panel.y0 for panel in panels)
 
 
 def test_a_curve_on_clean_inputs_says_so(tmp_path: Path) -> None:
