@@ -27,9 +27,14 @@ def test_published_figures_stand_beside_those_on_cifar10() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["trades", "rslad"])
-def test_gains_over_a_baseline_are_recomputed_as_well(baseline: str) -> None:
-    text = gains(REFERENCE, baseline, attacks=["pgd", "autoattack"])
-    assert text.strip() == (REFERENCE / f"over_{baseline}.md").read_text(encoding="utf-8").strip()
+@pytest.mark.parametrize(
+    ("folder", "attacks"),
+    [(REFERENCE, ["pgd", "autoattack"]), (TABLES / "cifar10", ["pgd"])],
+    ids=["digits", "cifar10"],
+)
+def test_gains_over_a_baseline_are_recomputed_as_well(folder: Path, attacks: list[str], baseline: str) -> None:
+    text = gains(folder, baseline, attacks=attacks)
+    assert text.strip() == (folder / f"over_{baseline}.md").read_text(encoding="utf-8").strip()
 
 
 @pytest.mark.parametrize(
