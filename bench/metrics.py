@@ -282,12 +282,10 @@ def paired_bootstrap(
     resampled = resample(both, y, num_classes, generator=generator, draws=draws)
     exact = np.stack([class_accuracy(row, y, num_classes) for row in both])
     split = len(first)
-    picks = pick_seeds(split, len(second), draws=draws)
     return {
         name: difference(
             (f(exact[:split], counts), f(resampled[:, :split], counts)),
             (f(exact[split:], counts), f(resampled[:, split:], counts)),
-            picks,
             level,
         )
         for name, f in STATISTICS.items()
@@ -304,17 +302,15 @@ def pick_seeds(first: int, second: int, *, draws: int = DRAWS) -> tuple[Ints, In
     return one, one if first == second else generator.integers(second, size=(draws, second))
 
 
-def difference(
-    a: tuple[Floats, Floats], b: tuple[Floats, Floats], picks: tuple[Ints, Ints], level: float = LEVEL
-) -> Difference:
+def difference(a: tuple[Floats, Floats], b: tuple[Floats, Floats], level: float = LEVEL) -> Difference:
     """Mean over seeds of a statistic, first model minus second.
 
     Args:
         a: the statistic of the first model: exact (S,) and resampled (D, S).
         b: the same of the second model.
-        picks: resampled seeds of both, (D, S) each, from `pick_seeds`.
         level: coverage of the interval.
     """
+    picks = pick_seeds(len(a[0]), len(b[0]), draws=len(a[1]))
     estimate = float(a[0].mean() - b[0].mean())
     resampled = [
         np.take_along_axis(draws, pick, axis=1).mean(axis=1) for (_, draws), pick in zip((a, b), picks, strict=True)

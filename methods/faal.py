@@ -14,9 +14,8 @@ Departures:     the release hands every batch to a convex solver; eta is found h
                 two forwards more a step; the margins here are those of the loss's own forward. With sums an absent
                 class counts 0, harder than any class that is mostly right, and takes weight that no sample carries.
                 It selects on test batches, and starts from checkpoints; here the start is the run of pgd_at in the
-                same plan. Its AWP variants perturb along the unweighted host's loss, `awp:faal` along the
-                weighted one. "mart" keeps the release's KL
-                attack, where MART itself attacks cross-entropy.
+                same plan. Its AWP variants perturb along the unweighted host's loss, `awp:faal` along the weighted one.
+                "mart" keeps the release's KL attack, where MART itself attacks cross-entropy.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ Defaults:       SGD 0.1 / 0.9 / 2e-4 with Nesterov momentum, batch 128; Fair-ARD
 Departures:     they are the composition `fair_weight` around the hosts, with the departures of both; only the recipes
                 are their own. The release inherits ARD's fault that the second drop has no effect: Fair-ARD's recipe
                 "released" keeps one drop; whether it runs ARD's idle clean pass as well is not known, here it does not.
-                Its Fair-MTARD takes the robust teacher's logits for the natural term too
-                and never asks the natural one: `natural_from="robust"`. Fair-IAD is not offered, since we are not
-                certain of IAD's formulas.
+                Its Fair-MTARD takes the robust teacher's logits for the natural term too and never asks the natural
+                one: `natural_from="robust"`. Fair-IAD is not offered, since we are not certain of IAD's formulas.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from bench.report.columns import Column, titles
 from bench.report.comparison import difference_entry, matching
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.main import checkpoint_text, row_record, table_title
-from bench.report.marks import resampled
+from bench.report.marks import exact_and_drawn, resampled
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
 from bench.report.table import build_tables
@@ -91,9 +91,10 @@ def gains(
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
     """
     write = reporter(format)
-    kept: dict[str, Any] = {"dataset": dataset, "checkpoint": checkpoint, "attacks": attacks}
+    runs = read_runs(results)
+    known = {run.key: run for run in runs}
+    kept: dict[str, Any] = {"runs": runs, "dataset": dataset, "checkpoint": checkpoint, "attacks": attacks}
     tables = build_tables(results, **kept)
-    known = {run.key: run for run in read_runs(results)}
     wanted = build_tables(results, methods=methods, **kept) if methods else tables
     names = list(dict.fromkeys(row.name for table in wanted for row in table.rows))
     sheets = [
@@ -177,13 +178,8 @@ def _gains(
     found = []
     for row, draws in zip(rows, drawn, strict=True):
         own = row.cells[column]
-        picks = metrics.pick_seeds(len(own.seeds), len(cell.seeds), draws=len(draws))
         differences = {
-            name: metrics.difference(
-                (own.values(name), metrics.STATISTICS[name](draws, own.counts)),
-                (cell.values(name), metrics.STATISTICS[name](first, cell.counts)),
-                picks,
-            )
+            name: metrics.difference(exact_and_drawn(own, draws, name), exact_and_drawn(cell, first, name))
             for name in statistics
         }
         share = levelling_down(cell.class_accuracy.mean(axis=0), own.class_accuracy.mean(axis=0))

@@ -64,16 +64,20 @@ def resampled(rows: Sequence[Row], column: Column, draws: int = DRAWS) -> list[F
     return np.split(drawn, np.cumsum([len(cell.seeds) for cell in cells])[:-1], axis=1)
 
 
+def exact_and_drawn(cell: Cell, drawn: Floats, statistic: str) -> tuple[Floats, Floats]:
+    """A statistic of every seed (S,), and on resamples (D, S) of the class accuracies (D, S, K)."""
+    return cell.values(statistic), metrics.STATISTICS[statistic](drawn, cell.counts)
+
+
 def _mark(
     cells: Sequence[Cell], rival: Sequence[bool], drawn: Sequence[Floats], statistic: str, intervals: bool
 ) -> list[Mark]:
-    function = metrics.STATISTICS[statistic]
-    values = [(cell.values(statistic), function(a, cell.counts)) for cell, a in zip(cells, drawn, strict=True)]
+    values = [exact_and_drawn(cell, a, statistic) for cell, a in zip(cells, drawn, strict=True)]
     places = _places([float(exact.mean()) for exact, _ in values], rival, statistic)
     best = next((i for i, place in enumerate(places) if place == 0), None)
     found = []
     for i, (exact, draws) in enumerate(values):
-        tied = best is not None and places[i] is not None and not _told_apart(values[i], values[best])
+        tied = best is not None and places[i] is not None and not metrics.difference(values[i], values[best]).settled
         span = metrics.reflect(exact.mean(), draws.mean(axis=1), statistic) if intervals else None
         found.append(Mark(places[i] == 0, places[i] == 1, tied, span))
     return found
@@ -90,8 +94,3 @@ def _places(means: Sequence[float], rival: Sequence[bool], statistic: str) -> li
     if len(ranking) < 2:
         return [None] * len(means)
     return [None if score is None else ranking.index(score) for score in scores]
-
-
-def _told_apart(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> bool:
-    picks = metrics.pick_seeds(len(a[0]), len(b[0]), draws=len(a[1]))
-    return metrics.difference(a, b, picks).settled

@@ -28,6 +28,7 @@ def build_tables(
     methods: Sequence[str] | None = None,
     checkpoint: str | None = None,
     attacks: Sequence[str] | None = None,
+    runs: Sequence[Run] | None = None,
 ) -> list[Table]:
     """All tables of one or several results folders.
 
@@ -37,11 +38,12 @@ def build_tables(
         methods: only these methods or row labels, in this order; the teachers of what remains stay.
         checkpoint: only "last" or only "best".
         attacks: only these columns beside the clean one.
+        runs: the runs of the folders, where they have been read already.
 
     Raises:
         UsageError: if nothing has been evaluated there, or nothing is left of it.
     """
-    runs = [run for run in read_runs(results) if run.evaluations]
+    runs = [run for run in (read_runs(results) if runs is None else runs) if run.evaluations]
     if not runs:
         raise UsageError(
             f"report: no finished evaluation in {_places(results)}; see `bench status` for what is missing"
