@@ -6,7 +6,7 @@ Without a graph there is nothing to build or to walk at every pass; see `attacks
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class Chain(nn.Module):
         for link in self.links:
             x = link(x)
         return x
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now, in the precision of the layers that they come from."""
+        for link in self.links:
+            cast(Link, link).refresh()
 
 
 class _Pass(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
 from attacks.ascent import mode
-from attacks.chain import chained
+from attacks.chain import Chain, chained
 from attacks.prepared import reuse_memory
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -57,9 +57,11 @@ class Folded(nn.Module):
             raise ValueError("it has no BatchNorm that follows a convolution")
         self.network.delete_all_unused_submodules()
         reuse_memory(self.network)
-        self._example = None if example is None or example.device.type != "cpu" else example[:1].detach()
-        self._chain: tuple[nn.Module, ...] = ()  # in a tuple, because its layers are those of the network
+        self._chain: tuple[Chain, ...] = ()  # in a tuple, because its weights are those of the network
         self.refresh()
+        if example is not None and example.device.type == "cpu":
+            chain = chained(self.network, example.detach())
+            self._chain = () if chain is None else (chain,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the model in eval mode, as it was at the last `refresh`."""
@@ -79,10 +81,8 @@ class Folded(nn.Module):
             torch.mul(conv.weight, scale.view(-1, *[1] * (conv.weight.ndim - 1)), out=folded.weight)
             shift = scale.mul_(mean).neg_()
             folded.bias.copy_(shift.add_(norm.bias) if norm.affine else shift)
-        if self._example is not None:
-            chain = chained(self.network, self._example)
-            self._chain = () if chain is None else (chain,)
-            self._example = None if chain is None else self._example
+        for chain in self._chain:
+            chain.refresh()
 
 
 def _found(traced: GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, Node]]:

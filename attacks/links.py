@@ -26,6 +26,10 @@ class Link(nn.Module, ABC):
 
     relu = False
 
+    def refresh(self) -> None:
+        """Take over the weights of the layer that it stands for, as they are now."""
+        return
+
     @abstractmethod
     def outputs(self, x: Tensor) -> Tensor:
         """What it gives before the ReLU, in memory of its own."""
@@ -115,9 +119,15 @@ class Linear(Link):
 
     def __init__(self, given: nn.Linear, image: torch.Size | None) -> None:
         super().__init__()
+        self.given, self.image = (given,), image  # in a tuple, because it is no part of this one
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Weights pixel by pixel, and the bias."""
+        (given,) = self.given
         weight = given.weight.detach()
-        if image is not None:
-            weight = weight.view(-1, *image).permute(0, 2, 3, 1).flatten(1)
+        if self.image is not None:
+            weight = weight.view(-1, *self.image).permute(0, 2, 3, 1).flatten(1)
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("bias", None if given.bias is None else given.bias.detach())
 
@@ -147,9 +157,19 @@ class Convolution(Link):
 
     def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
         super().__init__()
+        self.given, self.size = (given,), size  # in a tuple, because it is no part of this one
+        self.how = (given.stride, given.padding, given.dilation, given.groups)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Weights channels-last, the bias, and what a form of its own makes of them."""
+        (given,) = self.given
         self.register_buffer("weight", given.weight.detach().contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", None if given.bias is None else given.bias.detach())
-        self.size, self.how = size, (given.stride, given.padding, given.dilation, given.groups)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Lay out the weights for its own outputs and gradient."""
 
     def outputs(self, x: Tensor) -> Tensor:
         """(N, C', H', W')."""
@@ -172,15 +192,14 @@ class Banded(Convolution):
     back_again: Tensor
     biases: Tensor | None
 
-    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
-        super().__init__(given, size)
-        outputs, inputs, high, wide = self.weight.shape
-        self.above, aside = (int(by) for by in given.padding)
-        self.columns = size[1] + 2 * aside - wide + 1
-        band = self.weight.new_zeros(high, size[1] + 2 * aside, inputs, self.columns, outputs)
+    def _derive(self) -> None:
+        (outputs, inputs, high, wide), width = self.weight.shape, self.size[1]
+        self.above, aside = (int(by) for by in self.how[1])
+        self.columns = width + 2 * aside - wide + 1
+        band = self.weight.new_zeros(high, width + 2 * aside, inputs, self.columns, outputs)
         for column in range(self.columns):
             band[:, column : column + wide, :, column] = self.weight.permute(2, 3, 1, 0)
-        band = band[:, aside : aside + size[1]].reshape(high, size[1] * inputs, self.columns * outputs)
+        band = band[:, aside : aside + width].reshape(high, width * inputs, self.columns * outputs)
         self.register_buffer("ahead", band.flatten(0, 1))
         self.register_buffer("back_again", band.permute(2, 0, 1).flatten(1))
         self.register_buffer("biases", None if self.bias is None else self.bias.repeat(self.columns))
@@ -215,8 +234,7 @@ class Phased(Convolution):
 
     taps: Tensor
 
-    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
-        super().__init__(given, size)
+    def _derive(self) -> None:
         outputs, inputs = self.weight.shape[:2]
         taps = self.weight.new_zeros(2, outputs, 3, 2, inputs)
         for place, (right, odd) in {1: (0, 0), 2: (0, 1), 0: (1, 1)}.items():  # output j or j + 1, pixel 2j or 2j + 1
@@ -248,10 +266,9 @@ class Blocked(Convolution):
 
     taps: Tensor
 
-    def __init__(self, given: nn.Conv2d, size: tuple[int, int]) -> None:
-        super().__init__(given, size)
+    def _derive(self) -> None:
         outputs, inputs, high, wide = self.weight.shape
-        self.stride, self.pad = given.stride[0], tuple(int(by) for by in given.padding)
+        (self.stride, _), self.pad = self.how[0], tuple(int(by) for by in self.how[1])
         self.blocks = high // self.stride, wide // self.stride
         self.register_buffer("taps", self.weight.permute(0, 2, 3, 1).reshape(outputs, high * wide * inputs))
 

@@ -43,16 +43,8 @@ SHAPES: list[tuple[tuple[int, int, int], dict[str, Any], dict[str, Any], type[Co
 ]
 
 
-@pytest.mark.parametrize(("shape", "first", "second", "one", "other"), SHAPES)
-def test_outputs_and_gradients_are_autograds(
-    shape: tuple[int, int, int], first: dict[str, Any], second: dict[str, Any],
-    one: type[Convolution], other: type[Convolution],
-) -> None:  # fmt: skip
-    torch.manual_seed(0)
-    model = line(shape, first, second).double().eval().requires_grad_(False)
-    x = torch.rand(3, *shape, generator=stream(), dtype=torch.float64)
-    chain = chained(symbolic_trace(model), x)
-    assert chain is not None and [type(link) for link in chain.links][:2] == [one, other]
+def assert_same_function(chain: Chain, model: nn.Module, x: Tensor) -> None:
+    """Logits and input gradients, with images in either layout."""
     towards = torch.randn(3, 5, generator=stream(1), dtype=torch.float64)
     for images in (x, x.to(memory_format=torch.channels_last)):
         here, there = (images.clone().requires_grad_() for _ in range(2))
@@ -62,6 +54,23 @@ def test_outputs_and_gradients_are_autograds(
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
         with torch.no_grad():
             torch.testing.assert_close(chain(images), theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "first", "second", "one", "other"), SHAPES)
+def test_outputs_and_gradients_are_autograds_also_after_the_weights_have_moved(
+    shape: tuple[int, int, int], first: dict[str, Any], second: dict[str, Any],
+    one: type[Convolution], other: type[Convolution],
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    model = line(shape, first, second).double().eval().requires_grad_(False)
+    x = torch.rand(3, *shape, generator=stream(), dtype=torch.float64)
+    chain = chained(symbolic_trace(model), x)
+    assert chain is not None and [type(link) for link in chain.links][:2] == [one, other]
+    assert_same_function(chain, model, x)
+    for parameter in model.parameters():
+        parameter.mul_(1.5).add_(0.01)
+    chain.refresh()
+    assert_same_function(chain, model, x)
 
 
 class Acting(nn.Module):
