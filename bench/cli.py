@@ -16,6 +16,7 @@ from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, name
 
 if TYPE_CHECKING:
     from bench.jobs import Plan
+    from bench.report.table import Part
     from bench.schedule import Report, Site
     from bench.settings import RunSettings
     from bench.team import Team
@@ -179,22 +180,21 @@ def report(
     views = {"--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures}
     if len(given := [name for name, value in views.items() if value]) > 1:
         raise UsageError(f"{' and '.join(given)}: each is a report of its own; give one at a time")
-    part: dict[str, Any] = {"dataset": dataset, "checkpoint": checkpoint, "attacks": attacks or None}
-    rows: dict[str, Any] = {**part, "methods": methods or None}
+    part: Part = {"dataset": dataset, "methods": methods, "checkpoint": checkpoint, "attacks": attacks}
     if figures is not None:
-        for path in reports.figures(folders, Path(figures), **rows):
+        for path in reports.figures(folders, Path(figures), **part):
             click.echo(path)
         return
     if compare:
         text = reports.compare(folders, *compare, format=form, **part)
     elif by_class:
-        text = reports.by_class(folders, format=form, **rows)
+        text = reports.by_class(folders, format=form, **part)
     elif over is not None:
-        text = reports.gains(folders, over, format=form, **rows)
+        text = reports.gains(folders, over, format=form, **part)
     elif against is not None:
-        text = reports.against(folders, against, format=form, intervals=intervals, **rows)
+        text = reports.against(folders, against, format=form, intervals=intervals, **part)
     else:
-        text = reports.render(folders, format=form, intervals=intervals, **rows)
+        text = reports.render(folders, format=form, intervals=intervals, **part)
     if out is None:
         click.echo(text)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.marks import exact_and_drawn, resampled
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NOTES = (
     "Differences from {baseline}, n = {n:,}, in percent points (NSD: plain; lower is fairer), with 95 % intervals from "
@@ -71,10 +74,7 @@ def gains(
     over: str,
     *,
     format: str = "markdown",
-    dataset: str | None = None,
-    methods: Sequence[str] | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
+    **part: Unpack[Part],
 ) -> str:
     """Every row against one baseline, a table per attack.
 
@@ -82,10 +82,7 @@ def gains(
         results: a results folder, or several.
         over: name, label or method of the baseline, optionally with its checkpoint: `trades@last`.
         format: a name in `REPORTERS`.
-        dataset: only this data set.
-        methods: only these methods or row labels, in this order.
-        checkpoint: only "last" or only "best".
-        attacks: only these columns beside the clean one.
+        part: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
@@ -93,9 +90,9 @@ def gains(
     write = reporter(format)
     runs = read_runs(results)
     known = {run.key: run for run in runs}
-    kept: dict[str, Any] = {"runs": runs, "dataset": dataset, "checkpoint": checkpoint, "attacks": attacks}
-    tables = build_tables(results, **kept)
-    wanted = build_tables(results, methods=methods, **kept) if methods else tables
+    everyone: Part = {**part, "methods": None}
+    tables = build_tables(results, runs=runs, **everyone)
+    wanted = build_tables(results, runs=runs, **part) if part.get("methods") else tables
     names = list(dict.fromkeys(row.name for table in wanted for row in table.rows))
     sheets = [
         _sheet(table, base, rows, column, known)

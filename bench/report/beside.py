@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import published
 from bench.outcomes import CLEAN
@@ -25,7 +25,10 @@ from bench.report.quoted import (
     same_radius,
 )
 from bench.report.sheet import DASH, Entry, Head, Sheet, figure_text, number, reporter, spread_text
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MARK = "§"
 MARKED = (
@@ -57,10 +60,7 @@ def against(
     *,
     format: str = "markdown",
     intervals: bool = False,
-    dataset: str | None = None,
-    methods: Sequence[str] | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
+    **part: Unpack[Part],
 ) -> str:
     """The main tables with published figures beside the measured ones.
 
@@ -69,17 +69,14 @@ def against(
         source: a name in `bench.published.sources()`: rslad, cfa, dafa, ...
         format: a name in `REPORTERS`.
         intervals: also print 95 % bootstrap intervals of the measured figures.
-        dataset: only this data set.
-        methods: only these methods or row labels.
-        checkpoint: only "last" or only "best".
-        attacks: only these columns beside the clean one.
+        part: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if there is no such source, nothing was evaluated, or a name is unknown.
         BenchError: if a file is broken.
     """
     write, known = reporter(format), published.resolve(source)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
+    tables = build_tables(results, **part)
     return write([_sheet(table, known, intervals) for table in tables])
 
 

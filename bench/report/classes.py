@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,24 +15,24 @@ from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.notes import by_row
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, figure_text, reporter, spread_text
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def by_class(
     results: Roots,
     *,
     format: str = "markdown",
-    dataset: str | None = None,
-    methods: Sequence[str] | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
+    **part: Unpack[Part],
 ) -> str:
     """Accuracy of every class under every attack, with the names of the classes.
 
     Arguments and errors are those of `bench.report.render`.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
+    tables = build_tables(results, **part)
     return write([_sheet(table, column) for table in tables for column in table.columns])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,10 @@ from bench.report.sheet import (
     number,
     reporter,
 )
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NOTES = (
     "A is {a}, B is {b}; both on the same test samples.",
@@ -66,9 +69,7 @@ def compare(
     b: str,
     *,
     format: str = "markdown",
-    dataset: str | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
+    **part: Unpack[Part],
 ) -> str:
     """Compare two rows of the tables, attack by attack.
 
@@ -77,15 +78,13 @@ def compare(
         a: name, label or method of the first row, optionally with its checkpoint: `absld@last`.
         b: the second. Without checkpoints, every one that both have is compared.
         format: a name in `REPORTERS`.
-        dataset: only this data set.
-        checkpoint: only "last" or only "best".
-        attacks: only these columns beside the clean one.
+        part: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if a row does not exist, is ambiguous, or the two never meet in one table.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, checkpoint=checkpoint, attacks=attacks)
+    tables = build_tables(results, **part)
     for name in (a, b):
         if not any(matching(table, name) for table in tables):
             raise UsageError(f"compare: no row {name!r}; there are: {_listed(tables)}")

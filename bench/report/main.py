@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from bench.report.cells import Cell, Row, Table
 from bench.report.columns import Column, threat_text, titles
@@ -24,7 +24,10 @@ from bench.report.sheet import (
     reporter,
     spread_text,
 )
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def render(
@@ -32,10 +35,7 @@ def render(
     *,
     format: str = "markdown",
     intervals: bool = False,
-    dataset: str | None = None,
-    methods: Sequence[str] | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
+    **part: Unpack[Part],
 ) -> str:
     """The robustness-fairness tables of one or several results folders.
 
@@ -43,17 +43,14 @@ def render(
         results: a results folder, or several.
         format: a name in `REPORTERS`: markdown, latex, csv, json, or that of a plug-in.
         intervals: also print 95 % bootstrap intervals.
-        dataset: only this data set.
-        methods: only these methods or row labels.
-        checkpoint: only "last" or only "best".
-        attacks: only these columns beside the clean one.
+        part: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if nothing was evaluated there, or a name is unknown.
         BenchError: if a file is broken.
     """
     write = reporter(format)
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
+    tables = build_tables(results, **part)
     return write([table_sheet(table, intervals=intervals) for table in tables])
 
 

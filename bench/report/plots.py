@@ -19,27 +19,20 @@ from bench.report.main import table_title
 from bench.report.plot_history import state_figure, training_figure
 from bench.report.rows import BEST, LAST
 from bench.report.style import BESIDE, COLOURMAP, PAGE, canvas, grid, legend_below, look, save, styled, wrapped
-from bench.report.table import build_tables
+from bench.report.table import Part, build_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from typing_extensions import Unpack
 
 # Classes side by side in one strip of the heat map; more classes take more strips.
 STRIP, LONG_STRIP, MANY = 25, 50, 100
 NOISE = "sampling noise at equal classes"
 
 
-def figures(
-    results: Roots,
-    out_dir: Path | str,
-    *,
-    dataset: str | None = None,
-    methods: Sequence[str] | None = None,
-    checkpoint: str | None = None,
-    attacks: Sequence[str] | None = None,
-) -> list[Path]:
+def figures(results: Roots, out_dir: Path | str, **part: Unpack[Part]) -> list[Path]:
     """Draw every figure of one or several results folders.
 
     For each table: a heat map of class accuracies per attack, average against NSD, the course of training, and
@@ -48,15 +41,12 @@ def figures(
     Args:
         results: a results folder, or several.
         out_dir: where the files go; made if it is not there.
-        dataset: only this data set.
-        methods: only these methods or row labels.
-        checkpoint: only "last" or only "best".
-        attacks: only these columns beside the clean one.
+        part: what to restrict it to, see `bench.report.table.build_tables`.
 
     Returns:
         The files, PNG and PDF of each figure.
     """
-    tables = build_tables(results, dataset=dataset, methods=methods, checkpoint=checkpoint, attacks=attacks)
+    tables = build_tables(results, **part)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []

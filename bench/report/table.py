@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from attacks.registry import canonical
 from bench.errors import UsageError
@@ -19,6 +19,15 @@ from bench.report.cells import Row, Table
 from bench.report.columns import Column
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.rows import BEST, Threat, build_rows, threat_of
+
+
+class Part(TypedDict, total=False):
+    """Which part of the results a report is on; see `build_tables`. None restricts nothing."""
+
+    dataset: str | None
+    methods: Sequence[str] | None
+    checkpoint: str | None
+    attacks: Sequence[str] | None
 
 
 def build_tables(
