@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from attacks.modes import frozen, mode
 from attacks.objectives import Objective, Sloped
 from attacks.threat import Norm, Start, per_sample, project, starting_point
 
@@ -43,8 +43,8 @@ def ascend(
         norm: "linf" (sign steps) or "l2" (normalised gradient steps).
         generator: source of the random start.
         observe: `observe(step, x_adv, logits, rows)` sees each iterate that is evaluated, the one after `step`
-            moves. It may return keep (M,) bool, or the positions to keep, int64, which saves a GPU from being waited
-            for: the others stop where they are, for good and for free.
+            moves. It may return keep (M,) bool, or the positions to keep, int64, which avoids waiting for a GPU: the
+            others stop where they are, for good and for free.
         bn: mode of the whole model; in "train" every pass uses and moves batch statistics.
 
     Returns:
@@ -79,31 +79,6 @@ def _climb(
         ball = ball.of(keep)
         moving = ball.step(here[keep], _uphill(objective, logits[keep], rows, here)[keep])
     return (moving if ball is whole else x_adv.index_copy(0, rows, moving)).detach()
-
-
-@contextmanager
-def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
-    """Put a whole model in train or eval mode, and restore the mode of every submodule afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(train)
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of a model asks for a gradient meanwhile, so that a pass keeps nothing for the sake of one."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
-    for parameter in asking:
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad = True
 
 
 @dataclass(frozen=True)

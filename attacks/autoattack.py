@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.apgd import APGDCE, APGDT
-from attacks.ascent import mode
 from attacks.base import check_inputs
 from attacks.fab import FABT
+from attacks.modes import mode
 from attacks.passes import Passes
 from attacks.square import Square
 from attacks.stage import Stage

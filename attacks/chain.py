@@ -41,7 +41,7 @@ class Chain(nn.Module):
         return x
 
     def refresh(self) -> None:
-        """Take over the weights as they are now, in the precision of the layers that they come from."""
+        """Take over the weights of the layers that this stands for, as they are now."""
         for link in self.links:
             cast(Link, link).refresh()
 

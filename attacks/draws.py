@@ -24,8 +24,7 @@ HIGH_BITS = {torch.float32: 24, torch.float64: 53}  # of a draw: as many as the 
 class SampleGenerator(torch.Generator):
     """A generator on the CPU that gives each sample of a batch draws of its own.
 
-    Whoever does not know what it is, or draws for another number of samples, takes it for the plain generator that it
-    also is.
+    Code that does not know this class, or draws for another number of samples, can use it as a plain generator.
 
     Args:
         seed: of the plain generator.

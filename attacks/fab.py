@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import check_inputs
+from attacks.modes import mode
 from attacks.objectives import targeted_margin
 from attacks.passes import Passes
 from attacks.stage import Stage, Standing, values_and_gradient

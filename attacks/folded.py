@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
-from attacks.ascent import mode
 from attacks.chain import Chain, chained
+from attacks.modes import mode
 from attacks.prepared import reuse_memory
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

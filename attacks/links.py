@@ -97,6 +97,10 @@ class Cast(Link):
         super().__init__()
         self.dtype = dtype
 
+    def refresh(self) -> None:
+        """Refuse: the layers after it were rounded, and their weights would come back unrounded."""
+        raise RuntimeError("a chain in lower precision keeps the weights that it was made with")
+
     def outputs(self, x: Tensor) -> Tensor:
         """Like x."""
         return x.to(self.dtype)
@@ -239,7 +243,7 @@ class Phased(Convolution):
         taps = self.weight.new_zeros(2, outputs, 3, 2, inputs)
         for place, (right, odd) in {1: (0, 0), 2: (0, 1), 0: (1, 1)}.items():  # output j or j + 1, pixel 2j or 2j + 1
             taps[right, :, :, odd] = self.weight[..., place].permute(0, 2, 1)
-        taps = taps[:, :, (1, 2, 0)]
+        taps = taps.roll(-1, 2)
         self.register_buffer("taps", taps.reshape(2 * outputs, 6 * inputs))
 
     def gradient(self, grad: Tensor, x: Tensor, y: Tensor | None) -> Tensor:

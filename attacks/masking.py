@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import probes, symptoms
-from attacks.ascent import mode
+from attacks.modes import mode, unrounded
 from attacks.symptoms import LEVELS, Finding, Level
 from attacks.threat import ThreatModel
 
@@ -186,14 +186,9 @@ def _right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tens
 @contextmanager
 def _apart(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global random streams and put them back; round no product to TF32, since some checks see rounding."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+    with unrounded(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -38,7 +38,7 @@ class Sloped(ABC):
         """Values (M,), and the gradient (M, K) of each with respect to its logits; neither has a graph."""
 
     def slope(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The gradient alone, for who has no use for the values."""
+        """The gradient alone, for callers that do not need the values."""
         return self.with_slope(logits, rows)[1]
 
     def columns(self, rows: Tensor) -> tuple[Tensor, ...]:

@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import ascend, mode
+from attacks.ascent import ascend
 from attacks.base import Attack, check_inputs
+from attacks.modes import mode
 from attacks.objectives import Objective, cross_entropy
 from attacks.passes import Passes
 from attacks.tables import ATTACKS

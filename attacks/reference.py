@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack, check_inputs
+from attacks.modes import frozen, mode
 from attacks.passes import Passes
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
@@ -291,13 +291,6 @@ class AutoAttack:
 @contextmanager
 def fenced(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Eval mode, parameters without gradients, and global generators that are put back afterwards."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
     devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), mode(model, train=False):
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_(True)
+    with torch.random.fork_rng(devices=devices), mode(model, train=False), frozen(model):
+        yield

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack, check_inputs
+from attacks.modes import mode
 from attacks.objectives import Objective, Sloped
 from attacks.passes import Passes
 from attacks.prepared import verdict_of

@@ -61,7 +61,9 @@ def distance(x_adv: Tensor, x: Tensor, norm: Norm) -> Tensor:
 
 def per_sample(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or (N,) tensor shaped to multiply x (N, ...)."""
-    tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=x.dtype, device=x.device)  # a copy of the number would wait for a GPU
+    tensor = value.to(x)
     if tensor.ndim == 0:
         return tensor
     if tensor.shape != x.shape[:1]:

@@ -82,8 +82,24 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(names[:count])
 
 
-def prepare(device: str, threads: int, deterministic: bool) -> None:
-    """Set threads, memory and arithmetic of this process; float32 products are never rounded to TF32."""
+def has_bf16(device: str) -> bool:
+    """Whether a device computes in bfloat16 itself; NVIDIA's do so since Ampere, and older ones imitate it slowly."""
+    if not device.startswith("cuda"):
+        return True
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def prepare(device: str, threads: int, deterministic: bool, *, steady: bool = False) -> None:
+    """Set threads, memory and arithmetic of this process; float32 products are never rounded to TF32.
+
+    Args:
+        device: what the run's device has resolved to.
+        threads: on the CPU.
+        deterministic: whether the run must be bit-reproducible.
+        steady: whether batches keep their size, so that it pays to try which algorithm is fastest for each size.
+    """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -94,7 +110,7 @@ def prepare(device: str, threads: int, deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = False
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it imports the compiler: seconds
         torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic and device.startswith("cuda")
+    torch.backends.cudnn.benchmark = steady and not deterministic and device.startswith("cuda")
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
@@ -119,9 +135,5 @@ def versions() -> dict[str, str]:
 
 
 def _may_have_gpu() -> bool:
-    return (
-        sys.platform == "darwin"
-        or sys.platform == "win32"
-        or Path("/dev/nvidiactl").exists()
-        or Path("/dev/kfd").exists()
-    )
+    nodes = ("nvidiactl", "nvmap", "dxg", "kfd")  # NVIDIA's, on Jetson, under WSL 2, AMD's
+    return sys.platform in ("darwin", "win32") or any(Path("/dev", node).exists() for node in nodes)

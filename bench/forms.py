@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.folded import Folded
+from attacks.modes import mode
 from attacks.prepared import Prepared, met_layers
 from bench.counting import Counter
 
@@ -117,10 +117,14 @@ class Forms:
         if not (self.bf16 or compile):
             return self.model
         made = Network(self.model, bf16=self.bf16, compile=compile)
-        note = self._tried(made) if compile else None
+        note = self._tried(made)
         if note is None:
             return made
-        self._leave_out(f"the model is not compiled: {note}")
+        if compile:
+            self._leave_out(f"the model is not compiled: {note}")
+        else:
+            self._leave_out(f"the model computes in float32: {note}")
+            self.bf16 = False
         return self._network(compile=False)
 
     def _folded(self) -> Folding | None:

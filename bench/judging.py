@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack
 from attacks.draws import PartGenerator
+from attacks.modes import mode
 from bench.data import Part, to_float
 from bench.micro import Cut
 from bench.team import Team

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-# Of glibc's mallopt: what the system is asked for at least, what it is given back above, what comes page by page above.
+# Of glibc's mallopt: the least to ask the system for, the free memory above which some goes back, the size of mmaps.
 TOP_PAD, TRIM_ABOVE, MAP_ABOVE = -2, -1, -3
 KEPT = {MAP_ABOVE: 32 << 20, TRIM_ABOVE: 2**31 - 1, TOP_PAD: 64 << 20}  # the first is the most that glibc takes
 

@@ -22,7 +22,9 @@ from methods.base import Adversarial, Batch, Terms
 Result = TypeVar("Result")
 
 LEAST_WITH_NORM = 4  # so that no part of an even cut is a single sample, of which BatchNorm has no statistics
-WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+DROPPED_PATHS = ("StochasticDepth", "DropPath")  # of torchvision and timm
+# The last is what cuDNN's convolutions say when no algorithm finds room for its workspace.
+WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
 
 
 class Cut:
@@ -131,7 +133,10 @@ def has_norm(model: nn.Module) -> bool:
 
 def is_exact(model: nn.Module) -> bool:
     """Whether parts of a batch give what the whole gives, up to rounding."""
-    return not any(isinstance(module, (_BatchNorm, _DropoutNd)) for module in model.modules())
+    return not any(
+        isinstance(module, (_BatchNorm, _DropoutNd)) or type(module).__name__ in DROPPED_PATHS
+        for module in model.modules()
+    )
 
 
 def part_of(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:

@@ -206,7 +206,7 @@ def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[in
     """Let a model that nobody has tested see two images of the size it is for."""
     import torch
 
-    from attacks.ascent import mode
+    from attacks.modes import mode
 
     given = "x".join(map(str, image))
     try:

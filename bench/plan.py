@@ -15,6 +15,7 @@ from attacks.sketch import Sketch
 from attacks.tables import ATTACKS
 from bench import protocols
 from bench.data import DATASETS
+from bench.device import has_bf16
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import source as model_source
@@ -73,11 +74,18 @@ class _Planner:
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
             revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
             model_source=model_source(model),
-            train_with=switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic),
+            train_with=self._switches(),
             micro_batch=self._micro_batch(recipe), processes=self.processes, sync_bn=self.run.sync_bn,
         )  # fmt: skip
         self.train.setdefault(job.key, job)
         return job
+
+    def _switches(self) -> tuple[str, ...]:
+        found = switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic)
+        if "bf16" in self.run.train_with or "bf16" not in found or has_bf16(self.device):
+            return found
+        self._note("this GPU has no bfloat16 of its own: training computes in float32")
+        return tuple(name for name in found if name != "bf16")
 
     def _recipe(
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]

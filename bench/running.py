@@ -119,8 +119,10 @@ def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
     from bench.data import load
     from bench.evaluation import evaluate_job
     from bench.train import train
+    from methods.tables import METHODS
 
-    device.prepare(job.device, job.threads, job.deterministic)
+    steady = isinstance(job, TrainJob) and not METHODS.sketch(job.method).fact("drops_rows")
+    device.prepare(job.device, job.threads, job.deterministic, steady=steady)
     if isinstance(job, TrainJob):
         with team.together(job):
             parts = load(job.dataset, site.data_dir, download=site.download, train_limit=job.train_limit)

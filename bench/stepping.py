@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attacks.ascent import mode
 from attacks.draws import PartGenerator
+from attacks.modes import mode
 from bench.counting import Counter
 from bench.errors import BenchError, UsageError
 from bench.jobs import TrainJob

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
+from attacks.modes import mode
 from bench.checkpoints import fit, load_weights
 from bench.data import Part, Parts, to_float
 from bench.errors import BenchError

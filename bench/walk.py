@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack
+from attacks.modes import mode
 from attacks.prepared import Prepared
 from attacks.threat import ThreatModel, distance
 from bench import pairs, store

@@ -91,7 +91,7 @@ class Context:
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
         split: the parts in which a loss on this process's share of a step is to be computed; each is a batch.
-        watchers: see every iterate of `Method.ascend`, as an observer does, and stop none: a composition's eyes.
+        watchers: see every iterate of `Method.ascend`, as an observer does, and cannot stop samples; for compositions.
         searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
 

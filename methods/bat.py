@@ -100,7 +100,7 @@ class Exits:
 
     Args:
         y: (N,) labels.
-        grace: misclassified iterates of a sample from which it goes on; it leaves at the next.
+        grace: how many misclassified iterates a sample may pass; it leaves at the next.
     """
 
     def __init__(self, y: Tensor, grace: int) -> None:
@@ -109,7 +109,7 @@ class Exits:
         self.last: Tensor | None = None
 
     def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        """Note what is still right, and keep whom grace is left."""
+        """Note what is still right, and keep the samples that have grace left."""
         wrong = logits.argmax(1) != self.y[rows]
         self.crossed[rows] |= wrong
         if self.last is None:

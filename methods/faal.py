@@ -12,7 +12,7 @@ Defaults:       r 0.5, host "at", sums; a robust model is fine-tuned for 2 epoch
                 batch 128. [read in the released code; that the paper means class means is inferred]
 Departures:     the release hands every batch to a convex solver; eta is found here by bisection, to rounding. It makes
                 two forwards more a step; the margins here are those of the loss's own forward. With sums an absent
-                class counts 0, harder than any class that is mostly right, and takes weight that no sample carries.
+                class counts 0, which looks harder than any class that is mostly right; its weight meets no sample.
                 It selects on test batches, and starts from checkpoints; here the start is the run of pgd_at in the
                 same plan. Its AWP variants perturb along the unweighted host's loss, `awp:faal` along the weighted one.
                 "mart" keeps the release's KL attack, where MART itself attacks cross-entropy.

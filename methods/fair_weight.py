@@ -8,9 +8,9 @@ State:          w (K,), ones at first. At the end of an epoch, from the class me
                 fall early in the attack weigh more.
 Defaults:       power 2, bounds 5/6 and 5/2. [read in the released code]
 Departures:     class means over the samples seen, where the release divides by N / K, which is the same on balanced
-                data. Where a host drops rows within its attack, those that it keeps are counted; of a host with two
-                attacks, the points of both. At power 0 all weights are 1: the host bit for bit. With ABSLD and others
-                outside the paper the composition is ours.
+                data. Where a host drops rows within its attack, those that it keeps are counted; if it attacks twice,
+                the points of both attacks are. At power 0 all weights are 1: the host bit for bit. With ABSLD and
+                others outside the paper the composition is ours.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ Outer problem:  minimise  mean of the host's loss over the labelled samples + we
                 average gives the weak view. T_k = tau M(beta_k), M(b) = b / (2 - b), beta_k = sigma_k / max(max
                 sigma, n - sum sigma), for n unlabelled samples of which sigma_k were last seen with c > tau and q = k.
                 A class that is learnt late has a low threshold, so its samples are let in earlier.
-State:          per unlabelled sample the class last seen with c > tau (what moved in this epoch apart), sigma (K,), and
-                the average. Reported: threshold (K,) after the epoch; used_share (K,), what was trained on of the
-                samples that were given the pseudo-label k in the epoch, 0 where none was.
+State:          per unlabelled sample the class last seen with c > tau (changes of this epoch are kept separately),
+                sigma (K,), and the average. Reported: threshold (K,) after the epoch; used_share (K,), what was trained
+                on of the samples that were given the pseudo-label k in the epoch, 0 where none was.
 Defaults:       labelled_fraction 0.1 of each class and at least one sample, the same ones for every seed of a run; tau
                 0.95, weight 1, decay 0.999 with warm-up. Schedule, radius and step are those of PGD-AT, with the host
                 TRADES as well (whose paper has 0.031 and 0.007). On digits tau 0.5: in 30 epochs robust training is
@@ -32,7 +32,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
+from attacks.modes import mode
 from attacks.passes import Passes
 from methods.averaging import frozen_copy, move, warm
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms

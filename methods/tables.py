@@ -127,8 +127,9 @@ def _every_setting() -> frozenset[str]:
 def joined(outer: Any, host: Any) -> Any:
     """A fact of a composition from that of the wrapper and that of its host.
 
-    Revisions add up, so that a change of either shows; lists and tables hold what both name, the host's entry first
-    in rank; what one of them is, both together are; of anything else the host's counts where it has one.
+    Revisions add up, so that a change of either shows. Lists and tables hold the entries of both, and the host's wins
+    where both have one. A flag is set if either sets it. Any other fact is the host's, or the wrapper's if the host has
+    none.
     """
     if isinstance(host, bool):
         return outer or host

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from attacks import objectives
-from attacks.ascent import mode
+from attacks.modes import mode
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl_logits

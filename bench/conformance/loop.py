@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack
+from attacks.modes import mode
 from bench.conformance.material import images, network
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
 
@@ -168,15 +168,3 @@ class Loop:
             if f"momentum/{i}" in tensors:
                 self.optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum/{i}"]
         return self
-
-
-def part_of(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:
-    """Samples first to last of a batch as a micro-batch of the same optimiser step.
-
-    `extras` of an attack that dropped rows belong to the rows it kept.
-    """
-    rows = torch.arange(len(batch.x)) if adv.rows is None else adv.rows
-    inside = (rows >= first) & (rows < last)
-    part = replace(batch, **{name: getattr(batch, name)[first:last] for name in ("x", "y", "index")})
-    kept = None if adv.rows is None else rows[inside] - first
-    return part, Adversarial(adv.x[inside], kept, {name: extra[inside] for name, extra in adv.extras.items()})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.passes import Passes
 from attacks.threat import TOLERANCE, distance
-from bench.conformance.loop import Loop, Scene, part_of
+from bench.conformance.loop import Loop, Scene
 from bench.conformance.material import (
     Operations,
     Seen,
@@ -27,6 +27,7 @@ from bench.conformance.material import (
     zero_head,
 )
 from bench.counting import KINDS, Counter
+from bench.micro import part_of
 from methods.base import Batch, Method
 
 REPEATS = 12
@@ -277,9 +278,10 @@ def micro_batches_agree(case: MethodCase) -> None:
     """
     loop = case.loop(Scene(batch_norm=False)).run().begin(1)
     batch = loop.batch()
-    adv, middle = loop.perturb(batch), len(batch.x) // 2
+    adv = loop.perturb(batch)
+    middle = len(adv.x) // 2
     whole = loop.method.loss(loop.model, batch, adv, loop.ctx).loss
-    halves = [part_of(batch, adv, *span) for span in ((0, middle), (middle, len(batch.x)))]
+    halves = [part_of(batch, adv, *span) for span in ((0, middle), (middle, len(adv.x)))]
     parts = torch.cat([loop.method.loss(loop.model, *half, loop.ctx).loss for half in halves])
     same = parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-4, atol=1e-6)
     if loop.method.couples_batch:

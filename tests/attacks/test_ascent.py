@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import objectives
-from attacks.ascent import ascend, mode
+from attacks.ascent import ascend
 from attacks.cw import CW
 from attacks.fgsm import FGSM
+from attacks.modes import mode
 from attacks.pgd import PGD, TRADES_RATIO, PGDTrades
 from attacks.threat import Norm, ThreatModel, distance, project
 from bench.conformance.material import freeze_one_norm, gradients, images, modes, network, values

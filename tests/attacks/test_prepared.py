@@ -215,6 +215,35 @@ def test_padded_sizes_cover_and_are_few() -> None:
     assert len(set(sizes)) == 15 and sizes[-1] == 1024
 
 
+def test_a_tie_may_fall_either_way() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        first, second = model[-1].weight
+        second.copy_(first + 1e-3 * torch.randn(16))
+        model[-1].bias.zero_()
+    x = torch.rand(64, 3, 2, 2, generator=stream())
+    prepared = Prepared(model, x, bf16=True)
+    with torch.no_grad():
+        assert bool((prepared(x).argmax(1) != model(x).argmax(1)).any())
+    assert prepared.note is None
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_function_is_compiled_at_every_padded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: usual(self, backend="eager", **how))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        prepared = Prepared(model, torch.rand(8, 3, 2, 2, generator=stream()), compile=True)
+        for n in (8, 12, 16, 24, 32, 48):
+            x = torch.rand(n, 3, 2, 2, generator=stream())
+            assert prepared(x.clone().requires_grad_()).requires_grad
+            with torch.no_grad():
+                torch.testing.assert_close(prepared(x), model(x))
+    assert prepared.note is None
+
+
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_form_is_the_same_function_at_every_batch_size() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()

@@ -111,6 +111,14 @@ def test_bfloat16_is_for_the_layers_between_the_first_and_the_last() -> None:
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
+def test_a_form_that_misses_a_hook_of_the_model_is_left_out() -> None:
+    model = network()
+    model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - 0.5) * 4,))
+    made, said = forms(model, "bf16")
+    assert made.network is model and made.facts["precision"] == "float32"
+    assert said == made.left_out == ["the model computes in float32: it gives other logits"]
+
+
 def test_the_model_itself_computes_as_before() -> None:
     model = network().eval()
     with torch.no_grad():

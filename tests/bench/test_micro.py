@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
 
 from bench.checkpoints import load_weights
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.evaluation import evaluate_job
 from bench.jobs import Plan, TrainJob
-from bench.micro import Cut, joined, out_of_memory, part_of
+from bench.micro import Cut, is_exact, joined, out_of_memory, part_of
 from bench.preflight import preflight
 from bench.schedule import Site
 from bench.store import read_json
@@ -181,7 +183,14 @@ def test_another_error_is_no_lack_of_memory() -> None:
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert out_of_memory(RuntimeError("FIND was unable to find an engine to execute this computation"))
     assert not out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(2), nn.Dropout(), StochasticDepth(0.5, "row")], ids=repr)
+def test_parts_are_exact_without_what_looks_at_the_batch_or_draws(module: nn.Module) -> None:
+    assert is_exact(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    assert not is_exact(nn.Sequential(nn.Linear(2, 2), module))
 
 
 # Slices

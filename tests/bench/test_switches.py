@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.errors import UsageError
 from bench.plan import make_plan
@@ -65,6 +66,17 @@ def test_the_switches_are_in_a_runs_key_where_they_are_on() -> None:
 def test_a_gpu_has_its_switches_in_the_plan() -> None:
     (job,) = make_plan(settings(methods=("natural",)), "cuda").train
     assert job.train_with == USUAL["cuda"]
+
+
+@pytest.mark.parametrize(("asked", "on"), [((), False), (("bf16",), True)])
+def test_a_gpu_without_bfloat16_computes_in_it_only_if_asked(
+    asked: tuple[str, ...], on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    found = make_plan(settings(methods=("natural",), train_with=asked), "cuda")
+    assert ("bf16" in found.train[0].train_with, bool(found.notes)) == (on, not on)
+    assert set(found.train[0].train_with) == ({"bf16"} if on else set(USUAL["cuda"]) - {"bf16"})
 
 
 def test_they_can_stand_in_a_file(tmp_path: Path) -> None:

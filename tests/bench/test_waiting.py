@@ -18,6 +18,7 @@ from methods.tables import METHODS
 from tests.bench.jobs import StopAt, parts_of, plan
 
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "unique_consecutive", "masked_select"}
+WAITS |= {"lift_fresh"}  # a tensor made of Python's numbers, whose copy to a GPU is waited for
 ALLOWED = {"ham": 1, "bat": 20}  # bat's samples leave its two attacks of ten steps one by one
 
 
@@ -78,7 +79,7 @@ def test_the_watch_sees_what_it_is_there_for() -> None:
         x[x > 1]
         x[torch.tensor([1, 2])]
         float(x[0])
-    assert watch.waits == ["_local_scalar_dense", "index", "_local_scalar_dense"]
+    assert watch.waits == ["_local_scalar_dense", "index", "lift_fresh", "_local_scalar_dense"]
 
 
 def test_the_loss_is_looked_at_every_so_many_steps() -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.ascent import mode
-from bench.conformance.loop import Loop, Scene, part_of
+from attacks.modes import mode
+from bench.conformance.loop import Loop, Scene
 from bench.conformance.material import difference, values
+from bench.micro import part_of
 from methods.awp import perturbed_tensors
 from methods.base import Adversarial
 from methods.tables import METHODS
@@ -135,7 +136,7 @@ def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
         loop = begun(scene=Scene(batch_norm=False))
         batch = loop.batch(1)
         adv = loop.perturb(batch)
-        spans = [(len(batch.x) * i // parts, len(batch.x) * (i + 1) // parts) for i in range(parts)]
+        spans = [(len(adv.x) * i // parts, len(adv.x) * (i + 1) // parts) for i in range(parts)]
         loop.ctx.split = lambda b, a, spans=spans: [part_of(b, a, *span) for span in spans]  # type: ignore[misc]
         loop.ctx.reduce = lambda total, count=processes: count * total  # type: ignore[misc]
         with loop.method.around_step(loop.model, batch, adv, loop.ctx):

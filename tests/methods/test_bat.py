@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from attacks import objectives
-from attacks.ascent import ascend, mode
+from attacks.ascent import ascend
+from attacks.modes import mode
 from attacks.passes import Passes
 from bench.conformance.material import Operations, images, network
 from bench.counting import Counter

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import objectives
-from attacks.ascent import ascend, mode
+from attacks.ascent import ascend
+from attacks.modes import mode
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
 from bench.counting import Counter

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.ascent import mode
 from attacks.base import Attack
+from attacks.modes import mode
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
 from methods.trades import TRADES
