@@ -90,10 +90,12 @@ class Rows:
 
     def ahead(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The same batches of rows; while one is in use the next is read."""
+        # All at once: a reader that asked a GPU for them batch by batch would wait for the steps before.
+        wanted = torch.cat(batches).cpu().split([len(rows) for rows in batches]) if batches else ()
         for number, rows in enumerate(batches):
-            for due in batches[number : number + 2]:
-                if id(due) not in self._coming:
-                    self._coming[id(due)] = self._pool.submit(self._chosen, due)
+            for place in range(number, min(number + 2, len(batches))):
+                if id(batches[place]) not in self._coming:
+                    self._coming[id(batches[place])] = self._pool.submit(self._chosen, wanted[place])
             yield rows
             if id(rows) in self._coming:  # passed over
                 self._coming.pop(id(rows)).cancel()
@@ -122,7 +124,8 @@ class Rows:
 
     def _chosen(self, rows: Tensor | slice) -> Tensor:
         chosen = rows if isinstance(rows, slice) else rows.cpu()
-        return self._read(self._positions[chosen].numpy())
+        x = self._read(self._positions[chosen].numpy())
+        return x.pin_memory() if self.device.type == "cuda" else x  # from other memory a copy waits for the device
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
