@@ -129,7 +129,7 @@ class Prepared(nn.Module):
         of_logits, of_gradients = tolerances
         with torch.no_grad():
             ours, theirs = self(example), self.verdict(example)
-        if not _close(ours, theirs, of_logits):
+        if not close(ours, theirs, of_logits):
             return "its prepared form gives other logits"
         lead = theirs.amax(1) - theirs.gather(1, ours.argmax(1, keepdim=True))[:, 0]
         moved = int((lead > of_logits * theirs.norm(dim=1)).sum())  # a tie may fall either way
@@ -137,7 +137,7 @@ class Prepared(nn.Module):
             return f"its prepared form predicts {moved} of {len(example)} samples differently"
         x = example[:GRADIENTS]
         with mode(self.given, train=False):
-            if not _close(_gradient(self, x), _gradient(self.given, x), of_gradients):
+            if not close(_gradient(self, x), _gradient(self.given, x), of_gradients):
                 return "its prepared form has other gradients"
         return None
 
@@ -227,7 +227,7 @@ def _gradient(model: nn.Module, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if gradient is None else gradient
 
 
-def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
     """Whether two tensors differ by little in the mean square."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False

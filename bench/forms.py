@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from attacks.folded import Folded
 from attacks.modes import mode
-from attacks.prepared import Prepared, met_layers
+from attacks.prepared import EXACT, ROUGH, Prepared, close, met_layers
 from bench.counting import Counter
 
 EXAMPLES = 32  # samples that a form is tried on
-# Relative difference of logits that rounding explains, in float32 and in bfloat16.
-EXACT, ROUGH = 1e-3, 0.1
 
 
 class Network(nn.Module):
@@ -167,10 +165,8 @@ class Forms:
                 torch.autograd.grad(ours.sum(), x)
         except Exception as error:  # tracers and compilers raise anything; the model as it is remains right
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        distance, size = (t.detach().double().norm() for t in (ours - theirs, theirs))
-        if not bool(distance <= (ROUGH if self.bf16 else EXACT) * size + 1e-12):
-            return "it gives other logits"
-        return None
+        of_logits, _ = ROUGH if self.bf16 else EXACT
+        return None if close(ours.detach(), theirs.detach(), of_logits) else "it gives other logits"
 
 
 class Folding(nn.Module):
@@ -207,8 +203,7 @@ class Folding(nn.Module):
 def keep_ends_exact(model: nn.Module, example: Tensor) -> set[nn.Module]:
     """Let the first and the last layer that an image meets compute in float32, also under autocast.
 
-    The first one sees the perturbation, which bfloat16 would round away (its spacing next to 1 is 1/256), and the last
-    one makes the logits whose small differences steer an attack. Copies of the model keep this.
+    `attacks.prepared.to_bf16` says why. Copies of the model keep this.
 
     Returns:
         The layers.
