@@ -22,6 +22,7 @@ from bench.models import resolve as resolve_model
 from bench.protocols import check as check_protocols
 from bench.protocols import resolve as resolve_protocols
 from bench.stopping import Rule
+from bench.switches import SWITCHES
 from bench.switches import parse as parse_switches
 from methods.tables import METHODS
 
@@ -127,11 +128,6 @@ class RunSettings:
             raise UsageError(
                 "--stop-when: a shard sees a part of the samples and cannot decide it; leave one of them out"
             )
-        prepare = tuple(sorted({word.strip().lower().replace("-", "_") for word in self.prepare}))
-        if not set(prepare) <= set(PREPARATIONS) and prepare != ("none",):
-            raise UsageError(
-                f"--prepare: expected some of {', '.join(PREPARATIONS)}, or none alone; got {', '.join(prepare)}"
-            )
         if self.gpus is not None and self.gpus != "all" and not (self.gpus.isdecimal() and int(self.gpus) > 0):
             raise UsageError(f"--gpus: expected a number of GPUs or all, got {self.gpus}")
         part = share(self.shard)
@@ -149,8 +145,8 @@ class RunSettings:
             ),
             seeds=tuple(dict.fromkeys(self.seeds)),
             shard=None if part is None else "{}/{}".format(*part),
-            prepare=prepare,
-            train_with=parse_switches(self.train_with),
+            prepare=parse_switches("--prepare", self.prepare, PREPARATIONS),
+            train_with=parse_switches("--train-with", self.train_with, SWITCHES),
             stop_when=None if self.stop_when is None else str(Rule.parse(self.stop_when)),
         )
 

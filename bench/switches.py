@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from bench.errors import UsageError
 
@@ -18,8 +18,13 @@ USUAL = {"cpu": ("channels_last", "fold", "fused"), "cuda": ("bf16", "channels_l
 NONE = "none"
 
 
-def parse(words: Iterable[str]) -> tuple[str, ...]:
-    """Switches in their registered spelling and order; ("none",) for none at all, () where nothing was asked for.
+def parse(flag: str, words: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    """Switches in their own spelling and order; ("none",) for none at all, () where nothing was asked for.
+
+    Args:
+        flag: through which they were given.
+        words: what was given.
+        known: the switches that there are.
 
     Raises:
         UsageError: for anything else.
@@ -27,9 +32,9 @@ def parse(words: Iterable[str]) -> tuple[str, ...]:
     found = {word.strip().lower().replace("-", "_") for word in words}
     if found == {NONE}:
         return (NONE,)
-    if not found <= set(SWITCHES):
+    if not found <= set(known):
         raise UsageError(
-            f"--train-with: expected some of {', '.join(SWITCHES)}, or {NONE} alone; got {', '.join(sorted(found))}"
+            f"{flag}: expected some of {', '.join(known)}, or {NONE} alone; got {', '.join(sorted(found))}"
         )
     return tuple(sorted(found))
 

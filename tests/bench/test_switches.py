@@ -16,9 +16,12 @@ from tests.bench.jobs import plan, settings
 
 
 def test_names_are_read_in_any_spelling_and_order() -> None:
-    assert parse(["Channels-Last", " bf16"]) == parse(["bf16", "channels_last"]) == ("bf16", "channels_last")
-    assert parse([]) == ()
-    assert parse(["None"]) == (NONE,)
+    def parsed(*words: str) -> tuple[str, ...]:
+        return parse("--train-with", words, SWITCHES)
+
+    assert parsed("Channels-Last", " bf16") == parsed("bf16", "channels_last") == ("bf16", "channels_last")
+    assert parsed() == ()
+    assert parsed("None") == (NONE,)
 
 
 @pytest.mark.parametrize("words", [["fast"], ["none", "bf16"]])
@@ -26,7 +29,7 @@ def test_unknown_names_are_refused(words: list[str]) -> None:
     with pytest.raises(
         UsageError, match=r"--train-with: expected some of bf16, channels_last, compile, fold, fused, or"
     ):
-        parse(words)
+        parse("--train-with", words, SWITCHES)
 
 
 @pytest.mark.parametrize(
