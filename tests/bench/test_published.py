@@ -101,6 +101,7 @@ def test_no_accuracy_under_attack_beats_the_clean_one() -> None:
         ("faal", {"model": "preact_resnet18", "name": "FAAL-AT from PGD"}, 0.4551, 0.311),
         ("robustbench", {"dataset": "cifar10", "method": "trades"}, 0.5308, None),
         ("robustbench", {"dataset": "cifar100", "name": "Rice2020Overfitting"}, 0.1895, None),
+        ("robustbench", {"dataset": "imagenet", "name": "Engstrom2019Robustness"}, 0.2922, None),
         ("trades", {"name": "model_cifar_wrn"}, 0.5308, None),
     ],
 )
