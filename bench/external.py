@@ -93,6 +93,8 @@ def store_model(
                 Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, origin)
             )
             store.mark_done(Path(run.out) / folder)
+        described = store.read_json(Path(run.out) / folder / "run.json")
+        parts.require_same(described["data"], "test_hash", label)
     jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
     return folder, jobs
 
@@ -105,6 +107,7 @@ def _description(run: RunSettings, model: str, parts: Parts, label: str, key: st
         "data": {
             "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
             "test_size": len(parts.test), "class_counts": {"test": parts.counts["test"]}, "hash": parts.hash,
+            "test_hash": parts.test_hash,
         },
         "teachers": {}, "warm_start": None, "passes": {}, "versions": devices.versions(),
         "hardware": devices.describe("cpu", run.threads),

@@ -7,7 +7,7 @@ smaller limit is contained in a larger one, and neither the run's seed nor a lib
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,14 +127,40 @@ class Parts:
 
         Of images that are read when asked for it is their files' names and sizes that are hashed.
         """
+        return self._hash(PARTS)
+
+    @cached_property
+    def test_hash(self) -> str:
+        """The same of the test part alone."""
+        return self._hash(("test",))
+
+    def _hash(self, names: Sequence[str]) -> str:
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for part in PARTS:
+        for part in names:
             samples: Part = getattr(self, part)
             digest.update(f"{part} {tuple(samples.x.shape)}".encode())
             rows = _rows(samples.x)
             digest.update(samples.x.cpu().contiguous().numpy().data if rows is None else rows.fingerprint())
             digest.update(samples.y.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
+
+    def require_same(self, stored: Mapping[str, Any], which: str, where: str) -> None:
+        """See that these are the data that something stored belongs to.
+
+        Args:
+            stored: what its run.json says of its data; where that names no hash, nothing is compared.
+            which: "hash", of all parts, or "test_hash".
+            where: whose it is, for the message.
+
+        Raises:
+            BenchError: if they are others.
+        """
+        expected, found = stored.get(which), getattr(self, which)
+        if expected not in (None, found):
+            raise BenchError(
+                f"{where}: expected the data that its results belong to ({which} {expected[:12]}), got others "
+                f"({found[:12]}); put those back into the data folder, or give another --out"
+            )
 
 
 def load(

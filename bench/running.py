@@ -129,6 +129,8 @@ def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
             train(job, parts, site.out, site.data_dir, progress, download=site.download, team=team)
     else:
         parts = load(job.dataset, site.data_dir, download=site.download)
+        described = store.read_json(site.out / job.run / "run.json")
+        parts.require_same(described["data"], "test_hash", job.title)
         evaluate_job(job, parts, site.out, progress)
 
 

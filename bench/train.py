@@ -283,6 +283,8 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.is_file():
             return
+        if (self.folder / "run.json").is_file():
+            self.parts.require_same(store.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
         groups, position = load_state(path, self.device, self.team.rank)
         try:
             self.model.load_state_dict(groups["model"])
@@ -326,7 +328,7 @@ class Trainer:
             "data": {
                 "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": len(self.train),
                 "select_size": len(parts.select), "steer_size": len(parts.steer), "test_size": len(parts.test),
-                "class_counts": parts.counts, "hash": parts.hash, **self._labelled_size(),
+                "class_counts": parts.counts, "hash": parts.hash, "test_hash": parts.test_hash, **self._labelled_size(),
             },
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),

@@ -17,6 +17,10 @@ from bench.errors import BenchError, UsageError
 from bench.evaluation import evaluate_job
 from bench.jobs import EvalJob
 from bench.outcomes import Outcomes
+from bench.progress import Progress
+from bench.running import work
+from bench.schedule import Site
+from bench.team import Team
 from tests.bench.jobs import in_pieces, plan, tree
 
 
@@ -106,3 +110,17 @@ def test_an_unknown_preparation_is_refused() -> None:
             UsageError, match=r"^--prepare: expected some of bf16, channels_last, compile, or none alone"
         ):
             jobs(prepare=words)
+
+
+@pytest.mark.parametrize("what", ["evaluation", "training"])
+def test_results_on_other_data_are_not_gone_on_with(what: str, short_run: Path, tmp_path: Path) -> None:
+    found = plan(methods=("pgd_at",), epochs=4, train_limit=600, limit=60, block=20, attacks=("fgsm",))
+    job = found.evaluate[0] if what == "evaluation" else found.train[0]
+    folder = tmp_path / found.train[0].folder
+    shutil.copytree(short_run / found.train[0].folder, folder, ignore=shutil.ignore_patterns("eval"))
+    described = store.read_json(folder / "run.json")
+    described["data"] |= {"hash": "0" * 64, "test_hash": "0" * 64}
+    store.write_json(folder / "run.json", described)
+    with pytest.raises(BenchError, match=r"expected the data that its results belong to \((test_)?hash 000000000000\)"):
+        work(job, Site(tmp_path, Path("data")), Progress(), Team())
+    assert not (folder / "eval" / job.key).exists()
