@@ -202,6 +202,7 @@ def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Car
         class_names=parts.class_names,
     )  # fmt: skip
     teacher.to("cpu")
+    devices.release()
     settings = {name: value for name, value in ATTACKS.sketch(ATTACK).settings.items() if name != "threat"}
     return {
         "attack": ATTACK, "attack_settings": settings, "seed": 0, "n": n, "of": len(parts.test),

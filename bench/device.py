@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import sys
@@ -111,6 +112,15 @@ def prepare(device: str, threads: int, deterministic: bool, *, steady: bool = Fa
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it imports the compiler: seconds
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = steady and not deterministic and device.startswith("cuda")
+
+
+def release() -> None:
+    """Give back the GPU memory that nothing holds any longer: torch keeps it otherwise, and other processes need it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:

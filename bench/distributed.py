@@ -1,9 +1,10 @@
 """Several processes that train one model: torch.distributed behind `Team`, gloo on a CPU, NCCL on GPUs.
 
 The optimiser's step is cut over the processes as it is into micro-batches: every sample draws, and weighs, what it
-would in one process, so that without BatchNorm the numbers differ by rounding alone. Under DistributedDataParallel
-only the loss gets the wrapper. With BatchNorm, the statistics of a step are those of each process's share or, with
-`sync_bn`, of all; the running ones are levelled after every step, so that every process can go on from the same state.
+would in one process, so that without BatchNorm and dropout the numbers differ by rounding alone. Under
+DistributedDataParallel only the loss gets the wrapper. With BatchNorm, the statistics of a step are those of each
+process's share or, with `sync_bn`, of all; the running ones are levelled after every step, so that every process can go
+on from the same state. Dropout draws from a stream of each process's own.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ Without BatchNorm and dropout, which look at the samples that they get together,
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from bench.counting import Counter
+from bench.device import release
 from bench.errors import BenchError
 from methods.base import Adversarial, Batch, Terms
 
@@ -33,9 +34,10 @@ class Cut:
     Args:
         what: whose samples, for messages.
         size: at most; None is all of them.
-        least: fewer are not tried.
+        least: the smallest size that is tried.
         refusal: why there can be no parts; "" if there can.
         tell: is told when memory has run out.
+        counter: counts passes; those of what has failed are taken back.
 
     Attributes:
         since: where memory first ran out, as the caller names places; None if it never did.
@@ -49,8 +51,10 @@ class Cut:
         least: int = 1,
         refusal: str = "",
         tell: Callable[[str], None] | None = None,
+        counter: Counter | None = None,
     ) -> None:
         self.what, self.size, self.least, self.refusal, self.tell = what, size, least, refusal, tell
+        self.counter = counter or Counter()
         self.since: list[int] | None = None
 
     def spans(self, n: int) -> list[tuple[int, int]]:
@@ -70,6 +74,7 @@ class Cut:
         Raises:
             BenchError: if there can be no parts, or no smaller ones.
         """
+        before = self.counter.snapshot()
         while True:
             try:
                 return work()
@@ -77,9 +82,8 @@ class Cut:
                 if not out_of_memory(error):
                     raise
                 self._halve(n, place)
-            gc.collect()  # only here, past the handler, does nothing hold on to what the attempt has allocated
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self.counter.restore(before)
+            release()  # only here, past the handler, does nothing hold on to what the attempt has allocated
 
     def row(self) -> dict[str, int]:
         """What the history says of an epoch: nothing where batches are whole."""
@@ -117,6 +121,17 @@ class Cut:
         self.since = self.since or list(place)
         if self.tell is not None:
             self.tell(f"out of memory with {size} samples at once: going on with {self.size}")
+
+
+def smallest(states: Sequence[Mapping[str, Any]]) -> Cut:
+    """What stands for the cuts of several processes: the smallest size, and where memory first ran out in any.
+
+    Args:
+        states: of the cuts, as `Cut.state` gives them; of none, nothing is cut.
+    """
+    found = Cut("all processes", min((state["size"] for state in states if state["size"] is not None), default=None))
+    found.since = min((state["since"] for state in states if state["since"] is not None), default=None)
+    return found
 
 
 def out_of_memory(error: BaseException) -> bool:

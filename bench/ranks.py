@@ -75,7 +75,8 @@ class Leader:
     ) -> None:
         self.place, self.others, self.grace, self.quit = place, others, grace, quit
         self._outcomes: list[queue.Queue[Outcome]] = [queue.Queue() for _ in others]
-        self._turn, self._over = 0, False
+        self._turn: object | None = None  # the training that is open
+        self._over = False
         for number in range(len(others)):
             threading.Thread(target=self._listen, args=(number,), daemon=True).start()
 
@@ -95,7 +96,7 @@ class Leader:
         Raises:
             BenchError: if one of the others has failed.
         """
-        self._turn += 1
+        self._turn = object()
         for number in range(len(self.others)):
             self.tell(number, "train", job)
         try:
@@ -106,7 +107,7 @@ class Leader:
                     self.outcome(number)
             raise
         finally:
-            self._turn += 1
+            self._turn = None
         for number in range(len(self.others)):
             how, sentence = self.outcome(number)
             if how == "failed":
@@ -146,11 +147,13 @@ class Leader:
             timer.cancel()
 
     def _watch(self, number: int, sentence: str) -> None:
-        """See that this process does not wait for good for one that has failed."""
+        """See that this process does not wait for good for one that has failed in a training; else none waits."""
         turn = self._turn
+        if turn is None:
+            return
 
         def give_up() -> None:
-            if self._turn == turn:
+            if self._turn is turn:
                 self.quit(self.place, f"process {number + 2} of {self.place.size} has failed: {sentence}")
 
         timer = threading.Timer(self.grace, give_up)

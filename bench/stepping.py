@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from attacks.modes import mode
 from bench.counting import Counter
 from bench.errors import BenchError, UsageError
 from bench.jobs import TrainJob
-from bench.micro import LEAST_WITH_NORM, Cut, has_norm, joined, joined_terms, out_of_memory, part_of, rows_of
+from bench.micro import LEAST_WITH_NORM, Cut, Result, has_norm, joined, joined_terms, out_of_memory, part_of, rows_of
 from bench.streams import forked
 from bench.team import Team
 from methods.base import Adversarial, Batch, Context, Method, Terms
@@ -37,7 +37,7 @@ class Stepping:
     ) -> None:
         self.method, self.model, self.ctx = method, model, ctx
         ctx.generator = self.stream = PartGenerator(ctx.device)
-        ctx.split = self.parts
+        ctx.split, ctx.spared = self.parts, self.spared
         self.team, self.cut, self.counter = team, cut, counter
         self.wrapped, self.rehearsed = model, team.size == 1
         self.normed = has_norm(model)
@@ -73,22 +73,19 @@ class Stepping:
         with self.stream.within(first + span[0], first + span[1], len(batch.step_labels)):
             return self.method.perturb(self.model, part, self.ctx)
 
-    @contextmanager
-    def around(self, batch: Batch, adv: Adversarial) -> Iterator[None]:
-        """The method's `around_step`, whose own passes may run out of memory as well."""
-        with ExitStack() as entered:
-
-            def work() -> None:
-                entered.enter_context(self.method.around_step(self.model, batch, adv, self.ctx))
-
-            self.cut.spared(work, len(adv.x), self._place)
-            yield
+    def around(self, batch: Batch, adv: Adversarial) -> AbstractContextManager[None]:
+        """The method's `around_step`."""
+        return self.method.around_step(self.model, batch, adv, self.ctx)
 
     def parts(self, batch: Batch, adv: Adversarial) -> list[Part]:
         """The share in parts; none if there is too little to train on."""
         rows = self._own_rows(adv)
         spans = self.cut.spans(rows)
         return [(batch, adv)] if len(spans) == 1 else [part_of(batch, adv, *span) for span in spans]
+
+    def spared(self, work: Callable[[], Result], adv: Adversarial) -> Result:
+        """Do what can be done again, in smaller parts whenever memory runs out; see `Cut.spared`."""
+        return self.cut.spared(work, len(adv.x), self._place)
 
     def backward(self, batch: Batch, adv: Adversarial) -> Terms | None:
         """Gradients of the mean loss over the whole step; None, and no gradients, for fewer than two rows."""
@@ -106,7 +103,7 @@ class Stepping:
                 self._take_part(batch)
             return joined_terms(found, batch.x)
 
-        return self.cut.spared(work, len(adv.x), self._place)
+        return self.spared(work, adv)
 
     def level(self) -> None:
         """Give all processes the same running statistics: the mean of what BatchNorm has moved in each."""
@@ -158,7 +155,7 @@ class Stepping:
         )
 
     def _take_part(self, batch: Batch) -> None:
-        """Add nothing to the gradients that the other processes add up."""
+        """Join the sum of gradients with zeros."""
         x = batch.x[:1] if len(batch.x) else batch.x.new_zeros(1, *batch.x.shape[1:])
         before = self.counter.snapshot()
         with mode(self.model, train=False):
@@ -182,7 +179,7 @@ class Stepping:
 
         before, buffers = self.counter.snapshot(), [buffer.clone() for buffer in self.model.buffers()]
         with forked(batch.x.device):
-            unused = self.cut.spared(work, len(adv.x), self._place)
+            unused = self.spared(work, adv)
         self._forget()
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
@@ -206,7 +203,9 @@ def why_whole(job: TrainJob, method: Method, processes: int) -> str:
     return reason
 
 
-def cut_of(job: TrainJob, method: Method, model: nn.Module, team: Team, tell: Callable[[str], None]) -> Cut:
+def cut_of(
+    job: TrainJob, method: Method, model: nn.Module, team: Team, *, tell: Callable[[str], None], counter: Counter
+) -> Cut:
     """How the steps of a run are cut, and whether they can be.
 
     Raises:
@@ -221,7 +220,7 @@ def cut_of(job: TrainJob, method: Method, model: nn.Module, team: Team, tell: Ca
         raise BenchError(
             f"{job.title}: expected --micro-batch of at least {least} with BatchNorm, got {job.micro_batch}"
         )
-    return Cut(job.title, job.micro_batch, least=least, refusal=reason, tell=tell)
+    return Cut(job.title, job.micro_batch, least=least, refusal=reason, tell=tell, counter=counter)
 
 
 def agreed_state(state: dict[str, list[float]], title: str, team: Team) -> dict[str, list[float]]:

@@ -50,7 +50,10 @@ class Team:
         return {"count": self.size, "batch_norm": whose if normed and self.size > 1 else None}
 
     def share(self, n: int) -> tuple[int, int]:
-        """This process's share of n samples, from first to last; some have none where there would be single ones."""
+        """This process's share of n samples, from first to last.
+
+        Where shares would be single samples, some processes get none.
+        """
         active = max(1, min(self.size, n // 2))
         edges = [n * i // active for i in range(active + 1)] + [n] * (self.size - active)
         return edges[self.rank], edges[self.rank + 1]

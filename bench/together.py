@@ -97,7 +97,8 @@ def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, Team | None
         raise UsageError("--gpus, --workers: torchrun's processes take their place; leave them out")
     from bench import distributed
 
-    distributed.claim_gpu(place)
+    if settings.device != "cpu":
+        distributed.claim_gpu(place)
     name = device.resolve(settings.device)
     distributed.check(name, sync_bn=settings.sync_bn)
     team, follower = distributed.join(place, name, sync_bn=settings.sync_bn)

@@ -25,7 +25,7 @@ from bench.errors import BenchError, Interrupted
 from bench.forms import EXAMPLES, Forms
 from bench.jobs import FORMAT, TrainJob
 from bench.judging import attacked, judged
-from bench.micro import Cut, is_exact
+from bench.micro import Cut, is_exact, smallest
 from bench.models import build
 from bench.progress import Progress
 from bench.state import load_state, save_state
@@ -92,8 +92,9 @@ class Trainer:
             weight_decay=job.recipe.weight_decay, nesterov=job.recipe.nesterov, fused="fused" in job.train_with or None,
         )  # fmt: skip
         self.ctx = self._context()
-        self.judging = Cut(job.title, tell=self.progress.line)
-        self.cut = cut_of(job, self.method, self.model, self.team, self.progress.line)
+        said: dict[str, Any] = {"tell": self.progress.line, "counter": self.counter}
+        self.judging = Cut(job.title, **said)
+        self.cut = cut_of(job, self.method, self.model, self.team, **said)
         self.stepping = Stepping(
             self.method, self.network, self.ctx, team=self.team, cut=self.cut, counter=self.counter
         )
@@ -167,7 +168,8 @@ class Trainer:
         state = agreed_state(self._state(), self.job.title, self.team)
         for other in self.team.gather({name: sums.cpu() for name, sums in self.tally.tensors().items()})[1:]:
             self.tally.take_in(other)
-        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": state, **self.cut.row()}
+        cut = smallest(self.team.gather(self.cut.state()))
+        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": state, **cut.row()}
         validation = self._select(epoch)
         if validation:
             row["validation"] = validation
@@ -275,7 +277,7 @@ class Trainer:
         position = {
             "position": [epoch, step], "passes": self._passes(), "best": self.best,
             "skipped": self.tally.skipped, "history": self.history,
-            "cut": [self.cut.state(), self.judging.state()],
+            "cuts": self.team.gather([self.cut.state(), self.judging.state()]),
         }  # fmt: skip
         save_state(self.folder / "state.pt", groups, position, team=self.team, own=("method", "tally"))
 
@@ -297,7 +299,8 @@ class Trainer:
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
         self.tally.load(groups["tally"], position["skipped"])
         self.counter.restore(position["passes"] if self.team.leads else {})
-        for cut, state in zip((self.cut, self.judging), position.get("cut", ()), strict=False):
+        cuts = position.get("cuts", [()] * self.team.size)[self.team.rank]
+        for cut, state in zip((self.cut, self.judging), cuts, strict=False):
             cut.load(state)
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
         self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")
@@ -311,11 +314,11 @@ class Trainer:
 
     def _describe(self) -> None:
         """Write run.json."""
-        passes = self._passes()
+        passes, cut = self._passes(), smallest(self.team.gather(self.cut.state()))
         if self.team.leads:
-            store.write_json(self.folder / "run.json", self._description(passes))
+            store.write_json(self.folder / "run.json", self._description(passes, cut))
 
-    def _description(self, passes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    def _description(self, passes: Mapping[str, Mapping[str, int]], cut: Cut) -> dict[str, Any]:
         """The content of run.json."""
         job, parts = self.job, self.parts
         training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
@@ -333,7 +336,7 @@ class Trainer:
             "teachers": {role: dict(source) for role, source in job.teachers.items()},
             "warm_start": None if job.warm_start is None else dict(job.warm_start),
             "passes": passes, "versions": devices.versions(), "processes": self.team.describe(self.stepping.normed),
-            "micro_batch": self.cut.describe(asked=job.micro_batch, exact=is_exact(self.model)),
+            "micro_batch": cut.describe(asked=job.micro_batch, exact=is_exact(self.model)),
             "hardware": devices.describe(job.device, job.threads), "arithmetic": self.forms.facts,
             "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         }  # fmt: skip

@@ -85,13 +85,19 @@ class AWP(Wrapper):
 
     def _perturb(self, model: nn.Module, weights: list[Tensor], batch: Batch, adv: Adversarial, ctx: Context) -> None:
         """Move the weights along the gradient of the host's loss."""
-        totals = [torch.zeros_like(weight) for weight in weights]
+        loss = super().loss
+
+        def gradient() -> list[Tensor]:
+            totals = [torch.zeros_like(weight) for weight in weights]
+            for part in ctx.split(batch, adv):
+                terms = loss(model, *part, ctx)
+                grads = torch.autograd.grad(terms.loss.sum(), weights, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(totals, grads)
+            return totals
+
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            for part in ctx.split(batch, adv):
-                loss = super().loss(model, *part, ctx).loss.sum()
-                grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-                torch._foreach_add_(totals, grads)
+            totals = ctx.spared(gradient, adv)
         finally:
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -73,6 +73,7 @@ class Terms:
 
 
 Validation = tuple[Tensor, Tensor, Tensor]
+Work = Callable[[], list[Tensor]]
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Context:
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
         split: the parts in which a loss on this process's share of a step is to be computed; each is a batch.
+        spared: calls what goes over `split` of a step, and again with smaller parts if memory runs out; as this may
+            happen in one process alone, nothing in it calls `reduce`.
         watchers: see every iterate of `Method.ascend`, as an observer does, and cannot stop samples; for compositions.
         searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
@@ -108,6 +111,7 @@ class Context:
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
     split: Callable[[Batch, Adversarial], Iterable[tuple[Batch, Adversarial]]] = lambda batch, adv: ((batch, adv),)
+    spared: Callable[[Work, Adversarial], list[Tensor]] = lambda work, adv: work()
     watchers: tuple[Observer, ...] = ()
     searched: Callable[[nn.Module], nn.Module] = lambda model: model
 

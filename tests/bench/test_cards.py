@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from bench import cards, store, zoo
+from bench import device as devices
 from bench.cards import Conditions, ensure, of_run, text
 from bench.checkpoints import save_weights, weights_hash
 from bench.data import Part, Parts, load, to_float
@@ -242,3 +243,26 @@ def test_a_folder_without_a_run_has_no_card(tmp_path: Path) -> None:
     result = bench("card", tmp_path / "none.pt")
     assert result.exit_code == 2
     assert "none.pt: expected a checkpoint file or robustbench:ID, found neither" in result.stderr
+
+
+def test_measuring_gives_the_memory_of_a_gpu_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch with workers measures in its first process, which then only waits."""
+    done: list[str] = []
+
+    def watched(*given: Any, **settings: Any) -> Any:
+        done.append("measured")
+        return evaluate(*given, **settings)
+
+    monkeypatch.setattr(cards, "evaluate", watched)
+    monkeypatch.setattr(cards.devices, "release", lambda: done.append("released"))
+    card_of(file)
+    assert done == ["measured", "released"]
+
+
+def test_what_no_tensor_holds_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        devices.release()
+    assert emptied == [True]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from bench.errors import BenchError
 from bench.jobs import Plan, TrainJob
 from bench.models import build
 from bench.plan import make_plan
-from bench.ranks import Follower, Leader, Place, place
+from bench.ranks import Place, place
+from bench.schedule import Site
 from bench.settings import combined
 from bench.team import Team
 from tests.bench.jobs import description, history, job_of, small, train_all, tree
@@ -39,9 +38,10 @@ GIVEN: dict[str, Any] = {
     "ham.begin_epoch_index": 1, "absld.recipe.lr": 0.3, "flexmatch_at.tau": 0.2, "fawa:awp:ham.begin_epoch_index": 1,
     "fawa:awp:ham.fawa_start": 0.0, "fawa:awp:ham.fawa_threshold": 0.0, "ema:fair_weight:absld.recipe.lr": 0.3,
 }  # fmt: skip
-# HAM in every respect, but that the second process asks to stop, or is killed, where the environment says so.
+# HAM in every respect, but that the second process has memory for 12 samples at once, and asks to stop, or is killed,
+# where the environment says so.
 PLUGIN = '''
-import os, signal
+import os, signal, torch
 from methods import register
 from methods.ham import HAM
 
@@ -49,8 +49,11 @@ from methods.ham import HAM
 class Disturbed(HAM):
     """Stops, or dies."""
     def perturb(self, model, batch, ctx):
+        if os.environ["RANK"] == "1" and len(batch.y) > 12:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(batch.y)} samples")
         here = f"{ctx.epoch}.{ctx.step}.{os.environ['RANK']}"
         if here == os.environ.get("STOP"):
+            del os.environ["STOP"]  # a second request would end the process at once
             os.kill(os.getpid(), signal.SIGTERM)
         if here == os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -189,7 +192,10 @@ def test_stopped_by_one_process_and_killed_in_one_a_run_ends_in_the_same_bytes(
     assert "saved; run the same command again to go on" in ends[0][1]
     assert ends[1] == (0, "")
     (folder,) = [path.parent for path in out.rglob("state.pt")]
-    assert "@1" in str(sorted(torch.load(folder / "state.pt", weights_only=True)["tensors"]))
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert "@1" in str(sorted(state["tensors"]))
+    whole, parts = {"size": None, "since": None}, {"size": 12, "since": [0, 0]}
+    assert json.loads(state["position"])["cuts"] == [[whole, whole], [parts, whole]]
     ends = together(command, tmp_path, DIE="2.1.1")
     assert [code for code, _ in ends] == [1, -signal.SIGKILL]
     sentence = "process 2 of 2 has ended before its work was done; what is stored is whole, run the same command again"
@@ -203,92 +209,13 @@ def test_stopped_by_one_process_and_killed_in_one_a_run_ends_in_the_same_bytes(
 def test_the_run_says_whose_statistics_batch_norm_has_used(undisturbed: tuple[Path, list[str]]) -> None:
     (folder,) = [path.parent for path in undisturbed[0].rglob("run.json")]
     assert description(folder)["processes"] == {"count": 2, "batch_norm": "each process"}
-    assert description(folder)["micro_batch"] is None
 
 
-# How they talk
-
-
-class Quit(Exception):
-    """In place of the end of the process."""
-
-
-class Wire:
-    """A leader of two and its follower's end, with what would have ended the process."""
-
-    def __init__(self, grace: float = 30.0) -> None:
-        here, self.there = Pipe()
-        self.said: list[str] = []
-        self.over = threading.Event()
-        self.leader = Leader(Place(0, 2, 0), [here], grace, self.quit)
-
-    def quit(self, place: Place, sentence: str) -> None:
-        self.said.append(f"{place}: {sentence}")
-        self.over.set()
-
-
-@pytest.fixture
-def job() -> TrainJob:
-    return small(methods=("natural",)).train[0]
-
-
-def test_everyone_trains_and_says_how_it_ended(job: TrainJob) -> None:
-    wire = Wire()
-    with wire.leader.together(job):
-        assert wire.there.recv() == ("train", job)
-        wire.there.send(("done", None))
-    with (
-        pytest.raises(BenchError, match=r"^process 2 of 2: no space left$"),
-        wire.leader.together(job),
-    ):
-        wire.there.send(("failed", "no space left"))
-    wire.leader.dismiss()
-    wire.there.close()
-    assert not wire.over.wait(0.1), "a process that was dismissed may go"
-
-
-def test_the_end_of_another_process_ends_the_first(job: TrainJob) -> None:
-    wire = Wire()
-    wire.there.close()
-    assert wire.over.wait(10)
-    assert wire.said[0].startswith("process 1 of 2: process 2 of 2 has ended before its work was done; what is stored")
-
-
-def test_who_waits_for_a_process_that_has_failed_gives_up(job: TrainJob) -> None:
-    wire = Wire(grace=0.05)
-    wire.there.send(("failed", "no such file"))
-    assert wire.over.wait(10)
-    assert wire.said == ["process 1 of 2: process 2 of 2 has failed: no such file"]
-
-
-def test_a_first_process_that_fails_alone_does_not_wait_for_good(job: TrainJob) -> None:
-    wire = Wire(grace=0.05)
-
-    def release() -> None:
-        wire.over.wait(10)
-        wire.there.send(("interrupted", None))
-
-    threading.Thread(target=release).start()
-    with pytest.raises(BenchError, match="^disk full$"), wire.leader.together(job):
-        raise BenchError("disk full")
-    assert wire.said == ["process 1 of 2: has failed, and the others wait for it: disk full"]
-
-
-def test_a_follower_does_what_it_is_told_until_it_is_dismissed_or_alone(job: TrainJob) -> None:
-    here, there = Pipe()
-    said: list[str] = []
-    follower = Follower(Place(1, 2, 1), there, lambda place, sentence: said.append(sentence))
-    for order in (("train", job), ("job", job), None):
-        here.send(order)
-    assert list(follower.orders()) == [("train", job), ("job", job)]
-    assert said == []
-    here, there = Pipe()
-    Follower(Place(1, 2, 1), there, lambda place, sentence: said.append(sentence))
-    here.close()
-    deadline = time.monotonic() + 10
-    while not said and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert said == ["the first process has ended; what is stored is whole, run the same command again"]
+def test_the_run_says_what_was_cut_in_any_process(undisturbed: tuple[Path, list[str]]) -> None:
+    (folder,) = [path.parent for path in undisturbed[0].rglob("run.json")]
+    facts = {"size": 12, "asked": None, "out_of_memory_at": [0, 0], "exact": False}
+    assert description(folder)["micro_batch"] == facts
+    assert [row["micro_batch"] for row in history(folder)] == [12, 12, 12]
 
 
 # Who is there
@@ -358,6 +285,21 @@ def test_each_process_takes_a_gpu_of_its_own(second_of_two: None, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BenchError, match=r"more processes on this machine than there are GPUs \(1\)"):
         distributed.claim_gpu(Place(1, 2, 1))
+
+
+def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import distributed
+    from bench.together import joined
+
+    met: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "join", lambda place, name, **more: met.append(name) or (Of(0, 2), None))
+    monkeypatch.setattr(distributed, "leave", lambda team: None)
+    site = Site(Path("results"), Path("data"))
+    with joined(combined({"methods": ("natural",), "device": "cpu"}), site) as (name, team):
+        assert (name, met, team is not None and team.size) == ("cpu", ["cpu"], 2)
+    with pytest.raises(BenchError, match="or train on the CPU with --device cpu"), joined(combined({}), site):
+        raise AssertionError("nobody else was there")
 
 
 def test_common_statistics_keep_the_names_of_the_weights() -> None:

@@ -1,0 +1,102 @@
+"""A step in which memory runs out once: what the other processes are asked for, and what is counted, stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.counting import Counter
+from bench.micro import Cut, smallest
+from bench.stepping import Stepping
+from bench.team import Team
+from methods.base import Batch, Context
+from methods.tables import METHODS
+
+CLASSES, SAMPLES = 3, 8
+METHOD = "awp:trades"
+
+
+class Short(nn.Module):
+    """A linear network that runs out of memory in its pass of some number, from 0, and in no other."""
+
+    def __init__(self, failing: int | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, CLASSES).double()
+        self.failing, self.passes = failing, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes - 1 == self.failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        logits: Tensor = self.linear(x.double().flatten(1))
+        return logits
+
+
+class Step:
+    """A step of a method, with the shapes of what was reduced, in order."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.model, self.counter = Short(failing), Counter()
+        self.counter.watch(self.model, "student")
+        self.reduced: list[tuple[int, ...]] = []
+        method = METHODS[METHOD](num_classes=CLASSES, steps=2)
+        ctx = Context(
+            epochs=1, steps=1, device=torch.device("cpu"), num_classes=CLASSES, class_counts=torch.ones(CLASSES),
+            generator=torch.Generator(), reduce=self._reduce,
+        )  # fmt: skip
+        method.setup(self.model, ctx)
+        self.cut = Cut("test", counter=self.counter)
+        self.stepping = Stepping(method, self.model, ctx, team=Team(), cut=self.cut, counter=self.counter)
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        self.reduced.append(tuple(tensor.shape))
+        return tensor
+
+    def go(self) -> list[Tensor]:
+        """Both halves of the step; the weights around it and the gradients."""
+        x = torch.rand(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+        y = torch.arange(SAMPLES) % CLASSES
+        batch = Batch(x, y, torch.arange(SAMPLES), y)
+        adv = self.stepping.perturb(batch, 0, 0)
+        with self.stepping.around(batch, adv):
+            found = [parameter.detach().clone() for parameter in self.model.parameters()]
+            self.stepping.backward(batch, adv)
+        grads = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return found + grads
+
+
+WHOLE = Step()
+EXPECTED = WHOLE.go()
+
+
+@pytest.mark.parametrize("failing", range(WHOLE.model.passes))
+def test_a_step_in_which_memory_runs_out_once_is_the_step_of_the_others(failing: int) -> None:
+    """In whichever pass: a process that reduces more often than the others waits for them for good."""
+    step = Step(failing)
+    for found, expected in zip(step.go(), EXPECTED, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert step.cut.size == SAMPLES // 2, "it did run out"
+    assert step.model.passes > WHOLE.model.passes
+    assert step.reduced == WHOLE.reduced == [(), (CLASSES, 4)]
+    assert step.counter.counts == WHOLE.counter.counts, "what had to be done again counts once"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "since", "expected"),
+    [
+        ([None, None], [None, None], (None, None)),
+        ([None, 12], [None, [1, 2]], (12, [1, 2])),
+        ([6, 12, None], [[1, 2], [0, 5], None], (6, [0, 5])),
+        ([16, 8], [None, [2, 0]], (8, [2, 0])),
+        ([], [], (None, None)),
+    ],
+)
+def test_the_smallest_cut_stands_for_all(
+    sizes: Sequence[int | None], since: Sequence[list[int] | None], expected: tuple[int | None, list[int] | None]
+) -> None:
+    found = smallest([{"size": size, "since": place} for size, place in zip(sizes, since, strict=True)])
+    assert (found.size, found.since) == expected
