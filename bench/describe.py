@@ -112,16 +112,22 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
     return "\n".join(parts)
 
 
+RECIPES_ARE = """Schedule, batch, augmentation and settings of `paper` are published; `paper_svhn` is `paper` on svhn. Training
+part and selection are this suite's: papers train on all samples, and select on the test set or not at all, as --set
+{name}.recipe.holdout=false with --select test or last does."""
+
+
 def _recipes(sketch: Sketch) -> list[str]:
     lines = ["", "Recipes (--recipe NAME):"]
     for name, recipe in known(sketch.fact("recipes", {})).items():
         values = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
         unused = {"ema"} if not recipe.ema else set()
         unused |= {"factors"} if not recipe.milestones else set()
+        unused |= {"nesterov"} if not recipe.nesterov else set()
         shown = [f"{key} {_value(value)}" for key, value in values.items()
-                 if key not in unused and value not in ((), None, "", {})]  # fmt: skip
+                 if key not in (*unused, "threat_eps") and value not in ((), None, "", {})]  # fmt: skip
         lines.append(f"  {name}: " + ", ".join(shown))
-    return lines
+    return [*lines, "", RECIPES_ARE.format(name=sketch.name)]
 
 
 def _value(value: Any) -> str:

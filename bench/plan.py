@@ -97,6 +97,10 @@ class _Planner:
             name = usual  # a teacher or a start that was not asked for by name trains as usual
         if role == "teacher" and f"{name}_teacher" in known:
             name = f"{name}_teacher"
+        elif f"{name}_{self.run.dataset}" in known:
+            name = f"{name}_{self.run.dataset}"
+        elif name in ("paper", "short") and self.run.dataset != "cifar10":
+            self._note(f"the papers' recipes are those for CIFAR-10 where they have none for {self.run.dataset}")
         if name not in known:
             raise UsageError(f"--recipe {name}: {method} has the recipes {', '.join(sorted(known))}")
         recipe: Recipe = known[name]

@@ -8,7 +8,7 @@ State:          none.
 Defaults:       alpha 1; 200 epochs, SGD 0.1 / 0.9 / 5e-4, drops at 100 and 150, batch 128. [read in the released
                 code] Order of the forwards where alpha < 1: adversarial, clean. [inferred]
 Departures:     the release takes the mean over batch and classes on CIFAR-10 (the sum over classes / 10, which is
-                `scale`) and the sum over classes on CIFAR-100: recipe "cifar100", scale 1, ten times RSLAD's. Its
+                `scale`) and the sum over classes on CIFAR-100, ten times RSLAD's: scale 1 in its recipe there. Its
                 README trains at eps 8/255, its script's default is twice that: recipe "wide", eps 16/255 in steps of
                 4/255. It selects on the test set, and its teachers are models of the RobustBench zoo: --teacher
                 robustbench:ID.
@@ -45,13 +45,10 @@ class AdaAD(Method):
     recipes = {
         "paper": PAPER,
         "short": short(PAPER, scale=0.1),
-        "cifar100": Recipe(
-            epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip", settings={"scale": 1.0},
-            source="released script, CIFAR-100",
-        ),
-        "wide": Recipe(
-            epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip",
-            settings={"eps": 16 / 255, "step_size": 4 / 255}, source="released script as it is without arguments",
+        "paper_cifar100": replace(PAPER, settings={"scale": 1.0}, source="released script, CIFAR-100"),
+        "wide": replace(
+            PAPER, settings={"eps": 16 / 255, "step_size": 4 / 255},
+            source="released script as it is without arguments",
         ),
         "digits": digits(scale=0.1),
     }  # fmt: skip

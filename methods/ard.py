@@ -15,6 +15,7 @@ Departures:     the release divides by K (a mean over batch and classes); so doe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,8 @@ from methods.tables import register
 PAPER = Recipe(
     epochs=200, lr=0.1, milestones=(100, 150), weight_decay=2e-4, augment="crop_flip", source="released script"
 )
+
+LARGER = replace(PAPER, batch_size=256, source="released script, CIFAR-100")
 
 
 @register("ard")
@@ -47,7 +50,9 @@ class ARD(Method):
             epochs=200, lr=0.1, milestones=(100,), weight_decay=2e-4, augment="crop_flip",
             settings={"clean_pass": True}, source="released script as it runs",
         ),
+        "paper_cifar100": LARGER,
         "short": short(PAPER, scale=0.1),
+        "short_cifar100": short(LARGER, scale=0.1),
         "digits": digits(scale=0.1),
     }  # fmt: skip
     teachers = ("robust",)

@@ -55,7 +55,8 @@ class DAFA(Method):
 
     recipes = {
         "paper": RELEASED,
-        "cifar100": replace(RELEASED, settings={"strength": 1.5}),
+        "paper_cifar100": replace(RELEASED, settings={"strength": 1.5}),
+        "paper_stl10": replace(RELEASED, settings={"strength": 1.5}),
         "digits": digits(),
     }
     epoch_settings = ("begin_epoch_index",)

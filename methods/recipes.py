@@ -118,9 +118,16 @@ def short(paper: Recipe, *, scale: float = 1.0, **changes: Any) -> Recipe:
 
 
 def known(own: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """All recipes of a method: its own, those that every method has, and a short form of its paper's."""
-    recipes = {**DEFAULT, **own}
-    return {"paper": recipes["paper"], "short": short(recipes["paper"]), **recipes}
+    """All recipes of a method: its own, those that every method has, and short forms of its paper's.
+
+    `paper_svhn` is what `paper` means on the data set svhn; where there is none, `paper` is what it is on CIFAR-10.
+    """
+    recipes = {"digits": DEFAULT["digits"], **own} if "paper" in own else {**DEFAULT, **own}
+    found = {"paper": recipes["paper"], "short": short(recipes["paper"])}
+    for name, recipe in recipes.items():
+        if name.startswith("paper_"):
+            found |= {name: recipe, name.replace("paper", "short"): short(recipe)}
+    return found | recipes
 
 
 RICE = Recipe(
@@ -128,4 +135,9 @@ RICE = Recipe(
     source="Rice et al. 2020, released training script",
 )  # fmt: skip
 
-DEFAULT = {"paper": RICE, "digits": digits()}
+DEFAULT = {
+    "paper": RICE,
+    "paper_cifar100": replace(RICE, augment="crop_flip", source=f"{RICE.source} (CIFAR-100), without its rotations"),
+    "paper_svhn": replace(RICE, lr=0.01, augment="none", source=f"{RICE.source} (SVHN)"),
+    "digits": digits(),
+}

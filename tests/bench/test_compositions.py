@@ -260,6 +260,35 @@ def test_every_method_has_a_short_recipe_beside_its_paper_and_digits(name: str) 
         assert line in show_text("methods", METHODS, name)
 
 
+@pytest.mark.parametrize("name", METHODS.builtin)
+def test_what_a_recipe_sets_in_epochs_lies_within_them(name: str) -> None:
+    sketch = METHODS.sketch(name)
+    for recipe in known(sketch.fact("recipes", {})).values():
+        counted = [recipe.settings[key] for key in sketch.fact("epoch_settings", ()) if key in recipe.settings]
+        for value in (*counted, recipe.milestones):
+            assert all(epoch < recipe.epochs for epoch in (value if isinstance(value, tuple) else (value,)))
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "changed"),
+    [
+        ("ham", "svhn", {"lr": 0.01, "mining_step": 5}),
+        ("ham", "cifar100", {"lr": 0.1, "mining_step": 3, "begin_epoch_index": 59}),
+        ("dafa", "stl10", {"strength": 1.5}),
+        ("ard", "cifar100", {"batch_size": 256}),
+        ("pgd_at", "svhn", {"lr": 0.01}),
+        ("trades", "svhn", {"lr": 0.1}),
+        ("ham", "cifar10", {"lr": 0.1, "mining_step": 3, "begin_epoch_index": 49}),
+    ],
+)
+def test_the_papers_recipe_is_that_for_the_data_set(method: str, dataset: str, changed: dict[str, float]) -> None:
+    found = plan(methods=(method,), dataset=dataset, recipe="paper")
+    job = job_of(found, method)
+    assert {name: {**job.settings, **vars(job.recipe)}[name] for name in changed} == changed
+    general = dataset != "cifar10" and any(each.recipe_name == "paper" for each in found.train)
+    assert any("the papers' recipes are those for CIFAR-10" in note for note in found.notes) is general
+
+
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
     recipe = short(Recipe(epochs=200, lr=0.1, milestones=(100,)))
     assert recipe.lr_at(0) == 0 and recipe.lr_at(9) == pytest.approx(0.2)

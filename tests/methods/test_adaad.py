@@ -96,12 +96,12 @@ def test_passes_through_the_teacher_are_declared() -> None:
 
 
 def test_the_recipes_of_the_release() -> None:
-    def settings(recipe: str) -> list[float]:
-        found = job_of(plan(methods=("adaad",), dataset="cifar10", recipe=recipe), "adaad").settings
+    def settings(recipe: str, dataset: str = "cifar10") -> list[float]:
+        found = job_of(plan(methods=("adaad",), dataset=dataset, recipe=recipe), "adaad").settings
         return [found[name] for name in ("eps", "step_size", "scale")]
 
     assert settings("paper") == pytest.approx([8 / 255, 2 / 255, 0.1])
-    assert settings("cifar100") == pytest.approx([8 / 255, 2 / 255, 1.0])
+    assert settings("paper", "cifar100") == settings("short", "cifar100") == pytest.approx([8 / 255, 2 / 255, 1.0])
     assert settings("wide") == pytest.approx([16 / 255, 4 / 255, 0.1])
 
 

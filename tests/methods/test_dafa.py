@@ -197,7 +197,7 @@ def test_unknown_hosts_and_the_attack_of_another_host_are_refused() -> None:
 
 
 def test_the_released_schedule() -> None:
-    for name, settings in (("paper", {}), ("cifar100", {"strength": 1.5})):
+    for name, settings in (("paper", {}), ("paper_cifar100", {"strength": 1.5})):
         recipe = METHODS["dafa"].recipes[name]
         assert (recipe.epochs, recipe.weight_decay, recipe.nesterov, recipe.selection) == (110, 5e-4, True, "last")
         assert {epoch: recipe.lr_at(epoch) for epoch in (98, 99, 103, 104)} == pytest.approx(
