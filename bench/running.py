@@ -16,7 +16,7 @@ from bench.progress import Progress, log_to
 from bench.schedule import Site
 from bench.team import Team
 
-HANDOVER_SECONDS = 0.5  # what a part waits for a lock that others only look at
+HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
 
 
 class Display:

@@ -29,7 +29,7 @@ from bench.report.sheet import (
     number,
     reporter,
 )
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,7 +69,7 @@ def compare(
     b: str,
     *,
     format: str = "markdown",
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """Compare two rows of the tables, attack by attack.
 
@@ -78,13 +78,13 @@ def compare(
         a: name, label or method of the first row, optionally with its checkpoint: `absld@last`.
         b: the second. Without checkpoints, every one that both have is compared.
         format: a name in `REPORTERS`.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if a row does not exist, is ambiguous, or the two never meet in one table.
     """
     write = reporter(format)
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     for name in (a, b):
         if not any(matching(table, name) for table in tables):
             raise UsageError(f"compare: no row {name!r}; there are: {_listed(tables)}")
