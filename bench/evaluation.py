@@ -154,7 +154,7 @@ def _facts(
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
         "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
         "weights": weights, "attack": job.attack, "attack_settings": dict(job.settings),
-        "implementation": implementation, "revision": job.revision,
+        "implementation": implementation, "revision": job.revision, "source": job.source,
         "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": n,
         "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),

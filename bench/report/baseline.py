@@ -17,6 +17,7 @@ from bench.report.comparison import difference_entry, matching
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.marks import exact_and_drawn, resampled
+from bench.report.notes import older_notes
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
 from bench.report.table import Filters, build_tables
@@ -161,6 +162,7 @@ def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: 
         rows=tuple(_entries(gain, table.statistics) for gain in found),
         notes=(
             *(note.format(baseline=called, n=column.n, seeds=seeds) for note in NOTES),
+            *older_notes([base, *rows], [column], titles(table.columns)),
             *sanity_notes([base, *rows]),
         ),
         records=tuple(record for gain in found for record in _records(table, base, column, gain)),

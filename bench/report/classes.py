@@ -12,7 +12,7 @@ from bench.report.cells import Row, Table
 from bench.report.columns import Column, titles
 from bench.report.frame import Roots
 from bench.report.main import checkpoint_text, row_record, table_title
-from bench.report.notes import by_row
+from bench.report.notes import by_row, older_notes
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, figure_text, reporter, spread_text
 from bench.report.table import Filters, build_tables
@@ -48,7 +48,7 @@ def _sheet(table: Table, column: Column) -> Sheet:
     notes = ["Class accuracies in percent; bold: the worst class of the method.", f"Seeds: {seeds}."]
     if any(len(row.cells[column].seeds) > 1 for row in rows):
         notes.append("Mean ± standard deviation over seeds (ddof 1).")
-    notes += sanity_notes(rows)
+    notes += [*older_notes(rows, [column], titles(table.columns)), *sanity_notes(rows)]
     title = f"{table_title(table)}: {titles(table.columns)[column]}, n = {column.n:,}"
     return Sheet(title, tuple(heads), tuple(body), tuple(notes), tuple(_records(table, column, rows)))
 

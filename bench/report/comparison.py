@@ -17,6 +17,7 @@ from bench.report.columns import Column, titles
 from bench.report.frame import Roots
 from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.marks import SEED
+from bench.report.notes import older_notes
 from bench.report.sanity import sanity_notes
 from bench.report.sheet import (
     DASH,
@@ -180,7 +181,7 @@ def _sheet(table: Table, first: Row, second: Row) -> Sheet:
     missing = [names[column] for column in table.columns if column not in shared]
     notes = [note.format(a=called[0], b=called[1], seeds=seeds) for note in NOTES]
     notes += [f"Not measured alike on both: {', '.join(missing)}."] if missing else []
-    notes += sanity_notes([first, second])
+    notes += [*older_notes([first, second], shared, names), *sanity_notes([first, second])]
     return Sheet(
         title=f"{table_title(table)}: {called[0]} against {called[1]}",
         heads=tuple(heads),
