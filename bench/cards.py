@@ -40,7 +40,7 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a teacher is measured.
+    """The conditions under which a teacher is measured.
 
     Attributes:
         norm, eps: threat model.

@@ -16,7 +16,7 @@ from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, name
 
 if TYPE_CHECKING:
     from bench.jobs import Plan
-    from bench.report.table import Part
+    from bench.report.table import Filters
     from bench.schedule import Report, Site
     from bench.settings import RunSettings
     from bench.team import Team
@@ -180,21 +180,21 @@ def report(
     views = {"--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures}
     if len(given := [name for name, value in views.items() if value]) > 1:
         raise UsageError(f"{' and '.join(given)}: each is a report of its own; give one at a time")
-    part: Part = {"dataset": dataset, "methods": methods, "checkpoint": checkpoint, "attacks": attacks}
+    filters: Filters = {"dataset": dataset, "methods": methods, "checkpoint": checkpoint, "attacks": attacks}
     if figures is not None:
-        for path in reports.figures(folders, Path(figures), **part):
+        for path in reports.figures(folders, Path(figures), **filters):
             click.echo(path)
         return
     if compare:
-        text = reports.compare(folders, *compare, format=form, **part)
+        text = reports.compare(folders, *compare, format=form, **filters)
     elif by_class:
-        text = reports.by_class(folders, format=form, **part)
+        text = reports.by_class(folders, format=form, **filters)
     elif over is not None:
-        text = reports.gains(folders, over, format=form, **part)
+        text = reports.gains(folders, over, format=form, **filters)
     elif against is not None:
-        text = reports.against(folders, against, format=form, intervals=intervals, **part)
+        text = reports.against(folders, against, format=form, intervals=intervals, **filters)
     else:
-        text = reports.render(folders, format=form, intervals=intervals, **part)
+        text = reports.render(folders, format=form, intervals=intervals, **filters)
     if out is None:
         click.echo(text)
     else:

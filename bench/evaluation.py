@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
@@ -19,6 +19,7 @@ from bench.checkpoints import fit, load_weights
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
 from bench.jobs import FORMAT, PARTIAL, EvalJob
+from bench.micro import Cut
 from bench.models import network
 from bench.outcomes import Outcomes
 from bench.plan import BLOCK
@@ -60,20 +61,31 @@ def evaluate(
     device = next((p.device for p in model.parameters()), x.device)
     predictions: dict[str, np.ndarray[Any, Any]] = {}
     robust: dict[str, np.ndarray[Any, Any]] = {}
-    clean = predict(model, x, device, block)
+    clean: Tensor | None = None
     for item in attacks:
         known = ATTACKS.resolve(item) if isinstance(item, str) else getattr(item, "name", type(item).__name__.lower())
         attack = ATTACKS[known](threat=threat) if isinstance(item, str) else item
         if known in predictions:
             raise ValueError(f"evaluate: two attacks are called {known!r}; give one a `name` of its own")
-        verdicts = run_attack(model, x, y, attack, known, seed=seed, block=block, device=device, progress=progress)
+        verdicts = run_attack(
+            model, x, y, attack, known, seed=seed, block=block, device=device, progress=progress, clean=clean
+        )
+        clean = verdicts.clean
         named = columns(known, verdicts)
         predictions |= {name: prediction.numpy() for name, (prediction, _) in named.items()}
         robust |= {name: verdict.numpy() for name, (_, verdict) in named.items()}
+    if clean is None:
+        clean = _predicted(model, x, device, block, progress or Progress())
     return Outcomes(
         np.arange(len(y)), y.cpu().numpy(), clean.numpy(), attacks=predictions, robust=robust,
         num_classes=class_count(model, x, device), class_names=class_names,
     )  # fmt: skip
+
+
+def _predicted(model: nn.Module, x: Tensor, device: torch.device, block: int, progress: Progress) -> Tensor:
+    """Predicted classes (n,) on the CPU, in blocks that are halved where memory runs out."""
+    cut = Cut("evaluate", tell=progress.line)
+    return cut.spared(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))
 
 
 def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
@@ -121,13 +133,13 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
         store.write_json(folder / "eval.json", {**facts, **checked})
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
     if job.part is not None:
         row |= {"what": "part of an evaluation", "part": list(job.part)}
     store.append_line(folder / "timing.jsonl", row)
     if job.part is None:
         store.mark_done(folder)
+        pairs.clear(folder)  # not before: whoever ended in between would lose what took longest
     return folder
 
 
@@ -154,7 +166,7 @@ def _facts(
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
         "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
         "weights": weights, "attack": job.attack, "attack_settings": dict(job.settings),
-        "implementation": implementation, "revision": job.revision,
+        "implementation": implementation, "revision": job.revision, "source": job.source,
         "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": n,
         "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),

@@ -6,7 +6,6 @@ folder; what is complete there can then be finished like any other evaluation.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +113,7 @@ def _bring(sources: Sequence[Path], target: Path, found: Collected) -> None:
     finished = next((source for source in sources if store.is_done(source)), None)
     if finished is not None:
         _copy(finished, target)
-        shutil.rmtree(target / PARTIAL, ignore_errors=True)
+        pairs.clear(target)
         found.finished += 1
         return
     unfinished = _unfinished(sources)

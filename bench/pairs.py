@@ -8,6 +8,7 @@ that what is attacked does not depend on the machine that goes on.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ def write(folder: Path | None, stage: str, block: int, done: Mapping[str, Any]) 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         store.write_text(folder / file_name(stage, block), json.dumps(done))
+
+
+def clear(evaluation: Path) -> None:
+    """Remove the pairs of an evaluation, given its folder; where there are none it does nothing."""
+    shutil.rmtree(evaluation / PARTIAL, ignore_errors=True)
 
 
 def file_name(stage: str, block: int) -> str:

@@ -51,16 +51,17 @@ class _Planner:
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
         role = "student" if teaches is None else "teacher"
-        overrides = _overrides(self.run, method if teaches is None else _teacher_name(teaches), sketch)
+        owner = method if teaches is None else _teacher_name(teaches)
+        overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
+            select = recipe.selected_by(self.run.select)
         except ValueError as error:
-            raise UsageError(f"--set {method}.{error}") from None
+            raise UsageError(f"--set {owner}.{error}") from None
         eps = usual_eps(self.run)
         settings = self._settings(method, sketch, recipe, overrides, eps, facts)
         own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
         changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
-        select = self.run.select or recipe.selection
         model = usual_model(self.run) if teaches is None else teacher_model(self.run, teaches)
         settings.update(own)
         trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch

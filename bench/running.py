@@ -16,7 +16,7 @@ from bench.progress import Progress, log_to
 from bench.schedule import Site
 from bench.team import Team
 
-HANDOVER_SECONDS = 0.5  # what a part waits for a lock that others only look at
+HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
 
 
 class Display:
@@ -104,7 +104,7 @@ def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) 
             except Interrupted:
                 return "interrupted", None
             except Exception as error:
-                return "failed", _failure(job, site, error, progress)
+                return "failed", _failure(job, site, error)
         (site.out / job.home / store.FAILED).unlink(missing_ok=True)
     return "done", None
 
@@ -152,7 +152,7 @@ def _held(job: Job, site: Site) -> Iterator[bool]:
         yield held
 
 
-def _failure(job: Job, site: Site, error: Exception, progress: Progress) -> str:
+def _failure(job: Job, site: Site, error: Exception) -> str:
     """The sentence of a failed job, kept in its folder; what is no sentence of ours keeps its traceback in the log."""
     import logging
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import store
+from bench import pairs, store
 from bench.data import DATASETS
 from bench.jobs import EvalJob, Job, Plan, TrainJob, title
 
@@ -75,6 +75,8 @@ class Schedule:
         ]
         for job in jobs:
             if store.is_done(site.out / job.folder):
+                if isinstance(job, EvalJob):
+                    pairs.clear(site.out / job.folder)  # left by a process that was killed as it cleared them
                 self.done.add(job.id)
                 self.report.skipped += 1
             else:

@@ -229,7 +229,7 @@ def from_file(path: Path) -> dict[str, Any]:
 
 
 def combined(*layers: Mapping[str, Any]) -> RunSettings:
-    """Settings from layers, later ones first in rank; their overrides are merged one by one."""
+    """Settings from layers, later layers override earlier ones; their overrides are merged one by one."""
     merged: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     for layer in layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from attacks.modes import mode
 from bench.checkpoints import fit, load_weights
-from bench.data import Part, Parts, to_float
+from bench.data import Parts, to_float
 from bench.errors import BenchError
 from bench.models import network
 
 PROBE = 500
+CHUNK = 100
 
 
 class Purpose(Protocol):
@@ -31,9 +32,10 @@ class Purpose(Protocol):
 
 
 def load_teacher(
-    source: Mapping[str, str], job: Purpose, parts: Parts, out: Path, data_dir: Path, download: bool = False
-) -> nn.Module:
-    """A teacher in eval mode with frozen parameters, on the CPU.
+    source: Mapping[str, str], job: Purpose, parts: Parts, out: Path, data_dir: Path, download: bool = False,
+    device: str = "cpu",
+) -> nn.Module:  # fmt: skip
+    """A teacher in eval mode with frozen parameters.
 
     Args:
         source: its origin, see `TrainJob.teachers`.
@@ -42,6 +44,7 @@ def load_teacher(
         out: results folder.
         data_dir: where the zoo's weights are cached.
         download: fetch the zoo's weights if they are missing.
+        device: where it is judged, and stays.
 
     Raises:
         BenchError: if it cannot be loaded or is not plausible for this data.
@@ -54,51 +57,51 @@ def load_teacher(
         file = str(out / source["folder"] / "last.safetensors") if "folder" in source else source["file"]
         made = network(source["model"], job.dataset, job.norm, parts.num_classes, *parts.image[:2])
         model = fit(made, load_weights(file), where=file)
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(device)
     check_model(model, parts, f"teacher {source['label']}")
     return model
 
 
 def check_model(model: nn.Module, parts: Parts, label: str) -> None:
-    """Refuse a model with other classes, another input range, or an accuracy near chance.
+    """Refuse a model with other classes, another input range, or an accuracy near chance; it is looked at where it is.
 
     Raises:
         BenchError: naming what was expected and what came.
     """
-    probe = parts.select
-    with mode(model, train=False), torch.no_grad():
-        logits = model(to_float(probe.x[:PROBE]))
+    x, y = to_float(parts.select.x[:PROBE]), parts.select.y[:PROBE]
+    logits = _logits(model, x)
     if logits.ndim != 2 or logits.shape[1] != parts.num_classes:
         raise BenchError(
             f"{label}: expected logits (N, {parts.num_classes}) for {parts.name}, got {tuple(logits.shape)}; "
             "choose one trained on this data set"
         )
-    accuracy = _accuracy(model, probe, lambda x: x)
+    accuracy = _accuracy(logits, y)
     least = min(0.9, 2 / parts.num_classes)
     if not bool(torch.isfinite(logits).all()) or accuracy < least:
         raise BenchError(
             f"{label}: expected a clean accuracy of at least {least:.0%} on held-out {parts.name}, got "
-            f"{accuracy:.1%}{_range_hint(model, probe, accuracy)}"
+            f"{accuracy:.1%}{_range_hint(model, x, y, accuracy)}"
         )
 
 
-def _range_hint(model: nn.Module, probe: Part, accuracy: float) -> str:
+def _range_hint(model: nn.Module, x: Tensor, y: Tensor, accuracy: float) -> str:
     """Whether the teacher does better on inputs in another range than [0, 1]."""
-    x = to_float(probe.x[:PROBE])
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
-    ranges: dict[str, Callable[[Tensor], Tensor]] = {
-        "standardised inputs": lambda x: (x - mean) / std,
-        "inputs in [0, 255]": lambda x: x * 255,
-        "inputs in [-1, 1]": lambda x: 2 * x - 1,
-    }
-    best = max(ranges, key=lambda name: _accuracy(model, probe, ranges[name]))
-    reached = _accuracy(model, probe, ranges[best])
-    if reached < accuracy + 0.2:
+    ranges = {"standardised inputs": (x - mean) / std, "inputs in [0, 255]": x * 255, "inputs in [-1, 1]": 2 * x - 1}
+    reached = {name: _accuracy(_logits(model, moved), y) for name, moved in ranges.items()}
+    best = max(reached, key=lambda name: reached[name])
+    if reached[best] < accuracy + 0.2:
         return "; check the file, the architecture and the data set"
-    return f" (and {reached:.1%} with {best}); put that normalisation inside the model or pass --mean and --std"
+    return f" (and {reached[best]:.1%} with {best}); put that normalisation inside the model or pass --mean and --std"
 
 
-def _accuracy(model: nn.Module, part: Part, transform: Callable[[Tensor], Tensor]) -> float:
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits of samples (N, C, H, W), on the CPU, a chunk at a time on the model's device."""
+    device = next((parameter.device for parameter in model.parameters()), x.device)
     with mode(model, train=False), torch.no_grad():
-        right: Tensor = model(transform(to_float(part.x[:PROBE]))).argmax(1) == part.y[:PROBE]
-    return right.double().mean().item()
+        found = [model(chunk.to(device)).cpu() for chunk in x.split(CHUNK)]
+    return torch.cat(found) if found[0].ndim else found[0]
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    return (logits.argmax(1) == y).double().mean().item()

@@ -391,7 +391,8 @@ def train(
     folder = out / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     teachers = {
-        role: load_teacher(source, job, parts, out, data_dir, download) for role, source in job.teachers.items()
+        role: load_teacher(source, job, parts, out, data_dir, download, job.device)
+        for role, source in job.teachers.items()
     }
     start = None
     if job.warm_start is not None:

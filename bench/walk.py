@@ -68,6 +68,7 @@ def run_attack(
     part: tuple[int, int] | None = None,
     stop: Rule | None = None,
     prepare: Sequence[str] = (),
+    clean: Tensor | None = None,
 ) -> Verdicts:
     """Attack samples and recompute every verdict with the model as it was given.
 
@@ -85,6 +86,7 @@ def run_attack(
         part: (number, count): only every count-th block from the number-th on; the rest counts as not robust.
         stop: looked at after every pair, in order; ends everything as soon as the upper bounds decide it.
         prepare: switches of `attacks.prepared.Prepared` beside its usual ones; "none" searches the model itself.
+        clean: clean predictions (n,) of the same model, where they are known; else they are computed.
 
     Raises:
         BenchError: if the attack returns another shape, what is not finite, or what lies outside box or ball.
@@ -97,7 +99,7 @@ def run_attack(
     for label, reason in verdicts.left_out.items():
         progress.line(f"{name}: {label} is left out: {reason}")
     walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop, prepare)
-    walk.run(stages, Pace([_cost(stage, num_classes) for stage in stages.values()]))
+    walk.run(stages, Pace([_cost(stage, num_classes) for stage in stages.values()]), clean)
     return verdicts
 
 
@@ -141,10 +143,10 @@ class _Walk:
         self._prepared: Prepared | None = None
         self.cut = Cut(f"attack {name}", tell=progress.line)
 
-    def run(self, stages: Mapping[str, Attack], pace: Pace) -> None:
-        """Clean predictions, then stage after stage, until a rule stops it."""
+    def run(self, stages: Mapping[str, Attack], pace: Pace, clean: Tensor | None) -> None:
+        """Clean predictions, unless they are known, then stage after stage, until a rule stops it."""
         self.pace = pace
-        self.look()
+        self.look(clean)
         if not self.blocks:  # a part of more parts than blocks
             return
         for number, (label, stage) in enumerate(stages.items()):
@@ -152,12 +154,13 @@ class _Walk:
             if self.verdicts.stopped:
                 return
 
-    def look(self) -> None:
+    def look(self, known: Tensor | None) -> None:
         """Clean predictions, block by block."""
         for b, rows in self.blocks.items():
             done = pairs.read(self.folder, pairs.CLEAN, b)
             if done is None:
-                found = self.cut.spared(partial(self._clean, rows), len(rows))
+                spared = partial(self.cut.spared, partial(self._clean, rows), len(rows))
+                found = spared() if known is None else known[rows]
                 done = {"prediction": found.tolist()}
                 pairs.write(self.folder, pairs.CLEAN, b, done)
             self.verdicts.clean[rows] = torch.tensor(done["prediction"])

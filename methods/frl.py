@@ -96,6 +96,11 @@ class FRL(Method):
         """As TRADES."""
         return Passes(forward=self.steps + 3, input_grad=self.steps, backward=2)
 
+    def setup(self, model: nn.Module, ctx: Context) -> None:
+        """Refuse a run without samples whose errors move the multipliers."""
+        if ctx.validator is None:
+            raise ValueError("frl: expected held-out training samples to weigh by, got none; use recipe.holdout=true")
+
     def begin_epoch(self, model: nn.Module, ctx: Context) -> None:
         """Move the multipliers by the class errors on held-out training samples."""
         attack = PGD(ThreatModel(self.norm, self.eps), steps=20, step_size=self.step_size)

@@ -68,6 +68,20 @@ class Recipe:
                 f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"
             )
 
+    def selected_by(self, asked: str | None = None) -> str:
+        """The rule that chooses a checkpoint: the one that is asked for, else the recipe's.
+
+        Raises:
+            ValueError: if it is to choose by held-out samples, and none are held out.
+        """
+        rule = asked or self.selection
+        if rule == "best" and not self.holdout:
+            raise ValueError(
+                "recipe.holdout=false: trains on the samples by which selection 'best' judges checkpoints; take "
+                "--select last, or leave it out"
+            )
+        return rule
+
     def lr_at(self, epoch: int, done: float = 0.0) -> float:
         """Learning rate in an epoch, counted from 0.
 

@@ -19,7 +19,6 @@ from bench.errors import UsageError
 from bench.settings import radius
 
 FOLDER = Path(__file__).parent
-CHECKPOINTS = ("best", "last", "unknown")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from bench.report.comparison import difference_entry, matching
 from bench.report.frame import Roots, Run, read_runs
 from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.marks import exact_and_drawn, resampled
+from bench.report.notes import older_notes
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +34,7 @@ NOTES = (
     "alone lifts some classes of the baseline above its mean, so with few samples the share is rather too high.",
     "Cost: passes of the student in training, with the held-out attacks by which it is selected or steered and the "
     "training that it starts from, over those of {baseline}: forward 1, input gradient 1, weight gradient 2. Teacher: "
-    "the passes of its teachers over the same; how large they are, and their own training, is not in it.",
+    "teacher passes over the baseline's student passes; it says nothing of the teachers' size and their own training.",
 )
 # Of one pass; a weight gradient comes with the gradients of the activations.
 WEIGHTS = {"forward": 1, "input_grad": 1, "backward": 2}
@@ -74,7 +75,7 @@ def gains(
     over: str,
     *,
     format: str = "markdown",
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """Every row against one baseline, a table per attack.
 
@@ -82,7 +83,7 @@ def gains(
         results: a results folder, or several.
         over: name, label or method of the baseline, optionally with its checkpoint: `trades@last`.
         format: a name in `REPORTERS`.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
@@ -90,9 +91,9 @@ def gains(
     write = reporter(format)
     runs = read_runs(results)
     known = {run.key: run for run in runs}
-    everyone: Part = {**part, "methods": None}
+    everyone: Filters = {**filters, "methods": None}
     tables = build_tables(results, runs=runs, **everyone)
-    wanted = build_tables(results, runs=runs, **part) if part.get("methods") else tables
+    wanted = build_tables(results, runs=runs, **filters) if filters.get("methods") else tables
     names = list(dict.fromkeys(row.name for table in wanted for row in table.rows))
     sheets = [
         _sheet(table, base, rows, column, known)
@@ -161,6 +162,7 @@ def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: 
         rows=tuple(_entries(gain, table.statistics) for gain in found),
         notes=(
             *(note.format(baseline=called, n=column.n, seeds=seeds) for note in NOTES),
+            *older_notes([base, *rows], [column], titles(table.columns)),
             *sanity_notes([base, *rows]),
         ),
         records=tuple(record for gain in found for record in _records(table, base, column, gain)),

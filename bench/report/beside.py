@@ -25,7 +25,7 @@ from bench.report.quoted import (
     same_radius,
 )
 from bench.report.sheet import DASH, Entry, Head, Sheet, figure_text, number, reporter, spread_text
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,7 +60,7 @@ def against(
     *,
     format: str = "markdown",
     intervals: bool = False,
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """The main tables with published figures beside the measured ones.
 
@@ -69,14 +69,14 @@ def against(
         source: a name in `bench.published.sources()`: rslad, cfa, dafa, ...
         format: a name in `REPORTERS`.
         intervals: also print 95 % bootstrap intervals of the measured figures.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if there is no such source, nothing was evaluated, or a name is unknown.
         BenchError: if a file is broken.
     """
     write, known = reporter(format), published.resolve(source)
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     return write([_sheet(table, known, intervals) for table in tables])
 
 

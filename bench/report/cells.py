@@ -86,6 +86,7 @@ class Row:
         is_teacher: whether the row stands here as a teacher, out of the competition.
         bounds: what was stopped, and so is known from above only.
         sanity: what the sanity checks of its evaluations found; None if there were none.
+        older: by column, older revisions of the attack under which runs were measured as well; they are not shown.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Row:
     is_teacher: bool = False
     bounds: Mapping[Column, Bound] = field(default_factory=dict)
     sanity: Sanity | None = None
+    older: Mapping[Column, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:

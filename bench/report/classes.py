@@ -12,10 +12,10 @@ from bench.report.cells import Row, Table
 from bench.report.columns import Column, titles
 from bench.report.frame import Roots
 from bench.report.main import checkpoint_text, row_record, table_title
-from bench.report.notes import by_row
+from bench.report.notes import by_row, older_notes
 from bench.report.sanity import marked, sanity_notes
 from bench.report.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, figure_text, reporter, spread_text
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,14 +25,14 @@ def by_class(
     results: Roots,
     *,
     format: str = "markdown",
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """Accuracy of every class under every attack, with the names of the classes.
 
     Arguments and errors are those of `bench.report.render`.
     """
     write = reporter(format)
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     return write([_sheet(table, column) for table in tables for column in table.columns])
 
 
@@ -48,7 +48,7 @@ def _sheet(table: Table, column: Column) -> Sheet:
     notes = ["Class accuracies in percent; bold: the worst class of the method.", f"Seeds: {seeds}."]
     if any(len(row.cells[column].seeds) > 1 for row in rows):
         notes.append("Mean ± standard deviation over seeds (ddof 1).")
-    notes += sanity_notes(rows)
+    notes += [*older_notes(rows, [column], titles(table.columns)), *sanity_notes(rows)]
     title = f"{table_title(table)}: {titles(table.columns)[column]}, n = {column.n:,}"
     return Sheet(title, tuple(heads), tuple(body), tuple(notes), tuple(_records(table, column, rows)))
 

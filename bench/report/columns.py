@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attacks.registry import canonical
@@ -40,6 +40,8 @@ class Column:
         left_out: stage and reason, for each that was left out.
         block: samples per block.
         test_subset: size of the stated part of the test set, if it is a part.
+        revision: of the attack's code; 0 if none is stated.
+        source: hash of a plug-in's file; empty for an attack of the suite.
     """
 
     attack: str
@@ -53,6 +55,8 @@ class Column:
     left_out: tuple[tuple[str, str], ...] = ()
     block: int | None = None
     test_subset: int | None = None
+    revision: int = 0
+    source: str = ""
 
     @property
     def title(self) -> str:
@@ -65,7 +69,14 @@ class Column:
         known = list(TITLES)
         name = canonical(self.attack)
         place = known.index(name) if name in known else len(known)
-        return (place, name, -self.n, self.implementation, self.settings, self.samples, self.block or 0, self.left_out)
+        measured = (-self.n, self.implementation, self.settings, self.samples, self.block or 0, self.left_out)
+        return (place, name, *measured, -self.revision, self.source)
+
+    @property
+    def code(self) -> str:
+        """What ran, in words: `revision 3`, of a plug-in `revision 1, source 0f3a92bd`; empty if nothing is stated."""
+        stated = [f"revision {self.revision}"] if self.revision else []
+        return ", ".join([*stated, *([f"source {source_text(self.source)}"] if self.source else [])])
 
 
 def column_of(evaluation: Evaluation, attack: str) -> Column:
@@ -84,20 +95,43 @@ def column_of(evaluation: Evaluation, attack: str) -> Column:
         stages=(*(facts.get("stages") or ()), *(facts.get("stopped") or {}).get("not_run", ())),
         left_out=tuple(sorted((facts.get("left_out") or {}).items())),
         block=facts.get("block"),
+        revision=int(facts.get("revision") or 0),
+        source=str(facts.get("source") or ""),
         **common,
     )
 
 
+def superseded(columns: Iterable[Column]) -> dict[Column, Column]:
+    """Columns that differ from others in nothing but an older revision, each with the newest of those."""
+    columns, newest = list(columns), dict[Column, Column]()
+    for column in sorted(columns, key=lambda column: column.revision):
+        newest[_but_for_code(column)] = column
+    latest = {column: newest[_but_for_code(column)] for column in columns}
+    return {column: other for column, other in latest.items() if column.revision < other.revision}
+
+
+def _but_for_code(column: Column) -> Column:
+    return replace(column, revision=0, source="")
+
+
 def titles(columns: Sequence[Column]) -> dict[Column, str]:
-    """Printed name of each column; an attack that stands there more than once is named by protocol, else numbered."""
+    """Printed name of each column.
+
+    An attack that stands there more than once is named by its protocols, else by its revision, else it is numbered.
+    """
     names: dict[Column, str] = {}
     for column in columns:
         same = [other for other in columns if other.title == column.title]
-        named = [", ".join(protocols(other)) for other in same]
-        apart = len(set(named)) == len(same) and all(named)
-        extra = named[same.index(column)] if apart else str(same.index(column) + 1)
-        names[column] = column.title if len(same) == 1 else f"{column.title} ({extra})"
+        ways = [[", ".join(protocols(other)) for other in same], [other.code for other in same]]
+        numbers = [str(place + 1) for place in range(len(same))]
+        apart = next((way for way in ways if all(way) and len(set(way)) == len(same)), numbers)
+        names[column] = column.title if len(same) == 1 else f"{column.title} ({apart[same.index(column)]})"
     return names
+
+
+def source_text(source: str) -> str:
+    """The hash of a plug-in's file, or of several, as short as it is printed."""
+    return "+".join(digest[:8] for digest in source.split("+"))
 
 
 def protocols(column: Column) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from bench.report.columns import Column, titles
 from bench.report.frame import Roots
 from bench.report.main import checkpoint_text, row_record, table_title
 from bench.report.marks import SEED
+from bench.report.notes import older_notes
 from bench.report.sanity import sanity_notes
 from bench.report.sheet import (
     DASH,
@@ -29,7 +30,7 @@ from bench.report.sheet import (
     number,
     reporter,
 )
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,7 +70,7 @@ def compare(
     b: str,
     *,
     format: str = "markdown",
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """Compare two rows of the tables, attack by attack.
 
@@ -78,13 +79,13 @@ def compare(
         a: name, label or method of the first row, optionally with its checkpoint: `absld@last`.
         b: the second. Without checkpoints, every one that both have is compared.
         format: a name in `REPORTERS`.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if a row does not exist, is ambiguous, or the two never meet in one table.
     """
     write = reporter(format)
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     for name in (a, b):
         if not any(matching(table, name) for table in tables):
             raise UsageError(f"compare: no row {name!r}; there are: {_listed(tables)}")
@@ -180,7 +181,7 @@ def _sheet(table: Table, first: Row, second: Row) -> Sheet:
     missing = [names[column] for column in table.columns if column not in shared]
     notes = [note.format(a=called[0], b=called[1], seeds=seeds) for note in NOTES]
     notes += [f"Not measured alike on both: {', '.join(missing)}."] if missing else []
-    notes += sanity_notes([first, second])
+    notes += [*older_notes([first, second], shared, names), *sanity_notes([first, second])]
     return Sheet(
         title=f"{table_title(table)}: {called[0]} against {called[1]}",
         heads=tuple(heads),

@@ -24,7 +24,7 @@ from bench.report.sheet import (
     reporter,
     spread_text,
 )
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,7 +35,7 @@ def render(
     *,
     format: str = "markdown",
     intervals: bool = False,
-    **part: Unpack[Part],
+    **filters: Unpack[Filters],
 ) -> str:
     """The robustness-fairness tables of one or several results folders.
 
@@ -43,14 +43,14 @@ def render(
         results: a results folder, or several.
         format: a name in `REPORTERS`: markdown, latex, csv, json, or that of a plug-in.
         intervals: also print 95 % bootstrap intervals.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Raises:
         UsageError: if nothing was evaluated there, or a name is unknown.
         BenchError: if a file is broken.
     """
     write = reporter(format)
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     return write([table_sheet(table, intervals=intervals) for table in tables])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bench import metrics
 from bench.outcomes import CLEAN
 from bench.report.cells import Row, Table
-from bench.report.columns import settings_text, titles
+from bench.report.columns import Column, settings_text, titles
 from bench.report.protocols import protocol_note, uniform_note
 from bench.report.sanity import sanity_notes
 from bench.report.sheet import AT_MOST
@@ -45,7 +45,8 @@ def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
     notes = [DEFINITION + (f" {WORST10}" if "worst10" in table.statistics else "")]
     notes += [sample_note(table), *attack_notes(table), protocol_note(table)]
     notes += [training_note(table), uniform_note(table), seeds_note(table), selection_note(table)]
-    notes += [noise_note(table), stopped_note(table), *sanity_notes(table.rows)]
+    notes += [noise_note(table), stopped_note(table), *older_notes(table.rows, table.shown, titles(table.shown))]
+    notes += sanity_notes(table.rows)
     if marked:
         notes.append(MARKED.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
     return [note for note in [*notes, *([INTERVALS] if intervals else [])] if note]
@@ -67,7 +68,7 @@ def _blocks(table: Table) -> list[int]:
 
 
 def attack_notes(table: Table) -> list[str]:
-    """Implementation and settings of every attack, and the stages that were left out."""
+    """Implementation and settings of every attack, its revision where several stand there, and stages left out."""
     names, blocks, notes = titles(table.shown), _blocks(table), []
     for column in table.shown:
         if column.attack == CLEAN:
@@ -75,6 +76,8 @@ def attack_notes(table: Table) -> list[str]:
         facts = [column.implementation or "unknown implementation", settings_text(json.loads(column.settings))]
         if column.stages not in ((), (column.attack,)):
             facts.append("stages " + ", ".join(column.stages))
+        if len({other.code for other in table.shown if other.title == column.title}) > 1:
+            facts.append(column.code or "no stated revision")
         if column.block is not None and len(blocks) > 1:
             facts.append(f"blocks of {column.block:,}")
         notes.append(f"{names[column]}: " + ", ".join(fact for fact in facts if fact) + ".")
@@ -179,6 +182,19 @@ def stopped_note(table: Table) -> str:
         f"{AT_MOST}: an upper bound and no result. The evaluation was stopped before everything was attacked: "
         f"{'; '.join(stops)}."
     )
+
+
+def older_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:
+    """Where a newer revision of an attack stands in for older ones, by column; nothing if nowhere."""
+    left_out: dict[str, list[str]] = {}
+    for column in columns:
+        for row in rows:
+            if column in row.older:
+                instead = " and ".join(map(str, row.older[column]))
+                told = f"{names[column]}, revision {column.revision} instead of {instead}"
+                left_out.setdefault(told, []).append(f"{row.name} ({row.checkpoint})")
+    told = "; ".join(f"{what}, for {', '.join(whose)}" for what, whose in left_out.items())
+    return [f"Evaluated under several revisions of an attack, of which the newest is shown: {told}."] if told else []
 
 
 def _teacher_note(table: Table) -> str:

@@ -19,7 +19,7 @@ from bench.report.main import table_title
 from bench.report.plot_history import state_figure, training_figure
 from bench.report.rows import BEST, LAST
 from bench.report.style import BESIDE, COLOURMAP, PAGE, canvas, grid, legend_below, look, save, styled, wrapped
-from bench.report.table import Part, build_tables
+from bench.report.table import Filters, build_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ STRIP, LONG_STRIP, MANY = 25, 50, 100
 NOISE = "sampling noise at equal classes"
 
 
-def figures(results: Roots, out_dir: Path | str, **part: Unpack[Part]) -> list[Path]:
+def figures(results: Roots, out_dir: Path | str, **filters: Unpack[Filters]) -> list[Path]:
     """Draw every figure of one or several results folders.
 
     For each table: a heat map of class accuracies per attack, average against NSD, the course of training, and
@@ -41,12 +41,12 @@ def figures(results: Roots, out_dir: Path | str, **part: Unpack[Part]) -> list[P
     Args:
         results: a results folder, or several.
         out_dir: where the files go; made if it is not there.
-        part: what to restrict it to, see `bench.report.table.build_tables`.
+        filters: what to restrict it to, see `bench.report.table.build_tables`.
 
     Returns:
         The files, PNG and PDF of each figure.
     """
-    tables = build_tables(results, **part)
+    tables = build_tables(results, **filters)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []

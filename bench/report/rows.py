@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.outcomes import CLEAN
 from bench.report.cells import Bound, Cell, Row
-from bench.report.columns import Column, column_of
+from bench.report.columns import Column, column_of, source_text, superseded
 from bench.report.frame import Evaluation, Run, clean_source
 from bench.report.sanity import worst
 
@@ -75,6 +75,7 @@ _OWN_FACTS = (
     "settings",
     "training",
     "data",
+    "revision",
 )
 
 
@@ -85,6 +86,7 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     counts and not its key.
     """
     facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
+    facts |= {"source": run.text("source"), "deterministic": bool(run.facts.get("deterministic"))}
     facts["split"] = _split(run)
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
     facts["train_with"] = (run.facts.get("arithmetic") or {}).get("switches")
@@ -107,7 +109,11 @@ def _split(run: Run) -> dict[str, Any]:
 
 def _shown_facts(run: Run) -> dict[str, str]:
     """Facts by which rows of equal label can be told apart, flat, as text."""
-    facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection")}
+    facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection", "revision")}
+    facts |= {
+        "source": source_text(run.text("source")) or "suite",
+        "deterministic": bool(run.facts.get("deterministic")),
+    }
     for group in ("settings", "training", "data", "hardware"):
         values = run.facts.get(group) or {}
         skip = ("class_names", "hash") if group == "data" else ()
@@ -146,7 +152,8 @@ def _checkpoint_rows(
             cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
             bounds = {column: bound for column, bound in known.items() if isinstance(bound, Bound)}
             sanity = worst(_attacked(group, kind.split(" = "), threat))
-            yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity)
+            older = _older(group, kind.split(" = "), threat)
+            yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity, older)
 
 
 def _attacked(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> Iterator[Evaluation]:
@@ -155,6 +162,16 @@ def _attacked(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) 
         for kind in checkpoints:
             columns = _columns_of(run, kind, threat).items()
             yield from (evaluation for column, evaluation in columns if column.attack != CLEAN)
+
+
+def _older(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> dict[Column, tuple[int, ...]]:
+    """Revisions under which runs were measured as well, by the column of the newest."""
+    found: dict[Column, set[int]] = {}
+    for run in group:
+        for kind in checkpoints:
+            for column, newest in superseded(_every_column_of(run, kind, threat)).items():
+                found.setdefault(newest, set()).add(column.revision)
+    return {column: tuple(sorted(revisions)) for column, revisions in found.items()}
 
 
 def _same_weights(group: Sequence[Run]) -> bool:
@@ -184,10 +201,17 @@ def _measured(group: Sequence[Run], checkpoint: str, threat: Threat) -> Iterator
 
 
 def _columns_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
+    """Evaluations of a run at a checkpoint, by column; of an attack's revisions the newest alone."""
+    columns = _every_column_of(run, checkpoint, threat)
+    older = superseded(columns)
+    return {column: evaluation for column, evaluation in columns.items() if column not in older}
+
+
+def _every_column_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
     """Evaluations of a run at a checkpoint, by column; of several the first that was not stopped, by seed."""
     here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
     if not here and checkpoint == BEST and _best_is_last(run):
-        return _columns_of(run, LAST, threat)
+        return _every_column_of(run, LAST, threat)
     columns: dict[Column, Evaluation] = {}
     if here:
         source = clean_source(here)

@@ -21,7 +21,7 @@ from bench.report.frame import Roots, Run, read_runs
 from bench.report.rows import BEST, Threat, build_rows, threat_of
 
 
-class Part(TypedDict, total=False):
+class Filters(TypedDict, total=False):
     """Which part of the results a report is on; see `build_tables`. None restricts nothing."""
 
     dataset: str | None

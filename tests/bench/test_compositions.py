@@ -234,10 +234,20 @@ def test_the_state_of_the_class_weights_is_in_the_history(undisturbed: tuple[Pla
     assert all(5 / 6 <= value <= 5 / 2 for value in weights[1])
 
 
-def test_fawa_without_holdout_ends_with_a_sentence(tmp_path: Path) -> None:
-    found = tiny("fawa:natural", overrides={"fawa:natural.recipe.holdout": False})
-    with pytest.raises(BenchError, match="fawa:natural .* seed 0: fawa: expected held-out training samples to judge"):
-        train_all(found, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("fawa:natural", "fawa: expected held-out training samples to judge by"),
+        ("wat", "wat: expected held-out training samples to weigh by"),
+        ("frl", "frl: expected held-out training samples to weigh by"),
+        ("frl_remargin", "frl: expected held-out training samples to weigh by"),
+        ("ema:frl", "frl: expected held-out training samples to weigh by"),
+    ],
+)
+def test_without_holdout_what_needs_it_ends_with_a_sentence(name: str, sentence: str, tmp_path: Path) -> None:
+    job = job_of(tiny(name, overrides={f"{name}.recipe.holdout": False}), name)
+    with pytest.raises(BenchError, match=f"{name} .* seed 0: {sentence}, got none; use "):
+        train(replace(job, warm_start=None), parts_of(job), tmp_path, Path("data"))
 
 
 # Short schedules

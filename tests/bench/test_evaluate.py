@@ -301,6 +301,44 @@ def test_from_python_names_and_objects_give_outcomes(model: nn.Module, samples: 
     assert stronger.average("fgsm") < outcomes.average("fgsm")
 
 
+def test_clean_predictions_are_made_once_for_all_attacks(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
+    seen: list[int] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    still: list[str | Attack] = [Scripted(lambda model, x, y, g: x, name=name) for name in ("first", "second", "third")]
+    outcomes = evaluate(model, *samples, attacks=still)
+    handle.remove()
+    verdicts, looks_at_one_for_the_classes = 3 * 60, 3 + 1
+    assert sum(seen) == 60 + verdicts + looks_at_one_for_the_classes
+    for name in ("first", "second", "third"):
+        assert np.array_equal(outcomes.verdict(name).robust, outcomes.clean == outcomes.label)
+
+
+class Roomless(nn.Module):
+    """A network for which memory runs out above a number of samples."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(x)} samples")
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.mark.parametrize("attacks", [[], ["fgsm"]])
+def test_from_python_what_does_not_fit_into_memory_goes_in_parts(
+    attacks: list[str], model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
+    whole = evaluate(model, *samples, attacks=attacks, threat=THREAT)
+    progress = StopAt(0)
+    parts = evaluate(Roomless(model, 7), *samples, attacks=attacks, threat=THREAT, progress=progress)
+    assert np.array_equal(parts.clean, whole.clean)
+    assert parts.attacks == whole.attacks
+    assert "out of memory with 60 samples at once: going on with 30" in progress.lines
+
+
 def test_the_model_is_left_as_it_was(samples: tuple[Tensor, Tensor]) -> None:
     network = build("small_cnn", 10, 1, 8, seed=0).train()
     network.get_submodule("features.1").eval()

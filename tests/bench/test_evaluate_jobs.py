@@ -41,7 +41,7 @@ def test_an_evaluation_writes_what_happened_to_every_sample(short_run: Path, dig
     assert facts["stages"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert facts["left_out"] == {}
     assert facts["attack_settings"] == {"steps": 4, "targets": 3, "queries": 20}
-    assert facts["implementation"] == "native"
+    assert (facts["implementation"], facts["revision"], facts["source"]) == ("native", job.revision, "")
     assert facts["weights"] == store.file_hash(short_run / job.run / "last.safetensors")
     assert facts["passes"]["forward"] > facts["passes"]["input_grad"] > 0
     table = pq.ParquetFile(folder / "outcomes.parquet").read().to_pydict()

@@ -278,6 +278,20 @@ def test_a_teacher_that_was_not_asked_for_trains_as_usual_where_the_recipe_is_no
     assert teacher.recipe_name == "digits_teacher"
 
 
+@pytest.mark.parametrize("owner", ["absld", "teacher"])
+@pytest.mark.parametrize("asked", [{"select": "best"}, {"recipe": "paper"}])
+def test_samples_that_are_trained_on_choose_no_checkpoint(owner: str, asked: dict[str, str]) -> None:
+    """Selection is "best" where it is asked for, and in the published recipes."""
+    whole = {f"{owner}.recipe.holdout": False}
+    sentence = f"--set {owner}.recipe.holdout=false: trains on the samples by which selection 'best' judges checkpoints"
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}; take --select last, or leave it out$"):
+        plan(methods=("absld",), overrides=whole, **asked)
+    for select in ("last", "test"):
+        (job,) = [job for job in plan(methods=("absld",), overrides=whole, **{**asked, "select": select}).train
+                  if not job.recipe.holdout]  # fmt: skip
+        assert job.select == select
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [

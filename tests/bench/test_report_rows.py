@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.report import render
+from bench.report import by_class, compare, gains, render
 from bench.report.table import build_tables
 from tests.bench.printed import markdown_tables
-from tests.bench.trees import Spec, write_run
+from tests.bench.trees import Spec, draw, write_evaluation, write_run
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,9 @@ from tests.bench.trees import Spec, write_run
         ({"hardware": {"device": "cuda", "threads": 1}}, "device=cuda"),
         ({"arithmetic": {"switches": ["bf16", "fold"], "precision": "bfloat16"}}, "train_with=bf16 fold"),
         ({"teachers": {"robust": {"key": "t", "label": "ham on wide"}}}, "teacher=ham on wide"),
+        ({"revision": 3}, "revision=3"),
+        ({"source": "0f3a92bd" * 8}, r"source=0f3a92bd\]"),
+        ({"deterministic": True}, "deterministic=true"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(
@@ -66,6 +70,7 @@ def test_a_warm_start_of_the_same_kind_does_not_split_seeds(tmp_path: Path) -> N
         ({"implementation": "other 1.0"}, {"1", "2"}),
         ({"attack_settings": {"steps": 10}}, {"absld, rslad", "cfa"}),
         ({"block": 50}, {"1", "2"}),
+        ({"revision": 3}, {"1", "2"}),
     ],
 )
 def test_protocols_never_share_a_column(tmp_path: Path, change: dict[str, Any], named: set[str]) -> None:
@@ -79,6 +84,65 @@ def test_protocols_never_share_a_column(tmp_path: Path, change: dict[str, Any], 
     told = re.search(r"Fewer seeds in pgd_at \(last\), PGD \((.*?)\): ", render(tmp_path))
     assert told is not None and told[1] in named
     assert len(row) == len(heads)
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "named"),
+    [
+        ({"revision": 2}, {"revision": 3}, ("revision 2", "revision 3")),
+        (
+            {"revision": 1, "source": "aa" * 32},
+            {"revision": 1, "source": "bb" * 32},
+            ("revision 1, source aaaaaaaa", "revision 1, source bbbbbbbb"),
+        ),
+    ],
+)
+def test_columns_of_one_attack_are_told_apart_by_its_code(
+    tmp_path: Path, older: dict[str, Any], newer: dict[str, Any], named: tuple[str, str]
+) -> None:
+    for seed, facts in enumerate((older, newer)):
+        write_run(tmp_path, Spec(seed=seed, attacks={"autoattack": 0.7}, eval_facts=facts))
+    text = render(tmp_path)
+    heads = markdown_tables(text)[0][0]
+    for name in named:
+        assert f"AutoAttack ({name}) Average" in heads
+        assert f"- AutoAttack ({name}): pyautoattack 0.2.0, version standard, stages apgd-ce" in text
+        assert re.search(rf"^- AutoAttack \({name}\): .*, {name}\.$", text, flags=re.MULTILINE)
+
+
+def twice_evaluated(root: Path, method: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """A run under PGD, once with about 70 % and once, under the other facts, with about 20 %."""
+    spec = Spec(method=method, attacks={"pgd": 0.7}, eval_facts=old)
+    again = replace(spec, eval_facts=new)
+    folder = write_run(root, spec)
+    write_evaluation(folder, again, "last", "pgd", draw(again, "pgd", 0.2, "last"), "")
+
+
+def test_of_several_revisions_of_an_attack_the_newest_is_shown(tmp_path: Path) -> None:
+    """Whatever the order of the folders, which is that of hashes: one is new here, and the other there."""
+    twice_evaluated(tmp_path, "pgd_at", {"revision": 9}, {"revision": 10})
+    twice_evaluated(tmp_path, "trades", {"revision": 9}, {"revision": 10})
+    twice_evaluated(tmp_path, "ham", {"revision": 10}, {"revision": 9})
+    write_run(tmp_path, Spec(method="mart", attacks={"pgd": 0.7}, eval_facts={"revision": 10}))
+    (table,) = build_tables(tmp_path)
+    clean, pgd = table.columns
+    assert pgd.revision == 10
+    high = {row.name: row.cells[pgd].mean("average") > 0.5 for row in table.rows}
+    assert high == {"pgd_at": False, "trades": False, "ham": True, "mart": True}
+    told = "- Evaluated under several revisions of an attack, of which the newest is shown: "
+    told += "PGD, revision 10 instead of 9, for pgd_at (last), "
+    assert f"{told}trades (last), ham (last)." in render(tmp_path)
+    assert f"{told}trades (last), ham (last)." in by_class(tmp_path)
+    assert f"{told}trades (last), ham (last)." in gains(tmp_path, "pgd_at")
+    assert f"{told}ham (last)." in compare(tmp_path, "pgd_at", "ham")
+    assert "several revisions" not in render(tmp_path, methods=["mart"])
+
+
+def test_of_several_files_of_one_plug_in_none_is_the_newest(tmp_path: Path) -> None:
+    twice_evaluated(tmp_path, "pgd_at", {"revision": 1, "source": "aa" * 32}, {"revision": 1, "source": "bb" * 32})
+    (table,) = build_tables(tmp_path)
+    high = {column.source[:2]: cell.mean("average") > 0.5 for column, cell in table.rows[0].cells.items()}
+    assert high == {"": True, "aa": True, "bb": False}
 
 
 def test_other_models_data_sets_and_radii_get_their_own_tables(tmp_path: Path) -> None:

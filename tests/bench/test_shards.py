@@ -129,6 +129,40 @@ def test_with_all_pairs_stored_nothing_is_attacked_again(out: Path, monkeypatch:
     assert len(evaluate(jobs().evaluate, out)) == 2
 
 
+def test_a_kill_before_the_end_loses_no_pair(out: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job, _) = jobs().evaluate
+    with monkeypatch.context() as planted:
+        planted.setattr(store, "mark_done", killed)
+        with pytest.raises(Killed):
+            run_job(job, site(out), Progress())
+    folder = out / job.folder
+    assert not store.is_done(folder)
+    assert pairs.read_note(folder / PARTIAL).missing(folder / PARTIAL) == []
+    evaluate(jobs().evaluate, out)
+    assert tree(out) == tree(whole)
+
+
+def test_what_a_kill_after_the_end_leaves_is_cleared_by_the_next_command(
+    out: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, other) = jobs().evaluate
+    with monkeypatch.context() as planted:
+        planted.setattr(pairs, "clear", killed)
+        with pytest.raises(Killed):
+            run_job(job, site(out), Progress())
+    assert store.is_done(out / job.folder) and (out / job.folder / PARTIAL).is_dir()
+    assert evaluate(jobs().evaluate, out) == [title(other)]
+    assert tree(out) == tree(whole)
+
+
+class Killed(BaseException):
+    """What no handler of the suite holds up."""
+
+
+def killed(folder: Path) -> None:
+    raise Killed
+
+
 def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
     evaluate(shards(2)[:1], out)
     (note,) = out.rglob(pairs.NOTE)

@@ -5,24 +5,30 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bench import store
-from bench.data import load
+from bench.checkpoints import save_weights
+from bench.data import Part, Parts, load
 from bench.errors import BenchError
+from bench.models import build
 from bench.progress import Progress
 from bench.running import run_job
 from bench.schedule import Site
+from bench.train import train
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.pgd_at import PGDAT
 from methods.tables import METHODS
 from tests.bench.jobs import (
     description,
     history,
+    job_of,
     own_registrations,
+    parts_of,
     small,
     train_all,
 )
@@ -133,3 +139,32 @@ def test_a_teacher_that_cannot_be_one_is_refused(logits: Tensor, sentence: str) 
 
     with pytest.raises(BenchError, match=f"^{sentence}"):
         check_model(Constant(logits), load("digits"), "teacher t")
+
+
+def test_a_teacher_is_looked_at_once_and_a_chunk_at_a_time(digits: Parts) -> None:
+    from bench.teachers import check_model
+
+    model, seen = Constant(torch.eye(10)[0]), list[int]()
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    zeros = torch.zeros_like(digits.train.y)
+    check_model(model, replace(digits, select=Part(digits.train.x, zeros, digits.train.index)), "teacher t")
+    assert seen == [100] * 5
+
+
+def test_the_teachers_of_a_job_are_judged_on_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Any] = []
+
+    def to(module: nn.Module, device: Any) -> nn.Module:
+        moved.append(device)
+        return module
+
+    def check(model: nn.Module, parts: Parts, label: str) -> None:
+        raise BenchError(f"judged on {moved[-1]}")
+
+    save_weights(tmp_path / "t.safetensors", build("small_cnn", 10, 1, 8, seed=0).state_dict())
+    source = {"file": str(tmp_path / "t.safetensors"), "model": "small_cnn", "label": "t"}
+    job = replace(job_of(small(methods=("rslad",)), "rslad"), device="cuda:1", teachers={"robust": source})
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr("bench.teachers.check_model", check)
+    with pytest.raises(BenchError, match="judged on cuda:1"):
+        train(job, parts_of(job), tmp_path, Path("data"))
