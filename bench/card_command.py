@@ -54,8 +54,8 @@ def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[st
     from bench import device
     from bench.cards import Conditions, ensure
     from bench.data import load
-    from bench.plan import given_teacher, teacher_model, usual_eps
     from bench.teachers import load_teacher
+    from bench.usual import given_teacher, teacher_model, usual_eps
 
     out, data_dir = Path(run.out), Path(run.data_dir)
     source = given_teacher(teacher, teacher_model(run))

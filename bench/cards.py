@@ -24,8 +24,8 @@ from bench.checkpoints import other_entries, weights_hash
 from bench.data import DATASETS, Parts, limit, to_float
 from bench.errors import UsageError
 from bench.evaluation import evaluate
+from bench.jobs import BLOCK
 from bench.outcomes import CLEAN, Outcomes
-from bench.plan import BLOCK
 
 FORMAT = 1
 ATTACK = "pgd"

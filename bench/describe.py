@@ -112,9 +112,9 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
     return "\n".join(parts)
 
 
-RECIPES_ARE = """Schedule, batch, augmentation and settings of `paper` are published; `paper_svhn` is `paper` on svhn. Training
-part and selection are this suite's: papers train on all samples, and select on the test set or not at all, as --set
-{name}.recipe.holdout=false with --select test or last does."""
+RECIPES_ARE = """Schedule, batch, augmentation and settings of `paper` are published; `paper_svhn` is `paper` on svhn.
+Training part and selection are this suite's: papers train on all samples, and select on the test set or not
+at all, as --set {name}.recipe.holdout=false with --select test or last does."""
 
 
 def _recipes(sketch: Sketch) -> list[str]:

@@ -18,11 +18,10 @@ from bench import pairs, store
 from bench.checkpoints import fit, load_weights
 from bench.data import Parts, limit, to_float
 from bench.errors import BenchError
-from bench.jobs import FORMAT, PARTIAL, EvalJob
+from bench.jobs import BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.micro import Cut
 from bench.models import network
 from bench.outcomes import Outcomes
-from bench.plan import BLOCK
 from bench.progress import Progress
 from bench.sanity import sanity
 from bench.stopping import Rule

@@ -14,9 +14,10 @@ from bench.checkpoints import fit, load_weights, other_entries, save_weights, we
 from bench.data import Parts, load
 from bench.jobs import FORMAT, EvalJob
 from bench.models import folder_name, network, source
-from bench.plan import evaluation_jobs, usual_eps
+from bench.plan import evaluation_jobs
 from bench.settings import RunSettings
 from bench.teachers import check_model
+from bench.usual import usual_eps
 
 METHOD = "external"
 

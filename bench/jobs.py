@@ -14,6 +14,7 @@ from methods.recipes import Recipe
 
 FORMAT = 1
 PARTIAL = "partial"
+BLOCK = 100  # test samples that are attacked together where neither the run nor the data set says how many
 # Fields that recipes got after runs were stored: at their usual value they are no part of a key.
 NEWER_RECIPE_FIELDS = {"schedule": "steps", "ema": 0.0}
 

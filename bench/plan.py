@@ -17,19 +17,17 @@ from bench import protocols
 from bench.data import DATASETS
 from bench.device import has_bf16
 from bench.errors import UsageError
-from bench.jobs import EvalJob, Plan, TrainJob
+from bench.jobs import BLOCK, EvalJob, Plan, TrainJob
 from bench.models import source as model_source
 from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
-from bench.store import file_and_entry, file_hash
+from bench.store import file_hash
 from bench.switches import switched_on
+from bench.usual import TEACHERS, given_teacher, radius, teacher_model, teacher_name, usual_eps, usual_model
 from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
 
-# Role -> the method that trains a teacher for it, and the name under which a run gives or changes that teacher.
-TEACHERS = {"robust": ("trades", "teacher"), "natural": ("natural", "natural_teacher")}
-BLOCK = 100
 UNIFORM_STEPS = 10
 FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
 RECIPE_FIELDS = {
@@ -51,7 +49,7 @@ class _Planner:
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
         role = "student" if teaches is None else "teacher"
-        owner = method if teaches is None else _teacher_name(teaches)
+        owner = method if teaches is None else teacher_name(teaches)
         overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
@@ -159,7 +157,7 @@ class _Planner:
 
     def _teacher(self, role: str) -> dict[str, str]:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
-        name = _teacher_name(role)
+        name = teacher_name(role)
         given: str | None = getattr(self.run, name)
         if given is not None:
             return given_teacher(given, teacher_model(self.run, role), flag=name.replace("_", "-"))
@@ -192,7 +190,7 @@ def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
     """
     check_overrides(run)
     planner = _Planner(run, device, processes)
-    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, _radius(run))))
+    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, radius(run))))
     for method in run.methods:
         for seed in run.seeds:
             planner.evaluated.setdefault(planner.job(method, seed).key)
@@ -275,73 +273,9 @@ def attacks_of(run: RunSettings) -> list[Asked]:
         UsageError: if nothing says a radius.
     """
     if run.protocols:
-        return protocols.asked(run.protocols, run.attacks, run.eps, _radius(run))
+        return protocols.asked(run.protocols, run.attacks, run.eps, radius(run))
     eps = usual_eps(run)
     return [Asked(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
-
-
-def usual_eps(run: RunSettings) -> float:
-    """The radius of a run: the one asked for, or the data set's.
-
-    Raises:
-        UsageError: if neither says one.
-    """
-    found = _radius(run) if run.eps is None else run.eps
-    if found is None:
-        raise UsageError(
-            f"--eps: the data set {run.dataset} names no usual radius for {run.norm}; give one, e.g. 8/255"
-        )
-    return float(found)
-
-
-def _radius(run: RunSettings) -> float | None:
-    """What the data set says of the norm."""
-    usual: float | None = DATASETS.sketch(run.dataset).fact("eps", {}).get(run.norm)
-    return usual
-
-
-def usual_model(run: RunSettings) -> str:
-    """The architecture of a run: the one asked for, or the data set's.
-
-    Raises:
-        UsageError: if neither says one.
-    """
-    usual = DATASETS.sketch(run.dataset).fact("model")
-    if run.model is None and usual is None:
-        raise UsageError(f"--model: the data set {run.dataset} names no usual model; give one of `bench list models`")
-    return run.model or str(usual)
-
-
-def teacher_model(run: RunSettings, role: str = "robust") -> str:
-    """The architecture of a run's teacher in a role: the one asked for, or the data set's.
-
-    Raises:
-        UsageError: if neither says one.
-    """
-    own: str | None = getattr(run, f"{_teacher_name(role)}_model")
-    usual: str | None = DATASETS.sketch(run.dataset).fact("teacher_model")
-    return own or run.teacher_model or usual or usual_model(run)
-
-
-def given_teacher(given: str, model: str, *, flag: str = "teacher") -> dict[str, str]:
-    """Where a teacher that was given comes from, see `TrainJob.teachers`.
-
-    Args:
-        given: a checkpoint, `FILE` or `FILE#ENTRY`, or `robustbench:ID`.
-        model: the architecture of a checkpoint.
-        flag: the flag that gave it.
-
-    Raises:
-        UsageError: if there is no such file.
-    """
-    if ":" in given and given.partition(":")[0].lower() == "robustbench":
-        return {"zoo": given.partition(":")[2], "label": given}
-    file, entry = file_and_entry(given)
-    if not file.is_file():
-        raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
-    found = {"file": given, "model": model, "sha256": file_hash(file), "label": Path(given).name}
-    optional = {"entry": entry, "model_source": model_source(model)}
-    return {**found, **{name: value for name, value in optional.items() if value}}
 
 
 def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
@@ -358,10 +292,6 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
         own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
     return own
-
-
-def _teacher_name(role: str) -> str:
-    return TEACHERS.get(role, TEACHERS["robust"])[1]
 
 
 def _suited(augment: str, usual: str | None) -> str:

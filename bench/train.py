@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from attacks.base import Attack
 from attacks.draws import PartGenerator
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
-from bench import device as devices
 from bench import store
 from bench.augment import augment
 from bench.checkpoints import fit, load_weights, save_weights
 from bench.counting import Counter
 from bench.data import Part, Parts, to_float
+from bench.described import description
 from bench.errors import BenchError, Interrupted
 from bench.forms import EXAMPLES, Forms
-from bench.jobs import FORMAT, TrainJob
+from bench.jobs import TrainJob
 from bench.judging import attacked, judged
-from bench.micro import Cut, is_exact, smallest
+from bench.micro import Cut, smallest
 from bench.models import build
 from bench.progress import Progress
 from bench.state import load_state, save_state
@@ -316,35 +316,7 @@ class Trainer:
         """Write run.json."""
         passes, cut = self._passes(), smallest(self.team.gather(self.cut.state()))
         if self.team.leads:
-            store.write_json(self.folder / "run.json", self._description(passes, cut))
-
-    def _description(self, passes: Mapping[str, Mapping[str, int]], cut: Cut) -> dict[str, Any]:
-        """The content of run.json."""
-        job, parts = self.job, self.parts
-        training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
-        names = ("model", "method", "label", "seed", "role")
-        return {
-            "format": FORMAT, "key": job.key, "dataset": parts.name, **{name: getattr(job, name) for name in names},
-            "recipe": job.recipe_name, "epochs": job.recipe.epochs, "selection": job.select,
-            "epoch_best": self.best["epoch"] if self.best else None,
-            "norm": job.norm, "eps": job.eps, "settings": dict(job.settings), "training": training,
-            "data": {
-                "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": len(self.train),
-                "select_size": len(parts.select), "steer_size": len(parts.steer), "test_size": len(parts.test),
-                "class_counts": parts.counts, "hash": parts.hash, "test_hash": parts.test_hash, **self._labelled_size(),
-            },
-            "teachers": {role: dict(source) for role, source in job.teachers.items()},
-            "warm_start": None if job.warm_start is None else dict(job.warm_start),
-            "passes": passes, "versions": devices.versions(), "processes": self.team.describe(self.stepping.normed),
-            "micro_batch": cut.describe(asked=job.micro_batch, exact=is_exact(self.model)),
-            "hardware": devices.describe(job.device, job.threads), "arithmetic": self.forms.facts,
-            "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
-        }  # fmt: skip
-
-    def _labelled_size(self) -> dict[str, int]:
-        """How many labels the method asked to see, where it did not ask for all."""
-        labelled = int((self.train.y != HIDDEN).sum())
-        return {} if labelled == len(self.train) else {"labelled_size": labelled}
+            store.write_json(self.folder / "run.json", description(self, passes, cut))
 
 
 def build_method(job: TrainJob, num_classes: int) -> Method:

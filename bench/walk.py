@@ -23,9 +23,9 @@ from attacks.threat import ThreatModel, distance
 from bench import pairs, store
 from bench.counting import Counter
 from bench.errors import BenchError
+from bench.jobs import BLOCK
 from bench.live import Moment, Pace, bounds
 from bench.micro import Cut
-from bench.plan import BLOCK
 from bench.progress import Progress
 from bench.stopping import Rule
 from bench.streams import forked, sample_generator

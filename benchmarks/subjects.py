@@ -18,9 +18,9 @@ from attacks.threat import ThreatModel
 from bench.checkpoints import fit, load_weights
 from bench.data import DATASETS
 from bench.errors import UsageError
+from bench.jobs import BLOCK
 from bench.models import build
 from bench.parts import Part, Parts, limit, load, to_float
-from bench.plan import BLOCK
 from bench.settings import radius
 from bench.store import is_done, read_json
 
