@@ -43,6 +43,7 @@ def description(trainer: Trainer, passes: Mapping[str, Mapping[str, int]], cut: 
         "micro_batch": cut.describe(asked=job.micro_batch, exact=is_exact(trainer.model)),
         "hardware": devices.describe(job.device, job.threads), "arithmetic": trainer.forms.facts,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
+        "model_source": job.model_source,
     }  # fmt: skip
 
 

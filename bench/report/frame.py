@@ -162,11 +162,11 @@ def load_results(results: Roots = "results", *, stages: bool = False) -> pd.Data
         stages: also a row for every stage of an attack, such as `autoattack/apgd-ce`.
 
     Returns:
-        Columns: dataset, model, method, label, key, seed, role, recipe, epochs, selection, train_size, checkpoint,
-        epoch, attack, norm, eps, n, test_subset, block, implementation, evaluation_seed, classes, sanity, average,
-        worst, nsd, worst10, gap, stopped, path (of the evaluation the row comes from). `sanity` is the mark of the
-        sanity checks, None without. `stopped` says which rule ended an evaluation early, and where; its outcomes bound
-        the figures from above, so these are left empty.
+        Columns: dataset, model, method, label, key, seed, role, recipe, epochs, selection, revision, train_size,
+        checkpoint, epoch, attack, norm, eps, n, test_subset, block, implementation, attack_revision, evaluation_seed,
+        classes, sanity, average, worst, nsd, worst10, gap, stopped, path (of the evaluation the row comes from).
+        `sanity` is the mark of the sanity checks, None without. `stopped` says which rule ended an evaluation early,
+        and where; its outcomes bound the figures from above, so these are left empty.
 
     Raises:
         UsageError: if a folder does not exist.
@@ -180,10 +180,12 @@ def load_results(results: Roots = "results", *, stages: bool = False) -> pd.Data
     return table
 
 
-_RUN_FACTS = ("dataset", "model", "method", "label", "key", "seed", "role", "recipe", "epochs", "selection")
+_RUN_FACTS = (
+    *("dataset", "model", "method", "label", "key", "seed", "role", "recipe", "epochs", "selection", "revision"),
+)
 _EVAL_FACTS = (
     *("checkpoint", "epoch", "attack", "norm", "eps", "n", "test_subset", "block"),
-    *("implementation", "evaluation_seed", "classes", "sanity"),
+    *("implementation", "attack_revision", "evaluation_seed", "classes", "sanity"),
 )
 
 
@@ -203,9 +205,13 @@ def _rows(run: Run, stages: bool) -> Iterator[dict[str, Any]]:
 def _figures(evaluation: Evaluation, attack: str) -> dict[str, Any]:
     facts, outcomes = evaluation.facts, evaluation.outcomes
     row = {name: facts.get(name) for name in _EVAL_FACTS} | {"checkpoint": evaluation.checkpoint, "attack": attack}
-    row |= {"evaluation_seed": facts.get("seed"), "sanity": (facts.get("sanity") or {}).get("mark")}
+    row |= {
+        "evaluation_seed": facts.get("seed"),
+        "attack_revision": facts.get("revision"),
+        "sanity": (facts.get("sanity") or {}).get("mark"),
+    }
     if attack == CLEAN:
-        row |= dict.fromkeys(("norm", "eps", "implementation", "block", "evaluation_seed", "sanity"))
+        row |= dict.fromkeys(("norm", "eps", "implementation", "attack_revision", "block", "evaluation_seed", "sanity"))
     correct, labels = outcomes.correct(attack)
     accuracy, counts = outcomes.by_class(attack), metrics.class_counts(labels, outcomes.num_classes)
     row |= {name: float(statistic(accuracy, counts)) for name, statistic in metrics.STATISTICS.items()}

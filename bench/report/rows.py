@@ -86,7 +86,10 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     counts and not its key.
     """
     facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
-    facts |= {"source": run.text("source"), "deterministic": bool(run.facts.get("deterministic"))}
+    facts |= {name: run.text(name) for name in ("source", "model_source")}
+    facts["deterministic"] = bool(run.facts.get("deterministic"))
+    # The hash of all parts covers the test part, of which runs of before have no hash.
+    facts["data"] = {name: value for name, value in (facts["data"] or {}).items() if name != "test_hash"}
     facts["split"] = _split(run)
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
     facts["train_with"] = (run.facts.get("arithmetic") or {}).get("switches")
@@ -112,11 +115,12 @@ def _shown_facts(run: Run) -> dict[str, str]:
     facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection", "revision")}
     facts |= {
         "source": source_text(run.text("source")) or "suite",
+        "model_source": source_text(run.text("model_source")) or "suite",
         "deterministic": bool(run.facts.get("deterministic")),
     }
     for group in ("settings", "training", "data", "hardware"):
         values = run.facts.get(group) or {}
-        skip = ("class_names", "hash") if group == "data" else ()
+        skip = ("class_names", "hash", "test_hash") if group == "data" else ()
         facts |= {name: value for name, value in values.items() if name not in skip and group != "hardware"}
         facts |= {name: values.get(name) for name in ("device", "threads") if group == "hardware"}
     split = _split(run)

@@ -27,6 +27,7 @@ from tests.bench.trees import Spec, draw, write_evaluation, write_run
         ({"teachers": {"robust": {"key": "t", "label": "ham on wide"}}}, "teacher=ham on wide"),
         ({"revision": 3}, "revision=3"),
         ({"source": "0f3a92bd" * 8}, r"source=0f3a92bd\]"),
+        ({"model_source": "1f3a92bd" * 8}, r"model_source=1f3a92bd\]"),
         ({"deterministic": True}, "deterministic=true"),
     ],
 )
