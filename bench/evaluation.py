@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
+from attacks.modes import unrounded
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
 from bench import device as devices
@@ -28,6 +29,7 @@ from bench.stopping import Rule
 from bench.walk import Verdicts, class_count, due_stages, predict, run_attack
 
 
+@unrounded()
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -40,7 +42,7 @@ def evaluate(
     class_names: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """Attack a model on samples; what notebooks and other programs call.
+    """Attack a model on samples; what notebooks and other programs call. No product is rounded to TF32 meanwhile.
 
     Args:
         model: x (N, C, H, W) in [0, 1] -> logits (N, K); left as it was, its modes included.

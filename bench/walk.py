@@ -98,8 +98,12 @@ def run_attack(
     stages, verdicts.left_out = due_stages(attack, name, num_classes)
     for label, reason in verdicts.left_out.items():
         progress.line(f"{name}: {label} is left out: {reason}")
-    walk = _Walk(model, x, y, attack, name, seed, block, device, folder, progress, verdicts, part, stop, prepare)
-    walk.run(stages, Pace([_cost(stage, num_classes) for stage in stages.values()]), clean)
+    walk = _Walk(
+        model=model, x=x, attack=attack, name=name, seed=seed, block=block, device=device, folder=folder,
+        progress=progress, part=part, stop=stop, prepare=prepare, verdicts=verdicts,
+        pace=Pace([_cost(stage, num_classes) for stage in stages.values()]),
+    )  # fmt: skip
+    walk.run(stages, clean)
     return verdicts
 
 
@@ -122,30 +126,37 @@ def _cost(stage: Attack, num_classes: int) -> float:
     return passes.forward + passes.input_grad
 
 
+@dataclass(kw_only=True, eq=False)
 class _Walk:
-    """The state of an evaluation as it goes through stages and blocks."""
+    """The state of an evaluation as it goes through stages and blocks; `run_attack` says what it is given."""
 
+    model: nn.Module
+    x: Tensor
+    attack: Attack
+    name: str
+    seed: int
+    block: int
+    device: torch.device | str
+    folder: Path | None
+    progress: Progress
+    part: tuple[int, int] | None
+    stop: Rule | None
+    prepare: Sequence[str]
+    verdicts: Verdicts
     pace: Pace
 
-    def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int, block: int,
-        device: torch.device | str, folder: Path | None, progress: Progress, verdicts: Verdicts,
-        part: tuple[int, int] | None, stop: Rule | None, prepare: Sequence[str],
-    ) -> None:  # fmt: skip
-        self.model, self.x, self.y, self.attack, self.name = model, x, y, attack, name
-        self.seed, self.device, self.folder, self.progress, self.verdicts = seed, device, folder, progress, verdicts
-        every = torch.arange(len(y)).split(block)
-        self.blocks = {b: every[b] for b in pairs.blocks_of(part, len(every))}
+    def __post_init__(self) -> None:
+        every = torch.arange(len(self.x)).split(self.block)
+        self.blocks = {b: every[b] for b in pairs.blocks_of(self.part, len(every))}
         self.example = every[0]  # of the whole evaluation, so that every part searches the same model
         self.own = torch.cat([*self.blocks.values(), torch.empty(0, dtype=torch.int64)])
-        self.part = "" if part is None else "part {}/{}: ".format(*part)
-        self.stop, self.prepare, self.timer = stop, prepare, store.Timer()
+        self.prefix = "" if self.part is None else "part {}/{}: ".format(*self.part)
+        self.timer = store.Timer()
         self._prepared: Prepared | None = None
-        self.cut = Cut(f"attack {name}", tell=progress.line)
+        self.cut = Cut(f"attack {self.name}", tell=self.progress.line)
 
-    def run(self, stages: Mapping[str, Attack], pace: Pace, clean: Tensor | None) -> None:
+    def run(self, stages: Mapping[str, Attack], clean: Tensor | None) -> None:
         """Clean predictions, unless they are known, then stage after stage, until a rule stops it."""
-        self.pace = pace
         self.look(clean)
         if not self.blocks:  # a part of more parts than blocks
             return
@@ -187,10 +198,10 @@ class _Walk:
         robust = self.robust[self.own]
         share, seconds = robust.double().mean().item() * 100, self.timer.seconds
         self.progress.line(
-            f"{self.part}robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)"
+            f"{self.prefix}robust accuracy after {label.upper()}: {share:.2f} % (total time {seconds:.1f} s)"
         )
         at_most = bounds(robust, self.verdicts.label[self.own])
-        self.progress.line(f"{self.part}upper bounds after {label.upper()}: {at_most}")
+        self.progress.line(f"{self.prefix}upper bounds after {label.upper()}: {at_most}")
 
     def searched(self, stage: Attack) -> nn.Module:
         """What a stage works on: the model, or its prepared form where the stage knows what that is."""
@@ -261,7 +272,9 @@ class _Walk:
 
     def _part(self, searched: nn.Module, stage: Attack, label: str, b: int, due: Tensor) -> dict[str, Any]:
         draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=due.tolist())
-        return _attack_block(self.model, searched, self.x[due], self.y[due], stage, label, self.device, draws)
+        return _attack_block(
+            self.model, searched, self.x[due], self.verdicts.label[due], stage, label, self.device, draws
+        )
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
