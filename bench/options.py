@@ -58,7 +58,7 @@ UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever
 TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
 SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
 TRAINING_OPTIONS = options(
-    names("--methods", "--method", help="Methods, in order.  [all]"),
+    names("--methods", "--method", help="Methods to train.  [all]"),
     click.option("--model", help="Architecture of the students.  [the data set's]"),
     click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
     click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
