@@ -136,7 +136,7 @@ class _Miner:
             self.probs = torch.zeros(len(self.y), logits.shape[1], device=logits.device).index_copy(0, rows, probs)
         if step != self.step:
             return None
-        keep = (logits.argmax(1) != self.y[rows]).nonzero().squeeze(1)  # the one place where a step of this method waits for a GPU
+        keep = (logits.argmax(1) != self.y[rows]).nonzero().squeeze(1)  # here alone HAM waits for a GPU
         self.rows = rows[keep]
         return keep
 
