@@ -96,6 +96,12 @@ class Datasets(Registry[Dataset]):
             return replace(plain, name=known, facts={**plain.facts, "image": image})
         return super().sketch(known)
 
+    def other_sizes(self, name: str) -> str:
+        """How a set that is at hand in other sizes is named in these, as in `imagenette_SIZE`."""
+        known = self.resolve(name)
+        base, _ = self._sized(known) or (known, 0)
+        return f"{base}_SIZE"
+
     def label(self, name: str) -> str:
         """The name of a set in results: the spelling by which it is known, or one made from the user's own set.
 
