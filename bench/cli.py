@@ -11,6 +11,7 @@ import click
 
 from attacks.registry import UnknownName
 from bench.card_command import card
+from bench.data import DATASETS
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.options import EVALUATION_OPTIONS, TRAINING_OPTIONS, comma_list, names, options, plugin_option
 
@@ -83,7 +84,7 @@ def _run(settings: RunSettings, device: str, team: Team, dry_run: bool, quiet: b
     from bench.plan import make_plan
 
     plan = make_plan(settings, device, team.size)
-    for sentence in plan.notes:
+    for sentence in (*DATASETS.notes(settings.dataset), *plan.notes):
         _note(sentence)
     if dry_run:
         click.echo(plan_text(plan, Path(settings.out)))
@@ -121,6 +122,8 @@ def evaluate(
         raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
     with joined(settings, _site(settings)) as (_, team):
         if team is not None:
+            for sentence in DATASETS.notes(settings.dataset):
+                _note(sentence)
             chosen = _adopted(settings, checkpoint, model, robustbench, mean, std, label)
             report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], team=team)
             _conclude(chosen, settings, report)

@@ -15,6 +15,7 @@ Facts of the registration, all plain literals:
     block: test samples that are attacked together.
     augment: "none", "crop", "flip" or "crop_flip".
     any_size: whether NAME_SIZE is the set with its images at another size; its function then takes `size`.
+    notes: sentences for those who run or evaluate on it.
 
 A data set of one's own needs no registration: `folder:PATH` and `npz:FILE`, see `bench.own`.
 """
@@ -95,6 +96,21 @@ class Datasets(Registry[Dataset]):
             image = (plain.facts["image"][0], sized[1], sized[1])
             return replace(plain, name=known, facts={**plain.facts, "image": image})
         return super().sketch(known)
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What is to be said of a set to those who run or evaluate on it, a sentence each.
+
+        Raises:
+            UnknownName, UsageError, BenchError: see `sketch`.
+        """
+        found: tuple[str, ...] = self.sketch(name).fact("notes", ())
+        return found
+
+    def other_sizes(self, name: str) -> str:
+        """How a set that is at hand in other sizes is named in these, as in `imagenette_SIZE`."""
+        known = self.resolve(name)
+        base, _ = self._sized(known) or (known, 0)
+        return f"{base}_SIZE"
 
     def label(self, name: str) -> str:
         """The name of a set in results: the spelling by which it is known, or one made from the user's own set.

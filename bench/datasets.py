@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import npz
 from bench.data import DATASETS
-from bench.fetch import published, unpacked
+from bench.fetch import intact, naming, published, unpacked
 from bench.raw import Images, Labels, Raw, stratified
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -101,14 +101,17 @@ def svhn(root: Path, download: bool) -> Raw:
     """Street View House Numbers (Netzer et al., 2011): 99,289 digits of 32x32 pixels, the classes unbalanced."""
     from torchvision.datasets import SVHN
 
+    sums = dict(SVHN.split_list[part][1:] for part in ("train", "test"))
+    files = list(sums)
+
     def read(folder: Path) -> list[Any]:
-        return [SVHN(folder, split=part) for part in ("train", "test")]
+        with naming((folder / file, md5) for file, md5 in sums.items()):
+            return [SVHN(folder, split=part) for part in ("train", "test")]
 
     def fetch(folder: Path) -> None:
         for part in ("train", "test"):
             SVHN(folder, split=part, download=True)
 
-    files = [SVHN.split_list[part][1] for part in ("train", "test")]
     url = SVHN.split_list["train"][0].rpartition("/")[0] + "/"
     train, test = published("svhn", root, download, read, fetch, files, f"{' and '.join(files)} from {url} ")
     x_train, x_test = (np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)) for part in (train, test))
@@ -168,15 +171,13 @@ def fashion_mnist(root: Path, download: bool) -> Raw:
 def stl10(root: Path, download: bool) -> Raw:
     """STL-10 (Coates et al., 2011): 13,000 labelled photographs of 96x96 pixels; the unlabelled ones are not used."""
     from torchvision.datasets import STL10
-    from torchvision.datasets.utils import check_integrity
 
     sums = dict([*STL10.train_list, *STL10.test_list])
 
     def part(folder: Path, name: str) -> tuple[Images, Labels]:
         files = [folder / STL10.base_folder / f"{name}_{kind}.bin" for kind in ("X", "y")]
         for file in files:
-            if not check_integrity(file, sums[file.name]):
-                raise RuntimeError(f"{file} is missing, or not what was published")
+            intact(file, sums[file.name])
         x = np.fromfile(files[0], np.uint8).reshape(-1, 3, 96, 96)  # columns before rows
         return np.ascontiguousarray(x.transpose(0, 3, 2, 1)), np.fromfile(files[1], np.uint8).astype(np.int64) - 1
 
@@ -208,21 +209,19 @@ def _mnist(name: str, kind: str, class_names: tuple[str, ...], root: Path, downl
 def _idx(packed: Path, md5: str) -> Any:
     """Images (N, H, W) uint8 or labels (N,) int64; of the packed file, whose sum is known, where it exists."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
-    from torchvision.datasets.utils import check_integrity
 
     read = read_image_file if "images" in packed.name else read_label_file
-    plain = packed.with_suffix("")
+    file = packed if packed.exists() else packed.with_suffix("")
+    intact(file, md5 if file == packed else None)
     try:
-        if not packed.exists():
-            return read(str(plain)).numpy()
-        if not check_integrity(packed, md5):
-            raise RuntimeError(f"{packed} is not what was published")
+        if file != packed:
+            return read(str(file)).numpy()
         with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / plain.name
+            plain = Path(folder) / packed.stem
             plain.write_bytes(gzip.decompress(packed.read_bytes()))
             return read(str(plain)).numpy()
-    except (OSError, ValueError, AssertionError, EOFError) as error:  # torchvision asserts
-        raise RuntimeError(f"{plain}: {error}") from error
+    except (OSError, ValueError, TypeError, AssertionError, EOFError, RuntimeError) as error:  # torchvision asserts
+        raise RuntimeError(f"{file} cannot be read: {str(error) or 'not in idx form'}") from error
 
 
 def _cifar(name: str, kind: str, root: Path, download: bool, also: str = "") -> Raw:
@@ -232,7 +231,10 @@ def _cifar(name: str, kind: str, root: Path, download: bool, also: str = "") -> 
     reader = getattr(torchvision.datasets, kind)
 
     def read(folder: Path) -> list[Any]:
-        return [reader(folder, train=flag) for flag in (True, False)]
+        base, meta = folder / reader.base_folder, reader.meta
+        sums = [*reader.train_list, *reader.test_list, (meta["filename"], meta["md5"])]
+        with naming((base / file, md5) for file, md5 in sums):
+            return [reader(folder, train=flag) for flag in (True, False)]
 
     def fetch(folder: Path) -> None:
         reader(folder, train=True, download=True)

@@ -69,7 +69,7 @@ def imagenette(root: Path, download: bool, size: int = 160) -> Raw:
         train, test = (_part(folder / base / part, list(IMAGENETTE)) for part in ("train", "val"))
         return _raw(train, test, size, size, IMAGENETTE_CLASSES)
 
-    return unpacked("imagenette", root, download, read, base, url, md5)
+    return unpacked(DATASETS.resolve(f"imagenette_{size}"), root, download, read, base, url, md5)
 
 
 @DATASETS.register(
@@ -96,11 +96,12 @@ def tiny_imagenet(root: Path, download: bool, size: int = 64) -> Raw:
             wnids = sorted((base / "wnids.txt").read_text().split())
             words = dict(line.split("\t", 1) for line in (base / "words.txt").read_text().splitlines() if "\t" in line)
         except OSError as error:
-            raise RuntimeError(str(error)) from error
+            raise RuntimeError(_told(error)) from error
         names = _distinct([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
         return _raw(_part(base / "train", wnids), _tiny_val(base / "val", wnids), size, size, names)
 
-    return unpacked("tiny_imagenet", root, download, read, TINY_FOLDER, TINY_URL, TINY_MD5)
+    name = DATASETS.resolve(f"tiny_imagenet_{size}")
+    return unpacked(name, root, download, read, TINY_FOLDER, TINY_URL, TINY_MD5)
 
 
 @DATASETS.register(
@@ -136,7 +137,7 @@ def imagenet(root: Path, download: bool, size: int = 224) -> Raw:
         "the folders imagenet/train and imagenet/val with a sub-folder per class (n01440764 and so on), unpacked from "
         "the archives of ILSVRC 2012 at https://image-net.org, "
     )
-    return published("imagenet", root, download, read, None, ["imagenet"], what)
+    return published(DATASETS.resolve(f"imagenet_{size}"), root, download, read, None, ["imagenet"], what)
 
 
 def _part(folder: Path, wnids: Sequence[str]) -> Files:
@@ -144,19 +145,27 @@ def _part(folder: Path, wnids: Sequence[str]) -> Files:
     try:
         return scan(folder, wnids)
     except (OSError, BenchError) as error:
-        raise RuntimeError(str(error)) from error
+        raise RuntimeError(_told(error)) from error
 
 
 def _tiny_val(folder: Path, wnids: Sequence[str]) -> Files:
     """Tiny ImageNet's validation images, all in one folder, with their classes in a table."""
     label = {wnid: k for k, wnid in enumerate(wnids)}
+    table = folder / "val_annotations.txt"
     try:
-        rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines() if line]
+        rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
         names = [f"images/{name}" for name, _ in rows]
         sizes = [(folder / name).stat().st_size for name in names]
         return Files(folder, names, sizes, np.asarray([label[wnid] for _, wnid in rows], dtype=np.int64))
-    except (OSError, ValueError, KeyError) as error:
-        raise RuntimeError(f"{folder}: {error}") from error
+    except OSError as error:
+        raise RuntimeError(_told(error)) from error
+    except (ValueError, KeyError) as error:
+        raise RuntimeError(f"{table} is not what was published") from error
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with which file."""
+    return f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _raw(train: Files, test: Files, size: int, shorter: int, names: Sequence[str]) -> Raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import Any
 from attacks.registry import Registry, canonical
 from attacks.sketch import Sketch
 from bench import pages, pairs, protocols, store
+from bench.data import Datasets
 from bench.errors import UsageError
 from bench.estimate import Cost, totals
 from bench.jobs import PARTIAL, Plan, title
@@ -24,6 +26,7 @@ REGISTRIES = {
     "models": ("bench.models", "MODELS"), "reporters": ("bench.report.sheet", "REPORTERS"),
 }  # fmt: skip
 SHOWN = ("methods", "compositions", "attacks", "datasets", "models")
+SETTABLE = ("methods", "compositions", "attacks")
 
 
 def registry_of(kind: str) -> Registry[Any]:
@@ -59,9 +62,11 @@ def shown(name: str, form: str = "text") -> str:
     texts = [show_text(kind, registry_of(kind), name) for kind in SHOWN if name in registry_of(kind)]
     texts += [protocols.show_text(other) for other in protocols.PROTOCOLS if other == canonical(name)]
     if not texts:
-        names = [other for kind in SHOWN for other in registry_of(kind)]
-        everything = ", ".join(dict.fromkeys([*names, *protocols.PROTOCOLS]))
-        raise UsageError(f"unknown name {name!r}; known: {everything}")
+        known = {canonical(other): other for kind in SHOWN for other in registry_of(kind)}
+        known |= {other: other for other in protocols.PROTOCOLS if other not in known}
+        close = difflib.get_close_matches(canonical(name), known, n=1)
+        hint = f"; did you mean {known[close[0]]!r}?" if close else ";"
+        raise UsageError(f"unknown name {name!r}{hint} available: {', '.join(known.values())}")
     return "\n\n".join(texts)
 
 
@@ -85,7 +90,7 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
     if own and own != sketch.doc.strip():
         parts += ["", own]
     settings = COMPOSITIONS.own_settings(name) if kind == "compositions" else sketch.settings
-    if settings:
+    if settings and kind in SETTABLE:
         prefix = f"{sketch.name}:METHOD" if kind == "compositions" else sketch.name
         parts += ["", "Settings (change one with --set " + f"{prefix}.FIELD=VALUE):"]
         parts += [f"  {key} = {_value(value)}" for key, value in settings.items() if key != "threat"]
@@ -105,11 +110,19 @@ def show_text(kind: str, registry: Registry[Any], name: str) -> str:
     elif kind == "attacks":
         parts += ["", "Passes per sample at 10 classes, at most: " + _passes(sketch.call("passes", {}, 10))]
     else:
-        hidden = ("own_doc",)
-        parts += [""] + [f"  {key} = {_value(value)}" for key, value in sketch.facts.items() if key not in hidden]
+        parts += ["", *_facts(registry, sketch)]
     if sketch.source is not None:
         parts += ["", f"Source: {sketch.source}"]
     return "\n".join(parts)
+
+
+def _facts(registry: Registry[Any], sketch: Sketch) -> list[str]:
+    """The facts of a data set or a model, a line each."""
+    facts = {key: _value(value) for key, value in sketch.facts.items() if key not in ("own_doc", "any_size")}
+    if isinstance(registry, Datasets) and sketch.fact("any_size"):
+        size = f"{sketch.facts['image'][1]}; another by name: {registry.other_sizes(sketch.name)}"
+        facts = {"size": size, **facts}
+    return [f"  {key} = {value}" for key, value in facts.items()]
 
 
 RECIPES_ARE = """Schedule, batch, augmentation and settings of `paper` are published; `paper_svhn` is `paper` on svhn.

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +36,7 @@ def published(
         download: fetch what is missing or damaged.
         read: reads the files below a folder; RuntimeError says that they are missing or damaged.
         fetch: fetches them into a folder, progress and checksums included; None where nobody may.
-        files: what they are called.
+        files: what they are called; what shares the first of them is not fetched twice at once.
         what: the same for a person, who is to put them there.
 
     Raises:
@@ -46,21 +46,19 @@ def published(
     try:
         return _quietly(read, root)
     except RuntimeError as error:  # torchvision's word for missing and for damaged
-        state = "damaged or incomplete" if any((root / file).exists() for file in files) else "missing"
+        there = any((root / file).exists() for file in files)
+        told = " ".join(str(error).split())
+        state = f"damaged or incomplete in {root} ({told})" if there else f"missing in {root}"
         if fetch is None:
-            raise UsageError(
-                f"{name}: data {state} in {root}; put {what}there, it may not be fetched for you"
-            ) from error
+            raise UsageError(f"{name}: data {state}; put {what}there, it may not be fetched for you") from error
         if not download:
-            raise UsageError(
-                f"{name}: data {state} in {root}; put {what}there, or fetch it with "
-                f"`bench run --dataset {name} --data-dir {root} --download`"
-            ) from error
+            remedy = "add --download to the command (run, evaluate or card)"
+            raise UsageError(f"{name}: data {state}; put {what}there, or {remedy}") from error
     try:
-        with _alone(name, root):
+        with _alone(files[0], root):
             with contextlib.suppress(RuntimeError):
                 return _quietly(read, root)  # another process has fetched it meanwhile
-            _fetch(root, read, fetch, files, f".{name}-")
+            _fetch(root, read, fetch, files, f".{files[0]}.part-")
     except (OSError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise BenchError(f"{name}: the download failed ({told}); put {what}into {root} by hand") from error
@@ -90,6 +88,36 @@ def unpacked(name: str, root: Path, download: bool, read: Callable[[Path], T], b
     return published(name, root, download, read, fetch, [base], f"the folder {base} (unpacked from {url}) ")
 
 
+def intact(path: Path, md5: str | None = None) -> None:
+    """See that a published file is there, and that it is what was published where its checksum is given.
+
+    Raises:
+        RuntimeError: naming the file.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    if not check_integrity(path, md5):
+        raise RuntimeError(f"{path} is {'not what was published' if path.is_file() else 'missing'}")
+
+
+@contextmanager
+def naming(files: Iterable[tuple[Path, str]]) -> Iterator[None]:
+    """Let a reader that says no more than that something is missing or damaged name the first such file.
+
+    Args:
+        files: what it reads, with their checksums.
+
+    Raises:
+        RuntimeError: see `intact`; the reader's own where every file is intact.
+    """
+    try:
+        yield
+    except RuntimeError:
+        for path, md5 in files:
+            intact(path, md5)
+        raise
+
+
 def _fetch(
     root: Path, read: Callable[[Path], T], fetch: Callable[[Path], None], files: Sequence[str], prefix: str
 ) -> None:
@@ -107,10 +135,10 @@ def _fetch(
 
 
 @contextmanager
-def _alone(name: str, root: Path) -> Iterator[None]:
-    """Hold the right to fetch a data set; the lock dies with its process."""
+def _alone(file: str, root: Path) -> Iterator[None]:
+    """Hold the right to fetch a file or folder; the lock dies with its process."""
     root.mkdir(parents=True, exist_ok=True)
-    path = root / f".{name}.lock"
+    path = root / f".{file}.lock"
     with FileLock(path):
         try:
             yield

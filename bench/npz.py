@@ -98,11 +98,14 @@ def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | No
     members = _members(path)
     lacking = [name for name in ARRAYS if name not in members]
     if lacking:
-        raise BenchError(f"{path}: expected the arrays {', '.join(ARRAYS)}, {', '.join(lacking)} missing")
+        raise BenchError(f"{path}: expected the arrays {', '.join(ARRAYS)}; not found: {', '.join(lacking)}")
     for part in ("train", "test"):
         check_images(f"{path}: {part}", members[f"x_{part}"].shape, members[f"x_{part}"].dtype)
     check_alike(str(path), members["x_train"].shape, members["x_test"].shape)
-    small = _arrays(path, ("y_train", "y_test", *((NAMES,) if NAMES in members and class_names is None else ())))
+    wanted = ("y_train", "y_test", *((NAMES,) if NAMES in members and class_names is None else ()))
+    for name in wanted:
+        _check_plain(path, name, members[name].dtype)
+    small = _arrays(path, wanted)
     names = class_names or _names(path, small)
     for part in ("train", "test"):
         check_labels(f"{path}: {part}", small[f"y_{part}"], members[f"x_{part}"].shape[0], names)
@@ -129,6 +132,17 @@ def read(path: Path, class_names: Sequence[str] | None = None) -> Raw:
     for name in ("x_train", "x_test"):
         x[name] = Mapped(path, members[name]) if big and members[name].plain else _arrays(path, (name,))[name]
     return Raw(**x, y_train=known.y_train, y_test=known.y_test, class_names=known.class_names)
+
+
+def _check_plain(path: Path, name: str, dtype: np.dtype[Any]) -> None:
+    """See that an array holds values rather than Python objects, which only running the file's code would bring back.
+
+    Raises:
+        BenchError: naming the array and the remedy.
+    """
+    if dtype.hasobject:
+        what, kind = ("strings", "str") if name == NAMES else ("integers", "int64")
+        raise BenchError(f"{path}: {name}: expected {what}, got Python objects; save it as {name}.astype('{kind}')")
 
 
 def _names(path: Path, small: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:

@@ -78,6 +78,9 @@ def facts(own: Own) -> dict[str, Any]:
     else:
         found = photos.listing(own.path)
         told = _facts(found.class_names, photos.image_of(found, own.size), found.train.y, found.test.y)
+        if found.unread:
+            train, test = found.parts
+            told["notes"] = (f"{own}: trains on {train}, tests on {test}; not read: {', '.join(found.unread)}",)
     return told
 
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from bench.errors import BenchError, UsageError
 from bench.raw import IN_MEMORY, SMALLEST, Images, Labels, Raw, Stored, check_labels, stratified
 
-TRAIN, TEST = "train", ("test", "val", "valid", "validation")
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 GREY = ("1", "L", "LA")
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -65,11 +66,15 @@ class Listing:
     Attributes:
         class_names: the class sub-folders, sorted.
         train, test: the files.
+        parts: what the folders that hold these are called; none where one folder was split.
+        unread: other folders beside them.
     """
 
     class_names: tuple[str, ...]
     train: Files
     test: Files
+    parts: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 class Pictures:
@@ -161,12 +166,13 @@ def decoded(path: Path, size: int, shorter: int, channels: int) -> tuple[Images,
 def listing(folder: Path) -> Listing:
     """The class sub-folders of a folder and their image files, names in sorted order.
 
-    A folder with `train` and one of `test`, `val`, `valid`, `validation` holds its parts; of any other a fixed
-    stratified fifth, one image of each class at least, is the test part.
+    A folder with one of `TRAIN` and one of `TEST`, in any case, holds its parts, the first of each in that order; of
+    any other a fixed stratified fifth, one image of each class at least, is the test part.
 
     Raises:
         UsageError: if there is no such folder.
-        BenchError: if it holds no classes, a class holds no image, or the parts differ in their classes.
+        BenchError: if it holds no classes or only one of the parts, a class holds no image, or the parts differ in
+            their classes.
     """
     if not folder.is_dir():
         raise UsageError(f"folder:{folder}: no such folder; expected one with a sub-folder of images for each class")
@@ -180,15 +186,17 @@ def _remembered(folder: Path, times: tuple[int, ...]) -> Listing:
 
 def _listing(folder: Path) -> Listing:
     inside = _folders(folder)
-    other = next((name for name in TEST if name in inside), None)
-    if TRAIN in inside and other is not None:
-        names = _folders(folder / TRAIN)
-        odd = sorted(set(names) ^ set(_folders(folder / other)))
+    parts = tuple(_called(inside, TRAIN) + _called(inside, TEST))
+    if len(parts) == 2:
+        names = _folders(folder / parts[0])
+        odd = sorted(set(names) ^ set(_folders(folder / parts[1])))
         if odd:
-            raise BenchError(f"{folder}: expected the same classes in {TRAIN} and {other}, only one has {odd[0]}")
-        train, test = (scan(folder / part, names) for part in (TRAIN, other))
+            both = " and ".join(parts)
+            raise BenchError(f"{folder}: expected the same classes in {both}, only one has {odd[0]}")
+        train, test = (scan(folder / part, names) for part in parts)
     else:
-        names = inside
+        names, parts = inside, ()
+        _check_classes(folder, names)
         everything = scan(folder, names)
         order = stratified(everything.y)
         cut = max(len(order) // 5, len(names))
@@ -197,7 +205,38 @@ def _listing(folder: Path) -> Listing:
         raise BenchError(f"{folder}: expected a sub-folder for each of at least 2 classes, got {len(names)}")
     for part, files in (("train", train), ("test", test)):
         check_labels(f"{folder}: {part}", files.y, len(files.names), names)
-    return Listing(tuple(names), train, test)
+    return Listing(tuple(names), train, test, parts, tuple(name for name in inside if parts and name not in parts))
+
+
+def _called(folders: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The folder that is called by the first of some names, in any case; empty if none is."""
+    return [folder for name in names for folder in folders if folder.lower() == name][:1]
+
+
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    """See that the folders that are to be classes are not parts, or something else with the classes below them.
+
+    Raises:
+        BenchError: naming the first that is.
+    """
+    for train in _called(names, TRAIN):
+        if _folders(folder / train) and not _holds_images(folder / train):
+            raise BenchError(
+                f"{folder}: expected test (or val) beside {train}, found neither; add one, or give "
+                f"folder:{folder / train} for a fifth of it to be the test part"
+            )
+    for name in names:
+        below = _folders(folder / name)
+        if len(below) > 1 and not _holds_images(folder / name):
+            raise BenchError(
+                f"{folder / name}: expected the images of a class, found only folders such as {below[0]} and "
+                f"{below[1]}; call the parts train and test, or put all images of a class into one folder"
+            )
+
+
+def _holds_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(ENDINGS) and entry.is_file() for entry in entries)
 
 
 def scan(folder: Path, classes: Sequence[str]) -> Files:

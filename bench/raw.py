@@ -103,16 +103,19 @@ def check_labels(where: str, y: NDArray[Any], images: int, class_names: Sequence
         BenchError: naming `where`, what came and the remedy.
     """
     if not np.issubdtype(y.dtype, np.integer) or y.shape != (images,):
+        flatten = "; flatten them with y[:, 0]" if y.shape == (images, 1) else ""
         raise BenchError(
-            f"{where}: expected one integer label for each of {images} images, got {y.dtype} of shape {y.shape}"
+            f"{where}: expected one integer label for each of {images} images, "
+            f"got {y.dtype} of shape {y.shape}{flatten}"
         )
     classes = len(class_names)
+    shift = "; if they count from 1, subtract 1" if len(y) and y.min() == 1 else ""
     if len(y) and (y.min() < 0 or y.max() >= classes):
-        raise BenchError(f"{where}: expected labels from 0 to {classes - 1}, got {y.min()} to {y.max()}")
+        raise BenchError(f"{where}: expected labels from 0 to {classes - 1}, got {y.min()} to {y.max()}{shift}")
     absent = sorted(set(range(classes)) - set(y.tolist()))
     if absent:
         raise BenchError(
-            f"{where}: expected samples of every class, class {absent[0]} ({class_names[absent[0]]}) has none"
+            f"{where}: expected samples of every class, class {absent[0]} ({class_names[absent[0]]}) has none{shift}"
         )
 
 

@@ -64,6 +64,29 @@ def test_a_method_is_shown_with_its_paper_defaults_and_departures() -> None:
     assert "Starts from: pgd_at" in bench("show", "frl").stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "others"),
+    [("imagenette", 160, "imagenette"), ("imagenette_320", 320, "imagenette"), ("imagenet@64", 64, "imagenet")],
+)
+def test_a_data_set_is_shown_with_its_size_and_how_to_name_another(name: str, size: int, others: str) -> None:
+    text = bench("show", name).stdout
+    assert f"\n  size = {size}; another by name: {others}_SIZE\n" in text
+    assert f"image = (3, {size}, {size})" in text
+    assert text.count("size =") == 1
+    assert "--set" not in text  # data sets have no settings
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("wrn_34_10", "wrn34_10"), ("PreActResNet18", "preact_resnet18"), ("svnh", "svhn"), ("robustbnch", "robustbench")],
+)
+def test_what_is_not_there_to_be_shown_gets_the_closest_name(name: str, meant: str) -> None:
+    result = bench("show", name)
+    assert result.exit_code == 2
+    assert f"unknown name {name!r}; did you mean {meant!r}? available: natural, " in result.stderr
+    assert "unknown name 'zzzzzz'; available: natural, " in bench("show", "zzzzzz").stderr
+
+
 def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 

@@ -1,3 +1,4 @@
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ PLACES = {
     "mnist": ["MNIST"], "fashion_mnist": ["FashionMNIST"], "stl10": ["stl10_binary"],
     "cifar100": ["cifar-100-python"], "svhn": ["test_32x32.mat", "train_32x32.mat"],
     "imagenette": ["imagenette2-160"], "tiny_imagenet": ["tiny-imagenet-200"],
+}  # fmt: skip
+
+
+FIRST = {
+    "mnist": "MNIST/raw/train-images-idx3-ubyte.gz", "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte.gz",
+    "stl10": "stl10_binary/train_X.bin", "cifar100": "cifar-100-python/train", "svhn": "train_32x32.mat",
 }  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def test_a_set_is_fetched_whole_with_progress_and_read_again_without(
     name: str, shop: Shop, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = getattr(shop, name)()
-    with pytest.raises(UsageError, match=f"{name}: data missing in {root}; put .*there, or fetch it .*--download`"):
+    with pytest.raises(UsageError, match=f"{name}: data missing in {root}; put .*there, or add --download to the"):
         DATASETS[name](root, False)
     assert left_in(root) == []
     fetched = DATASETS[name](root, True)
@@ -91,15 +98,35 @@ def test_what_is_damaged_on_disk_is_said_and_fetched_anew(name: str, shop: Shop,
     fetched = DATASETS[name](root, True)
     place = root / PLACES[name][-1]
     if name in PHOTOS:
-        shutil.rmtree(next((place / "train").iterdir()))
+        gone = min((place / "train").iterdir())
+        shutil.rmtree(gone)
+        told = f"{gone} is missing"
     else:
+        told = f"{root / FIRST[name]} is not what was published"
         files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
         for file in files:
             file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(UsageError, match=f"{name}: data damaged or incomplete in {root}"):
+    with pytest.raises(UsageError, match=re.escape(f"{name}: data damaged or incomplete in {root} ({told}); put ")):
         DATASETS[name](root, False)
     assert same(DATASETS[name](root, True), fetched)
     assert left_in(root) == PLACES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar100", "cifar-100-python/meta"),
+        ("stl10", "stl10_binary/test_y.bin"),
+        ("svhn", "test_32x32.mat"),
+        ("tiny_imagenet", "tiny-imagenet-200/wnids.txt"),
+    ],
+)
+def test_a_file_that_is_gone_is_named(name: str, file: str, shop: Shop, root: Path) -> None:
+    getattr(shop, name)()
+    DATASETS[name](root, True)
+    (root / file).unlink()
+    with pytest.raises(UsageError, match=re.escape(f"{name}: data damaged or incomplete in {root} ({root / file} is")):
+        DATASETS[name](root, False)
 
 
 def test_unpacked_and_packed_files_of_mnist_will_both_do(shop: Shop, root: Path) -> None:
@@ -117,7 +144,7 @@ def test_unpacked_and_packed_files_of_mnist_will_both_do(shop: Shop, root: Path)
     assert same(DATASETS["mnist"](root / "other", False), fetched)
     short = root / "other/MNIST/raw/train-images-idx3-ubyte"
     short.write_bytes(short.read_bytes()[:-100])
-    with pytest.raises(UsageError, match="mnist: data damaged"):
+    with pytest.raises(UsageError, match=f"mnist: data damaged .*{short} cannot be read: "):
         DATASETS["mnist"](root / "other", False)
 
 
@@ -134,10 +161,20 @@ def test_an_interrupted_download_leaves_nothing_and_a_killed_one_is_cleared_away
         with pytest.raises(KeyboardInterrupt):
             DATASETS["mnist"](root, True)
     assert left_in(root) == []
-    (root / ".mnist-killed").mkdir()
-    (root / ".mnist-killed" / "half.gz").write_bytes(b"half")
+    (root / ".MNIST.part-killed").mkdir()
+    (root / ".MNIST.part-killed" / "half.gz").write_bytes(b"half")
     DATASETS["mnist"](root, True)
     assert left_in(root) == ["MNIST"]
+
+
+def fetched_at_once(names: list[str], root: Path) -> list[Raw]:
+    found: list[Raw] = []
+    threads = [threading.Thread(target=lambda name=name: found.append(DATASETS[name](root, True))) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
 
 
 def test_two_at_once_fetch_once(shop: Shop, root: Path) -> None:
@@ -145,16 +182,22 @@ def test_two_at_once_fetch_once(shop: Shop, root: Path) -> None:
     DATASETS["svhn"](root.parent / "alone", True)
     once = sorted(shop.sent)
     shop.sent.clear()
-    found: list[Raw] = []
-    threads = [threading.Thread(target=lambda: found.append(DATASETS["svhn"](root, True))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = fetched_at_once(["svhn"] * 3, root)
     assert len(found) == 3
     assert same(found[0], found[2])
     assert sorted(shop.sent) == once
     assert left_in(root) == PLACES["svhn"]
+
+
+def test_sizes_of_a_set_at_once_fetch_their_archive_once(shop: Shop, root: Path) -> None:
+    shop.tiny_imagenet()
+    DATASETS["tiny_imagenet"](root.parent / "alone", True)
+    once = list(shop.sent)
+    shop.sent.clear()
+    found = fetched_at_once(["tiny_imagenet", "tiny_imagenet_32", "tiny_imagenet_48"], root)
+    assert sorted(raw.x_train.shape[1] for raw in found) == [32, 48, 64]
+    assert shop.sent == once
+    assert left_in(root) == PLACES["tiny_imagenet"]
 
 
 def test_a_server_that_is_not_there_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +212,8 @@ def test_imagenette_has_its_names_and_any_size(shop: Shop, root: Path) -> None:
     read = DATASETS["imagenette"](root, True)
     assert read.x_train.shape == (20, 160, 160, 3)
     assert read.class_names[3] == "chain saw"
+    with pytest.raises(UsageError, match="^imagenette: data missing .*imagenette2-160"):
+        DATASETS["imagenette_160"](root / "none", False)
     assert read.y_test.tolist() == list(range(10))
     small = DATASETS["Imagenette@48"](root, False)
     assert small.x_test.shape == (10, 48, 48, 3)
@@ -178,7 +223,7 @@ def test_imagenette_has_its_names_and_any_size(shop: Shop, root: Path) -> None:
     with pytest.raises(KeyError, match="unknown dataset 'cifar10_48'"):
         DATASETS.resolve("cifar10_48")
     shop.imagenette(320)
-    with pytest.raises(UsageError, match="imagenette: data missing .*imagenette2-320"):
+    with pytest.raises(UsageError, match="^imagenette_200: data missing .*imagenette2-320"):
         DATASETS["imagenette_200"](root, False)
     assert DATASETS["imagenette_200"](root, True).x_train.shape == (20, 200, 200, 3)
 
@@ -201,7 +246,10 @@ def test_tiny_imagenet_takes_its_validation_images_to_test(shop: Shop, root: Pat
     assert read.x_test.shape == (3, 64, 64, 3)
     table = root / "tiny-imagenet-200/val/val_annotations.txt"
     table.write_text(table.read_text().replace("val_2.JPEG", "val_7.JPEG"))
-    with pytest.raises(UsageError, match="tiny_imagenet: data damaged"):
+    with pytest.raises(UsageError, match="^tiny_imagenet_32: data damaged .*images/val_7.JPEG is missing"):
+        DATASETS["tiny_imagenet_32"](root, False)
+    table.write_text(table.read_text().replace("val_7.JPEG", "val_2.JPEG").replace("n0", "m0"))
+    with pytest.raises(UsageError, match="tiny_imagenet: data damaged .*val_annotations.txt is not what was published"):
         DATASETS["tiny_imagenet"](root, False)
 
 
@@ -221,7 +269,7 @@ def test_imagenet_is_read_from_its_folders_and_never_fetched(root: Path, monkeyp
     assert read.x_train.shape == (6, 32, 32, 3)
     assert (read.y_test.tolist(), list(read.class_names)) == ([0, 1], ["tench", "goldfish"])
     shutil.rmtree(root / "imagenet/train/n01440764")
-    with pytest.raises(UsageError, match="imagenet: data damaged or incomplete"):
+    with pytest.raises(UsageError, match="^imagenet_32: data damaged or incomplete .*train: 1 of 2 class folders"):
         DATASETS["imagenet_32"](root, False)
 
 

@@ -19,6 +19,7 @@ from bench.settings import RunSettings, combined
 from bench.train import train
 
 from .archives import pixels, save_image
+from .jobs import bench
 
 
 def write_npz(path: Path, **change: np.ndarray | None) -> Path:
@@ -79,7 +80,10 @@ def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
             {"y_train": np.arange(120) % 4 / 1.0},
             "train: expected one integer label for each of 120 images, got float64",
         ),
-        ({"y_train": np.arange(120)[:, None] % 4}, r"train: expected one integer label .* shape \(120, 1\)"),
+        ({"y_train": np.arange(120)[:, None] % 4}, r"one integer label .* shape \(120, 1\); flatten .* y\[:, 0\]"),
+        ({"y_train": np.arange(121)}, r"one integer label for each of 120 images, got int64 of shape \(121,\)$"),
+        ({"y_train": np.arange(120) % 4 + 1}, r"train: .* class 0 \(0\) has none; if they count from 1, subtract 1"),
+        ({"y_train": np.arange(120) % 3 * 2}, r"train: .* class 1 \(1\) has none$"),
         ({"y_test": np.arange(40) % 3}, r"test: expected samples of every class, class 3 \(3\) has none"),
         ({"y_test": np.arange(40) % 5}, r"train: expected samples of every class, class 4 \(4\) has none"),
         ({"class_names": np.array(["a", "b", "c"])}, "expected labels from 0 to 2, got 0 to 3"),
@@ -87,9 +91,10 @@ def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
         ({"class_names": np.arange(4)}, "expected class_names as a list of strings, got int64"),
         (
             {"y_test": None, "x_test": None},
-            "expected the arrays x_train, y_train, x_test, y_test, x_test, y_test missing",
+            "expected the arrays x_train, y_train, x_test, y_test; not found: x_test, y_test",
         ),
-        ({"y_test": np.array([{}] * 40, dtype=object)}, "cannot be read"),
+        ({"y_test": np.array([{}] * 40, dtype=object)}, r"y_test: expected integers, .* objects; .*astype\('int64'\)"),
+        ({"class_names": np.array([*"abcd"], dtype=object)}, r"class_names: expected strings, .*astype\('str'\)"),
     ],
 )
 def test_a_wrong_npz_is_refused_when_it_is_planned_and_when_it_is_read(
@@ -261,6 +266,62 @@ def test_a_bad_folder_is_one_sentence(tmp_path: Path, spoil: Callable[[Path], No
     spoil(tmp_path)
     with pytest.raises(BenchError, match=told):
         load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("called", [("Train", "Test"), ("TRAINING", "Validation"), ("training", "testing")])
+def test_parts_are_known_in_any_case_and_by_their_longer_names(tmp_path: Path, called: tuple[str, str]) -> None:
+    for root, names in (("usual", ("train", "test")), ("other", called)):
+        for name, count, seed in zip(names, (10, 4), (0, 90), strict=True):
+            write_folder(tmp_path / root / name, {"ant": count, "bee": count}, seed=seed)
+    other = load(f"folder:{tmp_path}/other")
+    assert other.class_names == ("ant", "bee")
+    assert other.hash == load(f"folder:{tmp_path}/usual").hash
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("train/ant", "train/bee"), r"expected test \(or val\) beside train, found neither; .* folder:.*/train for a"),
+        (("Train/ant", "Train/bee", "notes"), r"expected test \(or val\) beside Train, found neither"),
+        (
+            ("fold1/ant", "fold1/bee", "fold2/ant", "fold2/bee"),
+            "fold1: .* class, found only folders such as ant and bee",
+        ),
+        (
+            ("ant", "bee/large", "bee/small"),
+            "bee: .* class, found only folders such as large and small; call the parts",
+        ),
+        (("test/ant", "test/bee", "val/ant", "val/bee"), "test: expected the images of a class, found only folders"),
+    ],
+)
+def test_folders_that_hold_no_classes_are_not_taken_for_them(
+    tmp_path: Path, folders: tuple[str, ...], told: str
+) -> None:
+    write_folder(tmp_path, dict.fromkeys(folders, 10))
+    with pytest.raises(BenchError, match=told):
+        make_plan(plan_of(f"folder:{tmp_path}"), "cpu")
+
+
+def test_a_class_may_be_called_train_and_have_its_images_one_folder_down(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 10, "train/old": 3, "train/new": 3, "bus/images": 10})
+    raw = DATASETS[f"folder:{tmp_path}"](tmp_path, False)
+    assert list(raw.class_names) == ["bus", "train"]
+    assert (np.bincount(raw.y_train) + np.bincount(raw.y_test)).tolist() == [10, 16]
+
+
+def test_what_is_not_read_of_a_folder_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "test"):
+        write_folder(tmp_path / "pets" / part, {"ant": 10, "bee": 10})
+    name, flags = "folder:pets", ("--eps", "0.1", "--device", "cpu")
+    assert DATASETS.notes(name) == DATASETS.notes("digits") == ()
+    write_folder(tmp_path / "pets" / "val", {"ant": 10})
+    note = f"folder:{tmp_path}/pets: trains on train, tests on test; not read: val"
+    assert note in bench("show", name).stdout
+    planned = bench("run", "--methods", "natural,pgd_at", "--dataset", name, *flags, "--dry-run")
+    evaluated = bench("evaluate", "--checkpoint", "none.pt", "--model", "small_cnn", "--dataset", name, *flags)
+    for result in (planned, evaluated):
+        assert result.stderr.count(f"note: {note}\n") == result.stderr.count("not read") == 1
 
 
 def test_parts_with_other_classes_are_refused(tmp_path: Path) -> None:
