@@ -52,6 +52,17 @@ def small(**changes: Any) -> Plan:
     return plan(**{"epochs": 3, "train_limit": 300, "limit": 40, "attacks": ("fgsm",), **changes})
 
 
+def tiny(*methods: str, **changes: Any) -> Plan:
+    """A plan of two epochs of two steps."""
+    return small(**{"methods": methods, "epochs": 2, "train_limit": 100, "batch_size": 60, **changes})
+
+
+def folder_of(out: Path, method: str) -> Path:
+    """Where the one run of a method on digits is."""
+    (folder,) = out.glob(f"digits/small_cnn/{method.replace(':', '+')}/*")
+    return folder
+
+
 def job_of(plan: Plan, method: str, role: str = "student") -> TrainJob:
     """The one training job of a method in a plan."""
     (job,) = [job for job in plan.train if job.method == method and job.role == role]
