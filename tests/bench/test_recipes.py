@@ -19,10 +19,12 @@ from methods.recipes import Recipe, known, short
 from methods.tables import COMPOSITIONS, METHODS
 from tests.bench.jobs import (
     description,
+    folder_of,
     history,
     job_of,
     parts_of,
     plan,
+    tiny,
     train_all,
 )
 
