@@ -12,6 +12,7 @@ from bench import device as devices
 from bench import store
 from bench.checkpoints import fit, load_weights, other_entries, save_weights, weights_hash
 from bench.data import Parts, load
+from bench.errors import UsageError
 from bench.jobs import FORMAT, EvalJob
 from bench.models import folder_name, network, source
 from bench.plan import evaluation_jobs
@@ -45,10 +46,16 @@ def adopt(
         The run's folder below the results folder, and the evaluations to do.
 
     Raises:
-        UsageError: if the weights do not fit the model.
+        UsageError: if the weights do not fit the model, or the normalisation does not fit the images.
         BenchError: if the model is not plausible on the data.
     """
     parts = load(run.dataset, Path(run.data_dir), download=run.download)
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if values is not None and len(values) not in (1, parts.image[0]):
+            raise UsageError(
+                f"{flag}: expected a number for each channel of {parts.name}, which has {parts.image[0]}, or one for "
+                f"all, got {len(values)}"
+            )
     made = network(model_name, run.dataset, run.norm, parts.num_classes, *parts.image[:2])
     model = fit(made, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
     return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint))

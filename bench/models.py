@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,7 +127,7 @@ def builder(name: str) -> Builder:
 
     Raises:
         UnknownName: if the name is not registered.
-        UsageError: if the module or the builder cannot be found.
+        UsageError: if the module or the builder cannot be found, or the module does not import.
     """
     if not _is_own(name):
         return MODELS[name]
@@ -153,8 +156,9 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
 
     Raises:
         UnknownName, UsageError: see `builder`.
-        UsageError: if the numbers make no model.
-        BenchError: if the builder returns something else than a module, or the module something else than logits.
+        UsageError: if the numbers make no model, or the builder does not take them.
+        BenchError: if the builder fails or returns something else than a module, or the module something else than
+            logits.
     """
     import torch
 
@@ -163,10 +167,18 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
             f"model {name!r}: expected at least 2 classes, 1 channel and images of 8x8, "
             f"got {num_classes}, {in_channels} and {image_size}x{image_size}"
         )
-    make = builder(name)
+    make = _checked(builder(name), name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = make(num_classes, in_channels, image_size)
+        try:
+            model = make(num_classes, in_channels, image_size)
+        except BenchError:
+            raise
+        except Exception as error:  # a user's builder may raise anything; the sentence says where
+            raise BenchError(
+                f"model {name!r}: its builder fails for {num_classes} classes, {in_channels} channels and images of "
+                f"{image_size}x{image_size} ({_told(error, name)})"
+            ) from error
     if not isinstance(model, torch.nn.Module):
         raise BenchError(
             f"model {name!r}: expected its builder to return a torch.nn.Module, got {type(model).__name__}"
@@ -202,6 +214,35 @@ def _is_own(name: str) -> bool:
     return ":" in name and packages.parse(name) is None
 
 
+def _checked(make: Builder, name: str) -> Builder:
+    """The builder, if three numbers in the agreed order can be given to it."""
+    try:
+        takes = inspect.signature(make)
+    except ValueError:  # a function of another language does not say what it takes
+        return make
+    try:
+        takes.bind(0, 0, 0)
+    except TypeError:
+        raise UsageError(
+            f"model {name!r}: expected BUILDER(num_classes, in_channels, image_size), got "
+            f"{name.rpartition(':')[2]}{takes.replace(return_annotation=inspect.Signature.empty)}"
+        ) from None
+    return make
+
+
+def _told(error: BaseException, name: str) -> str:
+    """What an error of a network says, and the last line of the builder's own file that it passed."""
+    lines = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    file = _file(name.rpartition(":")[0], name) if _is_own(name) else None
+    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_at(frame.filename, file)]
+    return f"{said}; {file.name}, line {passed[-1]}" if file is not None and passed else said
+
+
+def _is_at(name: str, file: Path | None) -> bool:
+    return file is not None and Path(name).resolve() == file.resolve()
+
+
 def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[int, int, int]) -> None:
     """Let a model that nobody has tested see two images of the size it is for."""
     import torch
@@ -212,9 +253,8 @@ def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[in
     try:
         with mode(model, train=False), torch.no_grad():
             logits = model(torch.zeros(2, *image))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BenchError(f"model {name!r}: cannot be applied to images of {given} ({reason})") from error
+    except Exception as error:
+        raise BenchError(f"model {name!r}: cannot be applied to images of {given} ({_told(error, name)})") from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         raise BenchError(f"model {name!r}: expected logits (2, {num_classes}) of two images of {given}, got {shape}")
@@ -239,13 +279,18 @@ def _module(place: str, name: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        spec = importlib.util.spec_from_file_location(f"bench_model_{folder_name(place)}", place)
         if spec is None or spec.loader is None or not Path(place).is_file():
             raise UsageError(f"model {name!r}: there is no file {place}")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module  # where dataclasses look for their module
         spec.loader.exec_module(module)
         return module
     except ImportError as error:
         raise UsageError(
             f"model {name!r}: {place} cannot be imported ({error}); is it installed, or its folder on PYTHONPATH?"
         ) from error
+    except BenchError:
+        raise
+    except (Exception, SystemExit) as error:  # a script, for one, reads a command line of its own, and ends
+        raise UsageError(f"model {name!r}: {place} cannot be imported ({_told(error, name)})") from error

@@ -149,6 +149,16 @@ def test_mean_and_std_put_the_normalisation_in_front(fitted: dict[str, torch.Ten
         adopt(run, BUILDER, tmp_path / "theirs.safetensors", mean=(3.0,))
 
 
+@pytest.mark.parametrize(("mean", "std", "flag"), [("0.5,0.5", "0.2,0.2", "--mean"), ("0.5", "0.2,0.2,0.2", "--std")])
+def test_a_normalisation_of_other_channels_is_refused(
+    fitted: dict[str, torch.Tensor], tmp_path: Path, mean: str, std: str, flag: str
+) -> None:
+    save_weights(tmp_path / "a.safetensors", fitted)
+    result = evaluate(tmp_path / "a.safetensors", tmp_path / "out", "--mean", mean, "--std", std)
+    assert result.exit_code == 2
+    assert f"{flag}: expected a number for each channel of digits, which has 1, or one for all, got " in result.stderr
+
+
 def test_an_untrained_model_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_weights(tmp_path / "a.safetensors", linear(10, 1, 8).state_dict())

@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +109,69 @@ def test_builders_named_by_module_and_by_file(tmp_path, monkeypatch) -> None:
         builder("no_such_module:build")
     with pytest.raises(UsageError, match="there is no file"):
         builder(f"{tmp_path / 'absent.py'}:build")
+
+
+@pytest.fixture
+def nets(tmp_path) -> Path:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def one(num_classes):\n"
+        "    return nn.Flatten()\n"
+        "def named(*, num_classes, in_channels, image_size):\n"
+        "    return nn.Flatten()\n"
+        "def broken(num_classes, in_channels, image_size):\n"
+        "    return nn.Linear(3, num_classes).wieght\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, in_channels, image_size):\n"
+        "        super().__init__()\n"
+        "    def forward(self, x):\n"
+        "        return self.linear(x)\n"
+    )
+    return tmp_path / "nets.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("one", r"expected BUILDER\(num_classes, in_channels, image_size\), got one\(num_classes\)$"),
+        ("named", r"expected BUILDER\(num_classes, in_channels, image_size\), got named\(\*, num_classes, in_channels"),
+        ("broken", r"its builder fails for 4 classes, .* \(AttributeError: .*wieght.*; nets\.py, line 7\)$"),
+        ("Net", r"cannot be applied to images of 1x8x8 \(AttributeError: .*'linear'; nets\.py, line 12\)$"),
+    ],
+)
+def test_builders_that_fail_are_told_in_a_sentence(nets: Path, name: str, sentence: str) -> None:
+    with pytest.raises(BenchError, match=sentence) as caught:
+        build(f"{nets}:{name}", 4, 1, 8, seed=0)
+    assert isinstance(caught.value, UsageError) == sentence.startswith("expected BUILDER")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def f(:", r"SyntaxError: .*line 1\)"),
+        ("import torch\n1 / 0\n", r"ZeroDivisionError: division by zero; nets\.py, line 2"),
+        ("raise SystemExit(2)", r"SystemExit: 2; nets\.py, line 1"),
+    ],
+)
+def test_files_that_do_not_import_are_told_in_a_sentence(tmp_path, text: str, reason: str) -> None:
+    (tmp_path / "nets.py").write_text(text)
+    with pytest.raises(UsageError, match=rf"nets\.py cannot be imported \({reason}\)$"):
+        builder(f"{tmp_path / 'nets.py'}:f")
+
+
+def test_a_builders_file_may_define_dataclasses(tmp_path) -> None:
+    """They look for their module where modules are registered."""
+    (tmp_path / "shaped.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from torch import nn\n"
+        "@dataclass\n"
+        "class Shape:\n"
+        "    width: int = 2\n"
+        "def flat(num_classes, in_channels, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**Shape().width, num_classes))\n"
+    )
+    assert build(f"{tmp_path / 'shaped.py'}:flat", 4, 1, 8, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
 
 
 def test_refusals() -> None:
