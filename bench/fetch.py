@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -55,7 +56,7 @@ def published(
             remedy = "add --download to the command (run, evaluate or card)"
             raise UsageError(f"{name}: data {state}; put {what}there, or {remedy}") from error
     try:
-        with _alone(files[0], root):
+        with alone(files[0], root):
             with contextlib.suppress(RuntimeError):
                 return _quietly(read, root)  # another process has fetched it meanwhile
             _fetch(root, read, fetch, files, f".{files[0]}.part-")
@@ -122,20 +123,27 @@ def _fetch(
     root: Path, read: Callable[[Path], T], fetch: Callable[[Path], None], files: Sequence[str], prefix: str
 ) -> None:
     """Fetch into a folder of its own, see that it can be read, and only then move it into place."""
-    for leftover in root.glob(f"{prefix}*"):
-        if leftover.is_dir():  # of a process that was killed: the lock is ours
-            shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as folder:
-        fetch(Path(folder))
-        _quietly(read, Path(folder))
+    with passing_folder(root, prefix) as folder:
+        fetch(folder)
+        _quietly(read, folder)
         for file in files:
             if (root / file).is_dir():
                 shutil.rmtree(root / file)
-            os.replace(Path(folder) / file, root / file)
+            os.replace(folder / file, root / file)
 
 
 @contextmanager
-def _alone(file: str, root: Path) -> Iterator[None]:
+def passing_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A new folder below `root` that is gone afterwards, and those of killed processes with it: hold the lock."""
+    for leftover in root.glob(f"{glob.escape(prefix)}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def alone(file: str, root: Path) -> Iterator[None]:
     """Hold the right to fetch a file or folder; the lock dies with its process."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{file}.lock"

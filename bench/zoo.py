@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.registry import canonical
 from bench.errors import BenchError, UsageError
+from bench.fetch import alone, passing_folder
 from bench.store import file_hash, write_text
 
 if TYPE_CHECKING:
@@ -226,9 +226,10 @@ def _download(gdrive_id: str, path: Path, download: bool) -> None:
     url = URL + gdrive_id
     if not download:
         raise UsageError(f"{path}: there is no such file; add --download, or fetch {url} and put it there")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
+    with alone(path.name, path.parent), passing_folder(path.parent, f".{path.name}-") as folder:
+        if path.is_file():
+            return  # another process has fetched it meanwhile
+        part = folder / path.name
         try:
             fetch(gdrive_id, part)
             read_file(part)

@@ -169,6 +169,17 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(
     assert list(place.iterdir()) == []
 
 
+def test_what_a_killed_download_left_is_removed(tmp_path: Path, tiny: nn.Module, served: dict[str, Any]) -> None:
+    served["the-id"] = tiny.state_dict()
+    place = tmp_path / "cifar10" / "Linf"
+    for name in (".Tiny2020Net.pt-a1b2", ".Tiny2020Net.pt-c3d4", ".Other2020Net.pt-e5f6"):
+        (place / name).mkdir(parents=True)
+        (place / name / "part").write_bytes(b"half of it")
+    zoo_model("Tiny2020Net", "cifar10", "linf", tmp_path, download=True)
+    found = sorted(path.name for path in place.iterdir())
+    assert found == [".Other2020Net.pt-e5f6", "Tiny2020Net.pt", "Tiny2020Net.pt.sha256"]
+
+
 @pytest.mark.usefixtures("tiny")
 def test_weights_of_another_network_are_refused(tmp_path: Path, served: dict[str, Any]) -> None:
     served["the-id"] = nn.Linear(3, 3).state_dict()
