@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bench.errors import BenchError, UsageError
+from bench.magic import HEAD, unlike_torch, unlike_weights
 from bench.normalized import Normalized
 from bench.store import file_and_entry, write_bytes
-from bench.wrapped import few, others, unwrap
+from bench.wrapped import ARRAYS, few, is_bookkeeping, others, unwrap
 
 # What a class around the network may put there; taken off or put on only where the model asks for it.
 PREFIXES = (
@@ -49,7 +50,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         UsageError: if there is no such file or entry, or it holds no weights.
-        BenchError: if it is damaged, a web page, or needs code of its own to be read.
+        BenchError: if it is damaged, something else such as a web page, or needs code of its own to be read.
     """
     file, entry = file_and_entry(path)
     return unwrap(read_file(file), str(file), entry)
@@ -71,12 +72,9 @@ def read_file(path: Path | str) -> Any:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file")
     with path.open("rb") as file:
-        head = file.read(512)
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise BenchError(
-            f"{path}: expected weights, got a web page (a download that asked for a confirmation, or an error); "
-            "delete it and fetch the file with a browser"
-        )
+        head = file.read(HEAD)
+    if (found := unlike_weights(head)) is not None:
+        raise BenchError(f"{path}: expected weights, got {found}")
     if head[8:9] == b"{":
         try:
             return safetensors.torch.load_file(path)
@@ -99,13 +97,15 @@ def read_file(path: Path | str) -> Any:
                 f"{path}: expected tensors only, got a TorchScript program; where you trust it, load it there and save "
                 "its state_dict() alone"
             ) from error
+        if (found := unlike_torch(path)) is not None:
+            raise BenchError(f"{path}: expected weights, got {found}") from error
         raise _damaged(path, error) from error
 
 
 @contextmanager
 def inert_types() -> Iterator[None]:
     """Let `weights_only` read what checkpoints carry beside weights and what runs nothing: arrays, paths, arguments."""
-    dtypes = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
+    dtypes = [type(np.dtype(kind)) for kind in ARRAYS]
     scalar = np.float64(0).__reduce__()[0]
     array = np.empty(0).__reduce__()[0]
     spellings: list[Any] = [
@@ -125,10 +125,12 @@ def fit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     where: str = "checkpoint",
+    flag: str = "--model",
 ) -> nn.Module:
     """Put weights into a model, every one of them, and return it, behind a normalisation where there is one.
 
-    Passed over are counters of batches and the first block that TRADES' wide networks carry and never use.
+    Passed over are counters of batches, the first block that TRADES' wide networks carry and never use, and single
+    numbers called epoch, loss and the like.
     A prefix that names share is taken off or put on, and layers called fc and downsample are linear and shortcut, where
     the model has it so. Where the file stores a normalisation that the model lacks, the model is put behind it; a
     normalisation that the model has and the file lacks stays, unless one is given.
@@ -139,12 +141,14 @@ def fit(
         mean: of the normalisation its training used, one per channel, in units of x in [0, 1].
         std: likewise.
         where: what the messages call the weights, such as the file.
+        flag: what chooses another network, for the messages.
 
     Raises:
         UsageError: if names or shapes do not fit, naming some of them, or a normalisation is given twice.
         BenchError: if a weight is not finite.
     """
     own = model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if name in own or not is_bookkeeping(name, tensor)}
     named, stored = _normalisation(_rename(weights, own), own)
     buffers = {name for name, _ in model.named_buffers()}
     layer = _by_kind([name for name in own if name in buffers and _is_normalisation(name, own)])
@@ -159,7 +163,7 @@ def fit(
     kept = {*layer, *filter(_is_counter, buffers)}
     needed = {name: named.get(name, own[name]) for name in own if name in named or name in kept}
     unexpected = [name for name in named if name not in own and not _is_unused(name)]
-    _check_fit(own, needed, unexpected, where)
+    _check_fit(own, needed, unexpected, where, flag)
     model.load_state_dict(needed)
     return model if normalisation is None else Normalized(model, *normalisation)
 
@@ -241,7 +245,9 @@ def _is_unused(name: str) -> bool:
     return name.startswith("sub_block1.") or _is_counter(name)
 
 
-def _check_fit(own: Mapping[str, Tensor], needed: Mapping[str, Tensor], unexpected: Sequence[str], where: str) -> None:
+def _check_fit(
+    own: Mapping[str, Tensor], needed: Mapping[str, Tensor], unexpected: Sequence[str], where: str, flag: str
+) -> None:
     missing = [name for name in own if name not in needed]
     unequal = [name for name, tensor in needed.items() if tensor.shape != own[name].shape]
     if missing or unexpected or unequal:
@@ -252,7 +258,7 @@ def _check_fit(own: Mapping[str, Tensor], needed: Mapping[str, Tensor], unexpect
         remedy = (
             "another number of classes or image size? choose the dataset it was trained on"
             if only_last
-            else "another network? choose it with --model, by name or as MODULE:BUILDER"
+            else f"another network? choose it with {flag}, by name or as MODULE:BUILDER"
         )
         raise UsageError(f"{where}: the weights do not fit the model ({faults}); {remedy}")
     broken = [name for name, tensor in needed.items() if not bool(torch.isfinite(tensor).all())]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from bench.errors import UsageError
@@ -38,6 +40,15 @@ WRAPPERS = (
 ALWAYS_STRIPPED = ("module.", "_orig_mod.")
 # What beside weights stands among them: how many were averaged.
 COUNTS = ("n_averaged",)
+# What some scripts save as a single number beside the weights, in the same dictionary.
+BOOKKEEPING = frozenset(
+    (
+        *("epoch", "epochs", "step", "steps", "global_step", "iter", "iters", "iteration", "iterations"),
+        *("acc", "accuracy", "best_acc", "loss", "best_loss", "lr", "eps", "seed"),
+    )
+)
+# Types of numpy's arrays that are read, and taken for tensors where there are none.
+ARRAYS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 NAMED = 4
 
 
@@ -49,20 +60,12 @@ def unwrap(stored: Any, where: str, entry: str | None = None) -> dict[str, Tenso
     """
     if entry is not None:
         if not isinstance(stored, Mapping) or entry not in stored:
-            found = few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
-            raise UsageError(f"{where}: expected an entry {entry!r}, got {found}")
+            raise UsageError(f"{where}: expected an entry {entry!r}, got {_listed(stored)}")
         stored = _alone(stored[entry])
-    seen = stored
-    while isinstance(seen, Mapping):
-        inner = _inner(seen)
-        if inner is None:
-            break
-        seen = inner
-    items = seen.items() if isinstance(seen, Mapping) else ()
-    weights = {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
-    weights = {name: tensor for name, tensor in weights.items() if name not in COUNTS}
+    weights = _named(_innermost(stored)) or _named(_innermost(_as_tensors(stored)))
     if not weights:
-        found = few(map(str, stored)) if isinstance(stored, Mapping) else f"a {type(stored).__name__}"
+        inner = _innermost(stored)
+        found = _listed(stored if not isinstance(inner, Mapping) or inner else {})
         raise UsageError(
             f"{where}: expected names and tensors, got {found}; save model.state_dict() under 'state_dict', "
             "or name the entry that holds it as FILE#ENTRY"
@@ -82,6 +85,40 @@ def few(names: Iterable[str]) -> str:
     listed = list(names)
     rest = len(listed) - NAMED
     return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def is_bookkeeping(name: str, tensor: Tensor) -> bool:
+    """Whether something is a single number about the training, and not a weight."""
+    return tensor.ndim == 0 and name in BOOKKEEPING
+
+
+def _listed(stored: Any) -> str:
+    """What is there, for messages."""
+    if not isinstance(stored, Mapping):
+        return f"a {type(stored).__name__}"
+    return few(map(str, stored)) if stored else "an empty dictionary"
+
+
+def _innermost(stored: Any) -> Any:
+    """What lies within all wrappers."""
+    while isinstance(stored, Mapping) and (inner := _inner(stored)) is not None:
+        stored = inner
+    return stored
+
+
+def _named(stored: Any) -> dict[str, Tensor]:
+    """The tensors of a table, but for counts."""
+    items = stored.items() if isinstance(stored, Mapping) else ()
+    return {str(name): value for name, value in items if isinstance(value, Tensor) and str(name) not in COUNTS}
+
+
+def _as_tensors(held: Any) -> Any:
+    """The same with a tensor in the place of every array of numbers."""
+    if isinstance(held, np.ndarray) and held.dtype.name in ARRAYS and held.dtype.isnative:
+        return torch.tensor(held)
+    if isinstance(held, Mapping):
+        return {name: _as_tensors(value) for name, value in held.items()}
+    return [_as_tensors(held[0])] if isinstance(held, list) and len(held) == 1 else held
 
 
 def _alone(held: Any) -> Any:
@@ -117,7 +154,8 @@ def _without_copies(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_prefixes(weights: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
     while True:
-        prefix = next((p for p in prefixes if all(name.startswith(p) for name in weights)), None)
+        named = [name for name, tensor in weights.items() if not is_bookkeeping(name, tensor)]
+        prefix = next((p for p in prefixes if named and all(name.startswith(p) for name in named)), None)
         if prefix is None:
             return weights
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}

@@ -71,6 +71,13 @@ FORMS: dict[str, Callable[[Weights], Any]] = {
         "history": np.arange(6.0).reshape(2, 3),
         "args": argparse.Namespace(out=Path("logs/run"), more=types.SimpleNamespace(eps=0.03)),
     },
+    "a number beside flat weights": lambda w: {**w, "epoch": torch.tensor(3), "acc": torch.tensor(0.5)},
+    "a number beside weights in parallel": lambda w: {**under(w, "module."), "epoch": torch.tensor(3)},
+    "arrays": lambda w: {name: tensor.numpy() for name, tensor in w.items()},
+    "arrays, wrapped": lambda w: {
+        "net": {name: tensor.numpy() for name, tensor in under(w, "module.").items()},
+        "acc": np.arange(3.0),
+    },
     "a library that keeps network and attack": lambda w: {
         "model": {**under(w, "module.model."), **under(w, "module.attacker.model.")},
         "optimizer": optimiser(w),
@@ -158,6 +165,29 @@ def test_one_of_several_networks_is_taken_by_name(tmp_path: Path, weights: Weigh
     (tmp_path / "both.pt").rename(tmp_path / "run#3.pt")
     assert weights_hash(load_weights(tmp_path / "run#3.pt")) == weights_hash(weights)
     assert weights_hash(load_weights(f"{tmp_path / 'run#3.pt'}#ema")) == weights_hash(other)
+
+
+def test_a_number_is_passed_over_only_where_the_network_has_none_of_its_name(weights: Weights) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 2)
+            self.register_buffer("step", torch.tensor(0))
+
+    state = {**Counted().state_dict(), "step": torch.tensor(7), "epoch": torch.tensor(3)}
+    assert fit(Counted(), state).state_dict()["step"] == 7
+    with pytest.raises(UsageError, match=r"2 unexpected: scale, lr"):
+        fit(small(), {**weights, "scale": torch.tensor(3.0), "lr": torch.zeros(10)})
+
+
+@pytest.mark.parametrize("stored", [{}, {"state_dict": {}}, {"net": {"model": {}}}])
+def test_an_empty_dictionary_is_told(tmp_path: Path, stored: dict[str, Any]) -> None:
+    torch.save(stored, tmp_path / "empty.pt")
+    with pytest.raises(UsageError, match=r"empty\.pt: expected names and tensors, got an empty dictionary; save"):
+        load_weights(tmp_path / "empty.pt")
+    torch.save({"ema": 3, **stored}, tmp_path / "other.pt")
+    with pytest.raises(UsageError, match=r"other\.pt: expected an entry 'swa', got ema"):
+        load_weights(f"{tmp_path / 'other.pt'}#swa")
 
 
 def test_several_networks_of_unknown_names_are_not_guessed(tmp_path: Path, weights: Weights) -> None:
