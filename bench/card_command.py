@@ -58,9 +58,9 @@ def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[st
     from bench.usual import given_teacher, teacher_model, usual_eps
 
     out, data_dir = Path(run.out), Path(run.data_dir)
-    source = given_teacher(teacher, teacher_model(run))
+    source = given_teacher(teacher, teacher_model(run), where="bench card")
     parts = load(run.dataset, data_dir, download=run.download)
-    found = load_teacher(source, run, parts, out, data_dir, run.download)
+    found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
     under = Conditions(run.norm, usual_eps(run), run.limit, device.resolve(run.device), run.threads)
     return ensure(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=_note)
 

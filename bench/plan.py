@@ -23,7 +23,16 @@ from bench.protocols import Asked
 from bench.settings import TABLE_ATTACKS, RunSettings, share
 from bench.store import file_hash
 from bench.switches import switched_on
-from bench.usual import TEACHERS, given_teacher, radius, teacher_model, teacher_name, usual_eps, usual_model
+from bench.usual import (
+    TEACHERS,
+    given_teacher,
+    radius,
+    teacher_flag,
+    teacher_model,
+    teacher_name,
+    usual_eps,
+    usual_model,
+)
 from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.tables import METHODS
@@ -157,10 +166,10 @@ class _Planner:
 
     def _teacher(self, role: str) -> dict[str, str]:
         """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
-        name = teacher_name(role)
+        name, flag = teacher_name(role), teacher_flag(role)
         given: str | None = getattr(self.run, name)
         if given is not None:
-            return given_teacher(given, teacher_model(self.run, role), flag=name.replace("_", "-"))
+            return given_teacher(given, teacher_model(self.run, role), where=flag)
         method, _ = TEACHERS.get(role, TEACHERS["robust"])
         job = self.job(method, 0, teaches=role)
         self.evaluated.setdefault(job.key)

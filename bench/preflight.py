@@ -16,6 +16,7 @@ from bench.schedule import Site
 from bench.stepping import why_whole
 from bench.teachers import load_teacher
 from bench.train import build_method
+from bench.usual import teacher_flag
 
 
 def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sentence: None) -> None:
@@ -48,16 +49,16 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
     given = {
-        source.get("file", source["label"]): (source, job)
+        source.get("file", source["label"]): (source, job, f"{teacher_flag(role)}-model")
         for job in missing
         if isinstance(job, TrainJob)
-        for source in job.teachers.values()
+        for role, source in job.teachers.items()
         if "key" not in source
     }
     limits = [job.limit for job in plan.evaluate if job.limit is not None]
     largest = max(limits) if limits and len(limits) == len(plan.evaluate) else None
-    for source, job in given.values():
-        teacher = load_teacher(source, job, parts, site.out, site.data_dir, site.download)
+    for source, job, flag in given.values():
+        teacher = load_teacher(source, job, parts, site.out, site.data_dir, site.download, flag=flag)
         under = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
         ensure(source, teacher, parts, under, out=site.out, data_dir=site.data_dir, note=note)
 

@@ -57,13 +57,13 @@ def teacher_model(run: RunSettings, role: str = "robust") -> str:
     return own or run.teacher_model or usual or usual_model(run)
 
 
-def given_teacher(given: str, model: str, *, flag: str = "teacher") -> dict[str, str]:
+def given_teacher(given: str, model: str, *, where: str) -> dict[str, str]:
     """Where a teacher that was given comes from, see `TrainJob.teachers`.
 
     Args:
         given: a checkpoint, `FILE` or `FILE#ENTRY`, or `robustbench:ID`.
         model: the architecture of a checkpoint.
-        flag: the flag that gave it.
+        where: where it was given, for messages, such as the flag.
 
     Raises:
         UsageError: if there is no such file.
@@ -72,7 +72,7 @@ def given_teacher(given: str, model: str, *, flag: str = "teacher") -> dict[str,
         return {"zoo": given.partition(":")[2], "label": given}
     file, entry = file_and_entry(given)
     if not file.is_file():
-        raise UsageError(f"--{flag} {given}: expected a checkpoint file or robustbench:ID, found neither")
+        raise UsageError(f"{where} {given}: expected a checkpoint file or robustbench:ID, found neither")
     found = {"file": given, "model": model, "sha256": file_hash(file), "label": Path(given).name}
     optional = {"entry": entry, "model_source": model_source(model)}
     return {**found, **{name: value for name, value in optional.items() if value}}
@@ -81,3 +81,8 @@ def given_teacher(given: str, model: str, *, flag: str = "teacher") -> dict[str,
 def teacher_name(role: str) -> str:
     """Under what name a run gives or changes the teacher of a role."""
     return TEACHERS.get(role, TEACHERS["robust"])[1]
+
+
+def teacher_flag(role: str) -> str:
+    """The flag that gives the teacher of a role; the one with `-model` behind it gives its architecture."""
+    return f"--{teacher_name(role)}".replace("_", "-")

@@ -19,7 +19,7 @@ from bench.cards import Conditions, ensure, of_run, text
 from bench.checkpoints import save_weights, weights_hash
 from bench.data import Part, Parts, load, to_float
 from bench.evaluation import evaluate
-from bench.models import build
+from bench.models import Normalized, build
 from tests.bench.jobs import bench
 from tests.bench.test_zoo import Tiny, entries, random_model
 
@@ -181,6 +181,44 @@ def test_a_hopeless_teacher_gets_no_card(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("named", [(), ("--model", "resnet18")], ids=["usual", "named"])
+def test_a_teacher_of_another_architecture_is_refused_with_the_flag_of_the_command(
+    file: Path, tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    """`bench card` has --model; `bench run` has a flag for each teacher."""
+    result = bench("card", file, *named)
+    assert result.exit_code == 2
+    assert "another network? choose it with --model, by name or as MODULE:BUILDER" in result.stderr
+    for flag in ("--teacher", "--natural-teacher"):
+        result = bench("run", "--methods", "mtard", "--epochs", "1", flag, file, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"another network? choose it with {flag}-model, by name or as MODULE:BUILDER" in result.stderr
+
+
+def scaled(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """What the message about another input range advises."""
+    return Normalized(linear(num_classes, in_channels, image_size), [0.0], [1 / 255])
+
+
+def test_a_teacher_of_another_input_range_is_refused_with_a_remedy_that_works(
+    file: Path, fitted: nn.Module, tmp_path: Path
+) -> None:
+    weights = fitted.state_dict()
+    save_weights(file, {**weights, "1.weight": weights["1.weight"] / 255})
+    run = ["run", "--methods", "rslad", "--attacks", "fgsm", "--epochs", "1", "--train-limit", "60", "--limit", "30"]
+    run += ["--set", "rslad.steps=1", "--workers", "1", "--out", str(tmp_path / "out"), "--teacher", str(file)]
+    for command, flag in (["card", str(file), "--limit", "20"], "--model"), (run, "--teacher-model"):
+        result = bench(*command, flag, BUILDER)
+        assert result.exit_code == 1
+        assert "with inputs in [0, 255]); wrap the network in bench.models.Normalized with that normalisation" in (
+            result.stderr
+        )
+        assert f"choose it with {flag} FILE.py:BUILDER" in result.stderr
+        assert "--mean" not in result.stderr
+        result = bench(*command, flag, f"{__file__}:scaled")
+        assert result.exit_code == 0, result.output
+
+
 def test_a_network_of_the_zoo_has_its_card_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(entries("cifar10", "Linf"), "Tiny2020Net", {"model": Tiny, "gdrive_id": "the-id"})
     monkeypatch.setattr(zoo, "zoo_licence", lambda *asked: "MIT License")
@@ -242,7 +280,7 @@ def test_a_folder_without_a_run_has_no_card(tmp_path: Path) -> None:
     assert "run.json: cannot be read" in result.stderr
     result = bench("card", tmp_path / "none.pt")
     assert result.exit_code == 2
-    assert "none.pt: expected a checkpoint file or robustbench:ID, found neither" in result.stderr
+    assert result.stderr.startswith(f"bench: bench card {tmp_path / 'none.pt'}: expected a checkpoint file or")
 
 
 def test_measuring_gives_the_memory_of_a_gpu_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

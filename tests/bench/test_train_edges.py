@@ -151,6 +151,25 @@ def test_a_teacher_is_looked_at_once_and_a_chunk_at_a_time(digits: Parts) -> Non
     assert seen == [100] * 5
 
 
+@pytest.mark.parametrize(("classes", "least"), [(2, "60%"), (3, "43.3%"), (10, "20%"), (1000, "0.2%")])
+def test_a_good_model_of_few_classes_is_above_chance(classes: int, least: str, digits: Parts) -> None:
+    """Twice chance, or a tenth above it: a model that is right on three of four of two classes is a model."""
+    from bench.teachers import check_model
+
+    one_hot = Constant(torch.eye(classes)[0])
+
+    def with_share(right: float) -> Parts:
+        y = torch.ones(1000, dtype=torch.int64)
+        y[torch.randperm(1000, generator=torch.Generator().manual_seed(0))[: round(1000 * right)]] = 0
+        part = Part(digits.train.x[:1].expand(1000, -1, -1, -1), y, torch.arange(1000))
+        return replace(digits, select=part, class_names=tuple(map(str, range(classes))))
+
+    share = float(least.rstrip("%")) / 100
+    check_model(one_hot, with_share(min(1.0, share + 0.15)), "t")
+    with pytest.raises(BenchError, match=f"expected a clean accuracy of at least {least} on held-out digits"):
+        check_model(one_hot, with_share(0.0 if classes == 1000 else share - 0.15), "t")
+
+
 def test_the_teachers_of_a_job_are_judged_on_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[Any] = []
 
@@ -158,7 +177,7 @@ def test_the_teachers_of_a_job_are_judged_on_its_device(tmp_path: Path, monkeypa
         moved.append(device)
         return module
 
-    def check(model: nn.Module, parts: Parts, label: str) -> None:
+    def check(model: nn.Module, parts: Parts, label: str, remedy: str) -> None:
         raise BenchError(f"judged on {moved[-1]}")
 
     save_weights(tmp_path / "t.safetensors", build("small_cnn", 10, 1, 8, seed=0).state_dict())
