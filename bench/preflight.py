@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from attacks.tables import ATTACKS
 from attacks.threat import ThreatModel
@@ -11,16 +17,18 @@ from bench.cards import Conditions, ensure
 from bench.errors import UsageError
 from bench.jobs import EvalJob, Plan, TrainJob
 from bench.models import build
-from bench.parts import limit, load
+from bench.parts import Parts, limit, load
 from bench.schedule import Site
-from bench.stepping import why_whole
+from bench.stepping import least_part, why_whole
+from bench.streams import forked
 from bench.teachers import load_teacher
 from bench.train import build_method
 from bench.usual import teacher_flag
+from methods.base import HIDDEN, Context, Validation
 
 
 def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sentence: None) -> None:
-    """Read the data once, build every method, attack and model of other hands, and judge teachers that are given.
+    """Read the data once, build every attack, model and method, set the methods up, and judge teachers that are given.
 
     A given teacher gets its card here, see `bench.cards`. Jobs that are done already are passed over; a plan without
     others costs nothing.
@@ -43,15 +51,14 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
     parts = load(missing[0].dataset, site.data_dir, download=site.download)
-    for name in {job.model for job in missing if isinstance(job, TrainJob) and ":" in job.model}:
-        build(name, parts.num_classes, *parts.image[:2], seed=0)
     for kind, n in {(isinstance(job, TrainJob), _limit(job)) for job in missing}:
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
+    trainings = [job for job in missing if isinstance(job, TrainJob)]
+    _rehearse(trainings, parts)
     given = {
         source.get("file", source["label"]): (source, job, f"{teacher_flag(role)}-model")
-        for job in missing
-        if isinstance(job, TrainJob)
+        for job in trainings
         for role, source in job.teachers.items()
         if "key" not in source
     }
@@ -77,3 +84,51 @@ def _build(job: TrainJob | EvalJob) -> None:
             )
     else:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Ahead(Context):
+    """The context of a run before there are teachers and samples to judge by."""
+
+    def teacher(self, role: str, x: Any = None) -> Any:
+        raise LookupError(f"no teacher {role} yet")
+
+
+def _later(*asked: Any) -> Validation:
+    raise LookupError("no samples to judge by yet")
+
+
+def _rehearse(jobs: Sequence[TrainJob], parts: Parts) -> None:
+    """Build every network, and set every method up on it, once for all seeds."""
+    for name in dict.fromkeys(job.model for job in jobs):
+        model = build(name, parts.num_classes, *parts.image[:2], seed=0)
+        for job in {replace(job, seed=0).key: job for job in reversed(jobs) if job.model == name}.values():
+            _set_up(job, parts, model)
+
+
+def _set_up(job: TrainJob, parts: Parts, model: nn.Module) -> None:
+    """Let a method say what it cannot work with, as it does when its run begins.
+
+    Raises:
+        UsageError: if it refuses the labels, the schedule or the model, or the micro-batches are too small.
+    """
+    least_part(job, model)
+    train = parts.train if job.train_limit is None else limit(parts.train, job.train_limit)
+    y = torch.cat([part.y for part in (train, *(() if job.recipe.holdout else (parts.select, parts.steer)))])
+    method = build_method(job, parts.num_classes)
+    try:
+        with forked(torch.device("cpu")):
+            y = method.visible_labels(y)
+            method.setup(model, _context(job, y, parts.num_classes))
+    except ValueError as error:
+        raise UsageError(f"{job.title}: {error}") from None
+    except Exception:  # it asks for what only the run has: then that finds out
+        return
+
+
+def _context(job: TrainJob, y: Tensor, num_classes: int) -> Context:
+    return _Ahead(
+        epochs=job.recipe.epochs, steps=math.ceil(len(y) / job.recipe.batch_size), device=torch.device("cpu"),
+        num_classes=num_classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=num_classes),
+        generator=torch.Generator(), validator=_later if job.recipe.holdout else None,
+    )  # fmt: skip

@@ -203,23 +203,32 @@ def why_whole(job: TrainJob, method: Method, processes: int) -> str:
     return reason
 
 
+def least_part(job: TrainJob, model: nn.Module) -> int:
+    """The fewest samples that a model can train on at once.
+
+    Raises:
+        UsageError: if smaller micro-batches were asked for.
+    """
+    least = LEAST_WITH_NORM if has_norm(model) else 1
+    if job.micro_batch is not None and job.micro_batch < least:
+        raise UsageError(
+            f"{job.title}: expected --micro-batch of at least {least} with BatchNorm, got {job.micro_batch}"
+        )
+    return least
+
+
 def cut_of(
     job: TrainJob, method: Method, model: nn.Module, team: Team, *, tell: Callable[[str], None], counter: Counter
 ) -> Cut:
     """How the steps of a run are cut, and whether they can be.
 
     Raises:
-        UsageError: see `why_whole`.
-        BenchError: if the parts that were asked for are too small.
+        UsageError: see `why_whole` and `least_part`.
     """
     reason = why_whole(job, method, team.size)
     if not reason and team.size > 1 and team.sync_bn:
         reason = "with --sync-bn the processes must cut alike: give --micro-batch, or a smaller --batch-size"
-    least = LEAST_WITH_NORM if has_norm(model) else 1
-    if job.micro_batch is not None and job.micro_batch < least:
-        raise BenchError(
-            f"{job.title}: expected --micro-batch of at least {least} with BatchNorm, got {job.micro_batch}"
-        )
+    least = least_part(job, model)
     return Cut(job.title, job.micro_batch, least=least, refusal=reason, tell=tell, counter=counter)
 
 

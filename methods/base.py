@@ -201,7 +201,10 @@ class Method(nn.Module):
         return y
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Once, before the first epoch: allocate what depends on the model or the data."""
+        """Before the first epoch: allocate what depends on the model or the data; a ValueError refuses the run.
+
+        A launch also calls it before anything starts, of an object of its own, on the CPU and without teachers.
+        """
 
     def begin_epoch(self, model: nn.Module, ctx: Context) -> None:
         """Before an epoch, after a resumed run's state is back."""

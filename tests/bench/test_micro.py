@@ -146,8 +146,11 @@ def test_a_device_that_holds_too_little_is_named(tmp_path: Path) -> None:
 
 
 def test_batch_norm_needs_several_samples(tmp_path: Path) -> None:
-    (job,) = run_of("normed", ("pgd_at",), micro_batch=3).train
-    assert refused(job, tmp_path) == "pgd_at seed 0: expected --micro-batch of at least 4 with BatchNorm, got 3"
+    found = run_of("normed", ("pgd_at",), micro_batch=3)
+    sentence = "pgd_at seed 0: expected --micro-batch of at least 4 with BatchNorm, got 3"
+    assert refused(found.train[0], tmp_path) == sentence
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        preflight(found, Site(tmp_path, Path("data")))
 
 
 def test_a_method_that_couples_its_batch_keeps_it_whole(tmp_path: Path) -> None:
