@@ -126,7 +126,7 @@ def run_folders(results: Roots) -> list[Path]:
     found: dict[Path, Path] = {}
     for root in map(Path, roots):
         if not root.is_dir():
-            raise UsageError(f"report: no folder {root}; run `bench run` first, or name the folder it wrote to")
+            raise UsageError(f"no folder {root}; run `bench run` first, or name the folder it wrote to")
         for depth in range(DEPTH + 1):
             for file in root.glob("/".join(["*"] * depth + ["run.json"])):
                 found.setdefault(file.parent.resolve(), file.parent)

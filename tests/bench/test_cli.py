@@ -200,7 +200,7 @@ def test_flags_outrank_the_file_which_outranks_the_recipe(tmp_path: Path) -> Non
         (["paint"], "No such command"),
         (["list", "colours"], "'colours' is not one of"),
         (["show", "absdl"], "bench: unknown name 'absdl'; did you mean 'absld'? available: natural, "),
-        (["report", "no such folder"], "bench: report: no folder no such folder; run `bench run` first, "),
+        (["report", "no such folder"], "bench: no folder no such folder; run `bench run` first, "),
         (["verify", "no such folder"], "no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
