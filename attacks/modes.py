@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,10 +37,25 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unrounded() -> Iterator[None]:
-    """No product of float32 is rounded to TF32, whatever the process has allowed."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """No product of float32 is rounded to TF32 or bfloat16, whatever the process has allowed."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _roundings()]
+    for owner, name, exact in _roundings():
+        setattr(owner, name, exact)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _roundings() -> list[tuple[Any, str, object]]:
+    """The switches that allow products to be rounded, and what forbids it.
+
+    Newer versions of torch have one per operator, and refuse to read the old ones once these are in use.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+    owners = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    owners += [getattr(backends.mkldnn, name) for name in ("matmul", "conv") if hasattr(backends.mkldnn, name)]
+    return [(owner, "fp32_precision", "ieee") for owner in owners]

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.modes import unrounded
 from attacks.passes import Passes
 from attacks.pgd import PGD
 from attacks.tables import ATTACKS
@@ -367,22 +366,3 @@ def test_the_model_itself_is_searched_where_that_is_asked_for(model: nn.Module, 
         searched.append(len(met))
     handle.remove()
     assert searched[1] >= searched[0] + 5
-
-
-def test_no_product_is_rounded_meanwhile() -> None:
-    class Noting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.seen = build("small_cnn", 10, 1, 8, seed=0), set[tuple[bool, bool]]()
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-            logits: Tensor = self.net(x)
-            return logits
-
-    model = Noting()
-    with unrounded():  # puts back what the process had
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        evaluate(model, torch.rand(4, 1, 8, 8), torch.arange(4), attacks=["fgsm"])
-        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
-    assert model.seen == {(False, False)}
