@@ -135,11 +135,25 @@ def run_folders(results: Roots) -> list[Path]:
 
 def read_runs(results: Roots) -> list[Run]:
     """The finished runs below one or several folders; a folder counts only if its `done` is there."""
-    return [
+    runs = [
         Run(folder, read_json(folder / "run.json"), tuple(_evaluations(folder)))
         for folder in run_folders(results)
         if (folder / "done").is_file()
     ]
+    _presume([run.facts for run in runs], "model", "model_source")
+    _presume([evaluation.facts for run in runs for evaluation in run.evaluations], "attack", "source")
+    return runs
+
+
+def _presume(stored: Sequence[dict[str, Any]], name: str, source: str) -> None:
+    """Give those from before sources were stored the source that all others of the same name state, if it is one."""
+    stated: dict[str, set[str]] = {}
+    for facts in stored:
+        if source in facts:
+            stated.setdefault(facts[name], set()).add(facts[source])
+    for facts in stored:
+        if source not in facts and len(known := stated.get(facts.get(name, ""), set())) == 1:
+            facts[source] = next(iter(known))
 
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _shown_facts(run: Run) -> dict[str, str]:
     facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection", "revision")}
     facts |= {
         "source": source_text(run.text("source")) or "suite",
-        "model_source": source_text(run.text("model_source")) or "suite",
+        "model_source": source_text(run.text("model_source")) or "not stated",
         "deterministic": bool(run.facts.get("deterministic")),
     }
     for group in ("settings", "training", "data", "hardware"):
@@ -156,26 +157,43 @@ def _checkpoint_rows(
             cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
             bounds = {column: bound for column, bound in known.items() if isinstance(bound, Bound)}
             sanity = worst(_attacked(group, kind.split(" = "), threat))
-            older = _older(group, kind.split(" = "), threat)
-            yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity, older)
+            yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity)
 
 
 def _attacked(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> Iterator[Evaluation]:
     """The evaluations behind the attacked figures of a row."""
     for run in group:
         for kind in checkpoints:
-            columns = _columns_of(run, kind, threat).items()
-            yield from (evaluation for column, evaluation in columns if column.attack != CLEAN)
+            columns = _columns_of(run, kind, threat)
+            older = superseded(columns)
+            yield from (e for column, e in columns.items() if column.attack != CLEAN and column not in older)
 
 
-def _older(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> dict[Column, tuple[int, ...]]:
-    """Revisions under which runs were measured as well, by the column of the newest."""
-    found: dict[Column, set[int]] = {}
-    for run in group:
-        for kind in checkpoints:
-            for column, newest in superseded(_every_column_of(run, kind, threat)).items():
-                found.setdefault(newest, set()).add(column.revision)
-    return {column: tuple(sorted(revisions)) for column, revisions in found.items()}
+def newest_alone(rows: Sequence[Row]) -> list[Row]:
+    """Rows without older revisions of an attack, where every row and seed that has one has the newest as well."""
+    older = superseded({column for row in rows for column in (*row.cells, *row.bounds)})
+    gone = {old: new for old, new in older.items() if all(_stands_for(row, new, old) for row in rows)}
+
+    def kept(row: Row) -> Row:
+        instead: dict[Column, tuple[int, ...]] = {}
+        for old in sorted({*row.cells, *row.bounds} & gone.keys(), key=lambda column: column.revision):
+            instead[gone[old]] = (*instead.get(gone[old], ()), old.revision)
+        cells = {column: cell for column, cell in row.cells.items() if column not in gone}
+        bounds = {column: bound for column, bound in row.bounds.items() if column not in gone}
+        return replace(row, cells=cells, bounds=bounds, older=instead)
+
+    return list(map(kept, rows))
+
+
+def _stands_for(row: Row, new: Column, old: Column) -> bool:
+    """Whether a row has no less in one column than in another."""
+    seeds = [
+        set(row.cells[column].seeds if column in row.cells else row.bounds[column].cell.seeds)
+        if column in {*row.cells, *row.bounds}
+        else set()
+        for column in (old, new)
+    ]
+    return seeds[0] <= seeds[1] and (new in row.cells or old not in row.cells)
 
 
 def _same_weights(group: Sequence[Run]) -> bool:
@@ -205,17 +223,10 @@ def _measured(group: Sequence[Run], checkpoint: str, threat: Threat) -> Iterator
 
 
 def _columns_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
-    """Evaluations of a run at a checkpoint, by column; of an attack's revisions the newest alone."""
-    columns = _every_column_of(run, checkpoint, threat)
-    older = superseded(columns)
-    return {column: evaluation for column, evaluation in columns.items() if column not in older}
-
-
-def _every_column_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
     """Evaluations of a run at a checkpoint, by column; of several the first that was not stopped, by seed."""
     here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
     if not here and checkpoint == BEST and _best_is_last(run):
-        return _every_column_of(run, LAST, threat)
+        return _columns_of(run, LAST, threat)
     columns: dict[Column, Evaluation] = {}
     if here:
         source = clean_source(here)

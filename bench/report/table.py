@@ -18,7 +18,7 @@ from bench.outcomes import CLEAN
 from bench.report.cells import Row, Table
 from bench.report.columns import Column
 from bench.report.frame import Roots, Run, read_runs
-from bench.report.rows import BEST, Threat, build_rows, threat_of
+from bench.report.rows import BEST, Threat, build_rows, newest_alone, threat_of
 
 
 class Filters(TypedDict, total=False):
@@ -110,7 +110,8 @@ def _tables_of(
         keys = {key for run in own for key in run.teacher_keys}
         teachers = [run for run in runs if run.key in keys and threat in _threats(run, runs)]
         listed = {run.path: run for run in [*own, *teachers, *idle]}
-        rows = build_rows(list(listed.values()), threat, model, {run.path for run in own}, checkpoint)
+        built = build_rows(list(listed.values()), threat, model, {run.path for run in own}, checkpoint)
+        rows = newest_alone(built)
         if rows:
             columns = sorted({column for row in rows for column in row.cells}, key=lambda column: column.order)
             yield Table(dataset, model, *threat, tuple(columns), tuple(rows))

@@ -27,7 +27,6 @@ from tests.bench.trees import Spec, draw, write_evaluation, write_run
         ({"teachers": {"robust": {"key": "t", "label": "ham on wide"}}}, "teacher=ham on wide"),
         ({"revision": 3}, "revision=3"),
         ({"source": "0f3a92bd" * 8}, r"source=0f3a92bd\]"),
-        ({"model_source": "1f3a92bd" * 8}, r"model_source=1f3a92bd\]"),
         ({"deterministic": True}, "deterministic=true"),
     ],
 )
@@ -137,6 +136,35 @@ def test_of_several_revisions_of_an_attack_the_newest_is_shown(tmp_path: Path) -
     assert f"{told}trades (last), ham (last)." in gains(tmp_path, "pgd_at")
     assert f"{told}ham (last)." in compare(tmp_path, "pgd_at", "ham")
     assert "several revisions" not in render(tmp_path, methods=["mart"])
+
+
+def test_an_older_revision_stays_where_the_newest_does_not_stand_for_it(tmp_path: Path) -> None:
+    twice_evaluated(tmp_path, "pgd_at", {"revision": 2}, {"revision": 3})
+    write_run(tmp_path, Spec(method="trades", attacks={"pgd": 0.6}, eval_facts={"revision": 2}))
+    (table,) = build_tables(tmp_path)
+    shown = {row.name: sorted(column.revision for column in row.cells if column.attack == "pgd") for row in table.rows}
+    assert shown == {"pgd_at": [2, 3], "trades": [2]}
+    assert "PGD (revision 2)" in compare(tmp_path, "pgd_at", "trades")
+    write_run(tmp_path, Spec(method="pgd_at", seed=1, attacks={"pgd": 0.6}, eval_facts={"revision": 2}))
+    (table,) = build_tables(tmp_path, methods=["pgd_at"])
+    seeds = {column.revision: cell.seeds for column, cell in table.rows[0].cells.items() if column.attack == "pgd"}
+    assert seeds == {2: (0, 1), 3: (0,)}
+
+
+def test_a_source_that_was_not_stored_is_the_one_that_others_state(tmp_path: Path) -> None:
+    new = {"revision": 1, "source": "ab" * 32}
+    write_run(tmp_path, Spec(seed=0, attacks={"pgd": 0.7}, eval_facts={"revision": 1}))
+    write_run(tmp_path, Spec(seed=1, attacks={"pgd": 0.7}, eval_facts=new, facts={"model_source": "cd" * 32}))
+    (table,) = build_tables(tmp_path)
+    (row,) = table.rows
+    assert row.seeds == (0, 1) and [c.source for c in row.cells if c.attack == "pgd"] == [new["source"]]
+    other = {**new, "source": "ef" * 32}
+    write_run(tmp_path, Spec(seed=2, attacks={"pgd": 0.7}, eval_facts=other, facts={"model_source": "01" * 32}))
+    (table,) = build_tables(tmp_path)
+    assert len({column.source for row in table.rows for column in row.cells if column.attack == "pgd"}) == 3
+    assert sorted(re.findall(r"model_source=([a-z0-9 ]+)", " ".join(row.name for row in table.rows))) == [
+        "01010101", "cdcdcdcd", "not stated",
+    ]  # fmt: skip
 
 
 def test_of_several_files_of_one_plug_in_none_is_the_newest(tmp_path: Path) -> None:
