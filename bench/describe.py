@@ -125,9 +125,9 @@ def _facts(registry: Registry[Any], sketch: Sketch) -> list[str]:
     return [f"  {key} = {value}" for key, value in facts.items()]
 
 
-RECIPES_ARE = """Schedule, batch, augmentation and settings of `paper` are published; `paper_svhn` is `paper` on svhn.
-Training part and selection are this suite's: papers train on all samples, and select on the test set or not
-at all, as --set {name}.recipe.holdout=false with --select test or last does."""
+RECIPES_ARE = """Schedule, batch, augmentation and settings are those of the source. Training part and selection are
+this suite's, which holds samples out and never selects on the test set; papers do so, or select nothing: --select
+test or last, and, where a method does not steer by held-out samples, --set {name}.recipe.holdout=false."""
 
 
 def _recipes(sketch: Sketch) -> list[str]:

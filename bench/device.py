@@ -13,6 +13,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.memory import keep_freed
 
+AMPERE = 8  # the first of its compute capabilities
 PACKAGES = (
     "torch",
     "torchvision",
@@ -89,7 +90,9 @@ def has_bf16(device: str) -> bool:
         return True
     import torch
 
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return True
+    return bool(torch.cuda.get_device_properties(torch.device(device)).major >= AMPERE)
 
 
 def prepare(device: str, threads: int, deterministic: bool, *, steady: bool = False) -> None:

@@ -159,7 +159,8 @@ class Parts:
         if expected not in (None, found):
             raise BenchError(
                 f"{where}: expected the data that its results belong to ({which} {expected[:12]}), got others "
-                f"({found[:12]}); put those back into the data folder, or give another --out"
+                f"({found[:12]}); put those back into the data folder, or give another --out; images that another "
+                "version of the packages decodes differ as well"
             )
 
 

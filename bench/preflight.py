@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,35 +87,43 @@ def _build(job: TrainJob | EvalJob) -> None:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
 
 
-@dataclass
-class _Ahead(Context):
-    """The context of a run before there are teachers and samples to judge by."""
+class _NotYet(Mapping[str, Any]):
+    """Teachers before there are any: whoever looks at them will have to wait for the run."""
 
-    def teacher(self, role: str, x: Any = None) -> Any:
-        raise LookupError(f"no teacher {role} yet")
+    def _wait(self, *asked: Any) -> Any:
+        raise LookupError("not before the run has begun")
+
+    __getitem__ = __iter__ = __len__ = _wait
 
 
 def _later(*asked: Any) -> Validation:
-    raise LookupError("no samples to judge by yet")
+    raise LookupError("not before the run has begun")
 
 
 def _rehearse(jobs: Sequence[TrainJob], parts: Parts) -> None:
     """Build every network, and set every method up on it, once for all seeds."""
+    labels: dict[tuple[int | None, bool], Tensor] = {}
     for name in dict.fromkeys(job.model for job in jobs):
         model = build(name, parts.num_classes, *parts.image[:2], seed=0)
         for job in {replace(job, seed=0).key: job for job in reversed(jobs) if job.model == name}.values():
-            _set_up(job, parts, model)
+            limited = (job.train_limit, job.recipe.holdout)
+            labels[limited] = labels[limited] if limited in labels else _labels(job, parts)
+            _set_up(job, parts, copy.deepcopy(model), labels[limited])
 
 
-def _set_up(job: TrainJob, parts: Parts, model: nn.Module) -> None:
+def _labels(job: TrainJob, parts: Parts) -> Tensor:
+    """Those that a run trains on."""
+    train = parts.train if job.train_limit is None else limit(parts.train, job.train_limit)
+    return torch.cat([part.y for part in (train, *(() if job.recipe.holdout else (parts.select, parts.steer)))])
+
+
+def _set_up(job: TrainJob, parts: Parts, model: nn.Module, y: Tensor) -> None:
     """Let a method say what it cannot work with, as it does when its run begins.
 
     Raises:
         UsageError: if it refuses the labels, the schedule or the model, or the micro-batches are too small.
     """
     least_part(job, model)
-    train = parts.train if job.train_limit is None else limit(parts.train, job.train_limit)
-    y = torch.cat([part.y for part in (train, *(() if job.recipe.holdout else (parts.select, parts.steer)))])
     method = build_method(job, parts.num_classes)
     try:
         with forked(torch.device("cpu")):
@@ -127,8 +136,8 @@ def _set_up(job: TrainJob, parts: Parts, model: nn.Module) -> None:
 
 
 def _context(job: TrainJob, y: Tensor, num_classes: int) -> Context:
-    return _Ahead(
+    return Context(
         epochs=job.recipe.epochs, steps=math.ceil(len(y) / job.recipe.batch_size), device=torch.device("cpu"),
         num_classes=num_classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=num_classes),
-        generator=torch.Generator(), validator=_later if job.recipe.holdout else None,
+        generator=torch.Generator(), teachers=_NotYet(), validator=_later if job.recipe.holdout else None,
     )  # fmt: skip

@@ -299,8 +299,8 @@ class Trainer:
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
         self.tally.load(groups["tally"], position["skipped"])
         self.counter.restore(position["passes"] if self.team.leads else {})
-        cuts = position.get("cuts", [()] * self.team.size)[self.team.rank]
-        for cut, state in zip((self.cut, self.judging), cuts, strict=False):
+        cuts = position.get("cuts") or [position.get("cut", ())] * self.team.size  # states of before have one for all
+        for cut, state in zip((self.cut, self.judging), cuts[self.team.rank], strict=False):
             cut.load(state)
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
         self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")

@@ -62,7 +62,9 @@ def unwrap(stored: Any, where: str, entry: str | None = None) -> dict[str, Tenso
         if not isinstance(stored, Mapping) or entry not in stored:
             raise UsageError(f"{where}: expected an entry {entry!r}, got {_listed(stored)}")
         stored = _alone(stored[entry])
-    weights = _named(_innermost(stored)) or _named(_innermost(_as_tensors(stored)))
+    weights = _named(_innermost(stored))
+    if all(is_bookkeeping(name, tensor) for name, tensor in weights.items()):
+        weights = _named(_innermost(_as_tensors(stored))) or weights
     if not weights:
         inner = _innermost(stored)
         found = _listed(stored if not isinstance(inner, Mapping) or inner else {})

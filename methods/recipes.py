@@ -78,7 +78,7 @@ class Recipe:
         if rule == "best" and not self.holdout:
             raise ValueError(
                 "recipe.holdout=false: trains on the samples by which selection 'best' judges checkpoints; take "
-                "--select last, or leave it out"
+                "--select test or last, or leave recipe.holdout=false out"
             )
         return rule
 

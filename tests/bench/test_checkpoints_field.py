@@ -74,6 +74,10 @@ FORMS: dict[str, Callable[[Weights], Any]] = {
     "a number beside flat weights": lambda w: {**w, "epoch": torch.tensor(3), "acc": torch.tensor(0.5)},
     "a number beside weights in parallel": lambda w: {**under(w, "module."), "epoch": torch.tensor(3)},
     "arrays": lambda w: {name: tensor.numpy() for name, tensor in w.items()},
+    "arrays, and a number that is a tensor": lambda w: {
+        **{name: tensor.numpy() for name, tensor in w.items()},
+        "epoch": torch.tensor(3),
+    },
     "arrays, wrapped": lambda w: {
         "net": {name: tensor.numpy() for name, tensor in under(w, "module.").items()},
         "acc": np.arange(3.0),

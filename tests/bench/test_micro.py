@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from bench.micro import Cut, is_exact, joined, out_of_memory, part_of
 from bench.preflight import preflight
 from bench.schedule import Site
 from bench.store import read_json
-from bench.train import train
+from bench.train import Trainer, train
 from methods.base import Adversarial, Batch
 from tests.bench.jobs import StopAt, description, history, in_pieces, job_of, parts_of, plan, train_all, tree
 from tests.bench.networks import named
@@ -126,6 +128,20 @@ def test_with_batch_norm_a_run_in_parts_is_marked(tmp_path: Path) -> None:
     facts = description(tmp_path / job.folder)["micro_batch"]
     assert (facts["size"], facts["exact"]) == (20, False)
     assert history(tmp_path / job.folder)[0]["micro_batch"] == 20
+
+
+def test_a_state_with_one_cut_for_all_processes_is_gone_on_with(trained: Path, tmp_path: Path) -> None:
+    """Its form before each process kept its own."""
+    job = job_of(run_of("tight", overrides={"ham.begin_epoch_index": 1}), "pgd_at")
+    shutil.copytree(trained / job.folder, tmp_path / job.folder)
+    state = torch.load(tmp_path / job.folder / "state.pt", weights_only=True)
+    position = json.loads(state["position"])
+    position["cut"] = position.pop("cuts")[0]
+    torch.save({**state, "position": json.dumps(position)}, tmp_path / job.folder / "state.pt")
+    trainer = Trainer(job, parts_of(job), tmp_path / job.folder, teachers={})
+    trainer.run()
+    facts = description(tmp_path / job.folder)["micro_batch"]
+    assert (trainer.cut.size, facts["size"], facts["out_of_memory_at"]) == (20, 20, [0, 0])
 
 
 # What cannot be

@@ -284,7 +284,9 @@ def test_samples_that_are_trained_on_choose_no_checkpoint(owner: str, asked: dic
     """Selection is "best" where it is asked for, and in the published recipes."""
     whole = {f"{owner}.recipe.holdout": False}
     sentence = f"--set {owner}.recipe.holdout=false: trains on the samples by which selection 'best' judges checkpoints"
-    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}; take --select last, or leave it out$"):
+    with pytest.raises(
+        UsageError, match=f"^{re.escape(sentence)}; take --select test or last, or leave recipe.holdout=false out$"
+    ):
         plan(methods=("absld",), overrides=whole, **asked)
     for select in ("last", "test"):
         (job,) = [job for job in plan(methods=("absld",), overrides=whole, **{**asked, "select": select}).train

@@ -59,6 +59,17 @@ class Validating(PGDAT):
         ctx.validate(lambda *asked: None)  # type: ignore[arg-type,return-value]
 
 
+class Counting(PGDAT):
+    def setup(self, model: nn.Module, ctx: Context) -> None:
+        (_,) = ctx.teachers.values()
+
+
+class Beheading(PGDAT):
+    def setup(self, model: nn.Module, ctx: Context) -> None:
+        assert isinstance(model.linear, nn.Linear), "another method's model"
+        model.linear = nn.Identity()
+
+
 class Untold(PGDAT):
     def visible_labels(self, y: Tensor) -> Tensor:
         raise ValueError("untold: expected a thousand labels")
@@ -74,6 +85,9 @@ def test_what_needs_the_run_is_left_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         site = Site(tmp_path, Path("data"))
         preflight(small(methods=("curious", "validating"), seeds=(0, 1)), site)
         assert Curious.met == ["3 epochs, 3 steps, 300 samples, torch.Size([1])"], "once for all seeds"
+        METHODS.register("counting")(Counting)
+        METHODS.register("beheading")(Beheading)
+        preflight(small(methods=("npair_at", "counting", "beheading")), site)
         with pytest.raises(UsageError, match=r"^untold seed 0: untold: expected a thousand labels$"):
             preflight(small(methods=("untold",), seeds=(0, 1)), site)
     assert torch.equal(before, torch.get_rng_state())

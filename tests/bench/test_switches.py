@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,8 +77,10 @@ def test_a_gpu_without_bfloat16_computes_in_it_only_if_asked(
     asked: tuple[str, ...], on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    found = make_plan(settings(methods=("natural",), train_with=asked), "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=8 - device.index))
+    newer = make_plan(settings(methods=("natural",)), "cuda:0")
+    assert "bf16" in newer.train[0].train_with and not newer.notes
+    found = make_plan(settings(methods=("natural",), train_with=asked), "cuda:1")
     assert ("bf16" in found.train[0].train_with, bool(found.notes)) == (on, not on)
     assert set(found.train[0].train_with) == ({"bf16"} if on else set(USUAL["cuda"]) - {"bf16"})
 
