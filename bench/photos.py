@@ -166,8 +166,9 @@ def decoded(path: Path, size: int, shorter: int, channels: int) -> tuple[Images,
 def listing(folder: Path) -> Listing:
     """The class sub-folders of a folder and their image files, names in sorted order.
 
-    A folder with one of `TRAIN` and one of `TEST`, in any case, holds its parts, the first of each in that order; of
-    any other a fixed stratified fifth, one image of each class at least, is the test part.
+    A folder with one of `TRAIN` and one of `TEST`, in any case, holds its parts, the first of each in that order, if
+    they hold folders and no images; of any other a fixed stratified fifth, one image of each class at least, is the
+    test part.
 
     Raises:
         UsageError: if there is no such folder.
@@ -186,7 +187,8 @@ def _remembered(folder: Path, times: tuple[int, ...]) -> Listing:
 
 def _listing(folder: Path) -> Listing:
     inside = _folders(folder)
-    parts = tuple(_called(inside, TRAIN) + _called(inside, TEST))
+    holding = [name for name in inside if _folders(folder / name) and not _holds_images(folder / name)]
+    parts = tuple(_called(holding, TRAIN) + _called(holding, TEST))
     if len(parts) == 2:
         names = _folders(folder / parts[0])
         odd = sorted(set(names) ^ set(_folders(folder / parts[1])))
@@ -219,12 +221,13 @@ def _check_classes(folder: Path, names: Sequence[str]) -> None:
     Raises:
         BenchError: naming the first that is.
     """
-    for train in _called(names, TRAIN):
-        if _folders(folder / train) and not _holds_images(folder / train):
-            raise BenchError(
-                f"{folder}: expected test (or val) beside {train}, found neither; add one, or give "
-                f"folder:{folder / train} for a fifth of it to be the test part"
-            )
+    for found, wanted in ((TRAIN, "test (or val)"), (TEST, "train")):
+        for part in _called(names, found):
+            if _folders(folder / part) and not _holds_images(folder / part):
+                raise BenchError(
+                    f"{folder}: expected {wanted} beside {part}, with a folder for each class; add it, or give "
+                    f"folder:{folder / part} for a fifth of it to be the test part"
+                )
     for name in names:
         below = _folders(folder / name)
         if len(below) > 1 and not _holds_images(folder / name):

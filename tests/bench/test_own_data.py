@@ -278,11 +278,16 @@ def test_parts_are_known_in_any_case_and_by_their_longer_names(tmp_path: Path, c
     assert other.hash == load(f"folder:{tmp_path}/usual").hash
 
 
+def test_classes_may_be_called_like_parts(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"Training": 10, "match": 10, "testing": 10})
+    assert load(f"folder:{tmp_path}").class_names == ("Training", "match", "testing")
+
+
 @pytest.mark.parametrize(
     ("folders", "told"),
     [
-        (("train/ant", "train/bee"), r"expected test \(or val\) beside train, found neither; .* folder:.*/train for a"),
-        (("Train/ant", "Train/bee", "notes"), r"expected test \(or val\) beside Train, found neither"),
+        (("train/ant", "train/bee"), r"expected test \(or val\) beside train, with .* folder:.*/train for a"),
+        (("Train/ant", "Train/bee", "notes"), r"expected test \(or val\) beside Train, with"),
         (
             ("fold1/ant", "fold1/bee", "fold2/ant", "fold2/bee"),
             "fold1: .* class, found only folders such as ant and bee",
@@ -291,7 +296,7 @@ def test_parts_are_known_in_any_case_and_by_their_longer_names(tmp_path: Path, c
             ("ant", "bee/large", "bee/small"),
             "bee: .* class, found only folders such as large and small; call the parts",
         ),
-        (("test/ant", "test/bee", "val/ant", "val/bee"), "test: expected the images of a class, found only folders"),
+        (("test/ant", "test/bee", "val/ant", "val/bee"), "expected train beside test, with a folder for each class"),
     ],
 )
 def test_folders_that_hold_no_classes_are_not_taken_for_them(
