@@ -139,8 +139,10 @@ def _adopted(
     from bench.settings import model_name
 
     if robustbench is not None:
-        if checkpoint or model:
-            raise UsageError("--robustbench: takes the place of --checkpoint and --model; leave those out")
+        if checkpoint or model or mean or std:
+            raise UsageError(
+                "--robustbench: takes the place of --checkpoint, --model, --mean and --std; leave those out"
+            )
         _, jobs = external.adopt_zoo(settings, robustbench, label=label)
     elif checkpoint is None or model is None:
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
