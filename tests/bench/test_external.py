@@ -174,7 +174,10 @@ def test_an_untrained_model_is_refused(tmp_path: Path) -> None:
         (["--checkpoint", "none.pt", "--model", "small_cnn"], "none.pt: there is no such file"),
         (["--checkpoint", "none.pt", "--model", "smal_cnn"], "unknown model 'smal_cnn'; did you mean 'small_cnn'?"),
         (["--robustbench", "X", "--model", "small_cnn"], "--robustbench: takes the place of --checkpoint, --model"),
-        (["--robustbench", "X", "--mean", "0.5", "--std", "0.2"], "--robustbench: takes the place of --checkpoint, --model"),
+        (
+            ["--robustbench", "X", "--mean", "0.5", "--std", "0.2"],
+            "--robustbench: takes the place of --checkpoint, --model",
+        ),
     ],
 )
 def test_what_is_missing_is_said(arguments: list[str], sentence: str, tmp_path: Path) -> None:
