@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,13 @@ T = TypeVar("T")
 def canonical(name: str) -> str:
     """The form in which names are compared: lower case, `-` and `_` alike."""
     return name.strip().lower().replace("-", "_")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """What a sentence on an unknown name says of the closest of those that there are: `; did you mean 'x'?`, or `;`."""
+    known = {canonical(other): other for other in names}
+    close = difflib.get_close_matches(canonical(name), known, n=1)
+    return f"; did you mean {known[close[0]]!r}?" if close else ";"
 
 
 class UnknownName(KeyError):
@@ -93,8 +100,7 @@ class Registry(Generic[T]):
         """
         known = self._spelling(name)
         if known is None:
-            close = difflib.get_close_matches(canonical(name), [canonical(n) for n in self.names()], n=1)
-            hint = f"; did you mean {self._spelling(close[0])!r}?" if close else ";"
+            hint = suggestion(name, self.names())
             raise UnknownName(f"unknown {self.kind} {name!r}{hint} available: {', '.join(self.accepted())}")
         return known
 

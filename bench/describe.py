@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from attacks.registry import Registry, canonical
+from attacks.registry import Registry, canonical, suggestion
 from attacks.sketch import Sketch
 from bench import pages, pairs, protocols, store
 from bench.data import Datasets
@@ -62,11 +61,8 @@ def shown(name: str, form: str = "text") -> str:
     texts = [show_text(kind, registry_of(kind), name) for kind in SHOWN if name in registry_of(kind)]
     texts += [protocols.show_text(other) for other in protocols.PROTOCOLS if other == canonical(name)]
     if not texts:
-        known = {canonical(other): other for kind in SHOWN for other in registry_of(kind)}
-        known |= {other: other for other in protocols.PROTOCOLS if other not in known}
-        close = difflib.get_close_matches(canonical(name), known, n=1)
-        hint = f"; did you mean {known[close[0]]!r}?" if close else ";"
-        raise UsageError(f"unknown name {name!r}{hint} available: {', '.join(known.values())}")
+        known = dict.fromkeys([*(other for kind in SHOWN for other in registry_of(kind)), *protocols.PROTOCOLS])
+        raise UsageError(f"unknown name {name!r}{suggestion(name, known)} available: {', '.join(known)}")
     return "\n\n".join(texts)
 
 

@@ -62,7 +62,7 @@ def evaluate(
     device = next((p.device for p in model.parameters()), x.device)
     predictions: dict[str, np.ndarray[Any, Any]] = {}
     robust: dict[str, np.ndarray[Any, Any]] = {}
-    clean: Tensor | None = None
+    clean: Tensor | None = None  # found by the first attack, which learns there how much fits into memory
     for item in attacks:
         known = ATTACKS.resolve(item) if isinstance(item, str) else getattr(item, "name", type(item).__name__.lower())
         attack = ATTACKS[known](threat=threat) if isinstance(item, str) else item
@@ -75,8 +75,7 @@ def evaluate(
         named = columns(known, verdicts)
         predictions |= {name: prediction.numpy() for name, (prediction, _) in named.items()}
         robust |= {name: verdict.numpy() for name, (_, verdict) in named.items()}
-    if clean is None:
-        clean = _predicted(model, x, device, block, progress or Progress())
+    clean = _predicted(model, x, device, block, progress or Progress()) if clean is None else clean
     return Outcomes(
         np.arange(len(y)), y.cpu().numpy(), clean.numpy(), attacks=predictions, robust=robust,
         num_classes=class_count(model, x, device), class_names=class_names,

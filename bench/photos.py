@@ -187,7 +187,7 @@ def _remembered(folder: Path, times: tuple[int, ...]) -> Listing:
 
 def _listing(folder: Path) -> Listing:
     inside = _folders(folder)
-    holding = [name for name in inside if _folders(folder / name) and not _holds_images(folder / name)]
+    holding = [name for name in inside if _holds_folders_alone(folder / name)]
     parts = tuple(_called(holding, TRAIN) + _called(holding, TEST))
     if len(parts) == 2:
         names = _folders(folder / parts[0])
@@ -223,23 +223,25 @@ def _check_classes(folder: Path, names: Sequence[str]) -> None:
     """
     for found, wanted in ((TRAIN, "test (or val)"), (TEST, "train")):
         for part in _called(names, found):
-            if _folders(folder / part) and not _holds_images(folder / part):
+            if _holds_folders_alone(folder / part):
                 raise BenchError(
                     f"{folder}: expected {wanted} beside {part}, with a folder for each class; add it, or give "
                     f"folder:{folder / part} for a fifth of it to be the test part"
                 )
     for name in names:
         below = _folders(folder / name)
-        if len(below) > 1 and not _holds_images(folder / name):
+        if len(below) > 1 and _holds_folders_alone(folder / name):
             raise BenchError(
                 f"{folder / name}: expected the images of a class, found only folders such as {below[0]} and "
                 f"{below[1]}; call the parts train and test, or put all images of a class into one folder"
             )
 
 
-def _holds_images(folder: Path) -> bool:
+def _holds_folders_alone(folder: Path) -> bool:
+    """Whether there are folders in a folder, and no images beside them."""
     with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(ENDINGS) and entry.is_file() for entry in entries)
+        images = any(entry.name.lower().endswith(ENDINGS) and entry.is_file() for entry in entries)
+    return not images and bool(_folders(folder))
 
 
 def scan(folder: Path, classes: Sequence[str]) -> Files:

@@ -6,14 +6,13 @@ protocols, or without one, are one evaluation. Which protocol a table's attacks 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attacks.registry import canonical
+from attacks.registry import canonical, suggestion
 from attacks.tables import ATTACKS
 from bench.errors import UsageError
 
@@ -120,8 +119,7 @@ def resolve(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         known = canonical(name)
         if known not in PROTOCOLS:
-            close = difflib.get_close_matches(known, list(PROTOCOLS), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            hint = suggestion(name, PROTOCOLS)
             raise UsageError(f"--protocol {name}: unknown protocol{hint} available: {', '.join(PROTOCOLS)}")
         found.append(known)
     return tuple(dict.fromkeys(found))

@@ -96,8 +96,6 @@ def run_attack(
     num_classes = class_count(model, x, device)
     verdicts = Verdicts(y.cpu(), torch.full((len(y),), -1))
     stages, verdicts.left_out = due_stages(attack, name, num_classes)
-    for label, reason in verdicts.left_out.items():
-        progress.line(f"{name}: {label} is left out: {reason}")
     walk = _Walk(
         model=model, x=x, attack=attack, name=name, seed=seed, block=block, device=device, folder=folder,
         progress=progress, part=part, stop=stop, prepare=prepare, verdicts=verdicts,
@@ -157,6 +155,8 @@ class _Walk:
 
     def run(self, stages: Mapping[str, Attack], clean: Tensor | None) -> None:
         """Clean predictions, unless they are known, then stage after stage, until a rule stops it."""
+        for label, reason in self.verdicts.left_out.items():
+            self.progress.line(f"{self.name}: {label} is left out: {reason}")
         self.look(clean)
         if not self.blocks:  # a part of more parts than blocks
             return

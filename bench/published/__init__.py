@@ -9,12 +9,12 @@ it; `nsd` is computed by us where a source lists all classes (ddof 0), and nowhe
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from attacks.registry import suggestion
 from bench.errors import UsageError
 from bench.settings import radius
 
@@ -118,8 +118,7 @@ def resolve(name: str) -> str:
     wanted = name.strip().lower()
     if wanted in sources():
         return wanted
-    close = difflib.get_close_matches(wanted, sources(), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = suggestion(wanted, sources())
     raise UsageError(f"--against {name}: no published figures of that name{hint} available: {', '.join(sources())}")
 
 
