@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from attacks.ascent import ascend
     from attacks.base import Attack
     from attacks.passes import Passes
-    from attacks.tables import ATTACKS, register
+    from attacks.registry import ATTACKS, register
     from attacks.threat import ThreatModel
 
 _HOMES = {
-    "ATTACKS": "attacks.tables",
+    "ATTACKS": "attacks.registry",
     "Attack": "attacks.base",
     "Passes": "attacks.passes",
     "ThreatModel": "attacks.threat",
     "ascend": "attacks.ascent",
-    "register": "attacks.tables",
+    "register": "attacks.registry",
 }
 
 __all__ = ["ATTACKS", "Attack", "Passes", "ThreatModel", "ascend", "objectives", "register"]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.modes import frozen, mode
+from attacks.contexts import frozen, mode
 from attacks.objectives import Objective, Sloped
 from attacks.threat import Norm, Start, per_sample, project, starting_point
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.objectives import Objective, margin
 from attacks.pgd import PGD
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import Start
 
 

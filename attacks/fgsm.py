@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attacks.pgd import PGD
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import Start
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from attacks.ascent import ascend
 from attacks.base import Attack, check_inputs
-from attacks.modes import mode
+from attacks.contexts import mode
 from attacks.objectives import Objective, cross_entropy
 from attacks.passes import Passes
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import Start, ThreatModel, starting_point
 
 TRADES_RATIO = 0.003 * 255 / 8

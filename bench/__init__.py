@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench import metrics
-    from bench.evaluation import evaluate
-    from bench.outcomes import Outcomes
+    from bench.evaluation.evaluate import evaluate
+    from bench.evaluation.sanity import examine
     from bench.report import load_results
-    from bench.sanity import examine
+    from bench.results.outcomes import Outcomes
 
 __all__ = ["Outcomes", "evaluate", "examine", "load_results", "metrics"]
 
 _HOMES = {
-    "Outcomes": "bench.outcomes",
-    "evaluate": "bench.evaluation",
-    "examine": "bench.sanity",
+    "Outcomes": "bench.results.outcomes",
+    "evaluate": "bench.evaluation.evaluate",
+    "examine": "bench.evaluation.sanity",
     "load_results": "bench.report",
 }
 

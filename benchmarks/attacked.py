@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.walk import Verdicts, predict, run_attack
+from bench.evaluation.stages import Verdicts, predict, run_attack
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLE = "autoattack"

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.prepared import Prepared
-from attacks.tables import ATTACKS
-from bench.counting import Counter
+from attacks.fast.prepared import Prepared
+from attacks.registry import ATTACKS
+from bench.core.pass_counter import Counter
 from bench.errors import UsageError
 from bench.memory import keep_freed
 from benchmarks import timing

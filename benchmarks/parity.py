@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from attacks.reference import reference_version
+from attacks.autoattack.reference import reference_version
 from benchmarks import bars
 from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, add_effort_options
 from benchmarks.subjects import Subject, add_subject_options, comma_list, masked, subjects

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.modes import frozen, mode
+from attacks.contexts import frozen, mode
 from benchmarks.timing import LONG_ENOUGH, Task
 
 MOST = 100  # times that anything is done in one measurement

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.train import Trainer
+from bench.training.trainer import Trainer
 from benchmarks import timing
 from benchmarks.tables import Page, yes
 from benchmarks.trained import Ground, SuiteStep

@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from bench.data.splits import load
 from bench.errors import UsageError
-from bench.parts import load
 from benchmarks import speed
 from benchmarks.subjects import trained
 from benchmarks.tables import guarded

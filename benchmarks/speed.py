@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.prepared import Prepared
-from attacks.reference import reference_version
-from bench.counting import KINDS, Counter
+from attacks.autoattack.reference import reference_version
+from attacks.fast.prepared import Prepared
+from bench.core.pass_counter import KINDS, Counter
 from bench.memory import keep_freed
 from benchmarks import switches, timing
 from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, build, predict, run

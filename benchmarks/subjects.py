@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
-from bench.checkpoints import fit, load_weights
-from bench.data import DATASETS
+from bench.config.settings import radius
+from bench.core.files import is_done, read_json
+from bench.data.registry import DATASETS
+from bench.data.splits import Part, Parts, limit, load, to_float
 from bench.errors import UsageError
-from bench.jobs import BLOCK
-from bench.models import build
-from bench.parts import Part, Parts, limit, load, to_float
-from bench.settings import radius
-from bench.store import is_done, read_json
+from bench.models.checkpoints import fit, load_weights
+from bench.models.registry import build
+from bench.plan.jobs import BLOCK
 
 T = TypeVar("T")
 LEVELS = 16  # of the masking, at least

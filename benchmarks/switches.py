@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from attacks.prepared import Prepared
+from attacks.fast.prepared import Prepared
 from attacks.threat import ThreatModel
 from bench.memory import keep_freed
 from benchmarks import timing

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attacks.registry import UnknownName
-from bench import device as devices
+from attacks.plugins.registry import UnknownName
+from bench.core import device as devices
+from bench.core.files import write_text
 from bench.errors import BenchError, UsageError
-from bench.store import write_text
 
 
 class Page:

@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
-from bench import device as devices
-from bench.parts import to_float
-from bench.switches import SWITCHES, USUAL
-from bench.train import Trainer
+from bench.config.speedups import SWITCHES, USUAL
+from bench.core import device as devices
+from bench.data.splits import to_float
+from bench.training.trainer import Trainer
 from benchmarks import kept, per_class, timing
 from benchmarks.passes import BarePasses, Kind, often
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.subjects import comma_list
 from benchmarks.tables import Page, guarded, spread, yes
 from benchmarks.trained import Ground, PlainStep, SuiteStep, gradients_differ
-from methods.tables import METHODS
+from methods.registry import METHODS
 
 PARTS = ("methods", "switches", "per-class")
 OVERHEAD, GOAL = 1.15, 1.5  # over the floor, at most; of the plain step, at least
@@ -162,7 +162,7 @@ class Measured:
     Args:
         name: of the method.
         ground: what is trained on.
-        switches: of `bench.switches`; None takes the device's.
+        switches: of `bench.config.speedups`; None takes the device's.
         clock: seconds of a task.
     """
 

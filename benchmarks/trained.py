@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.counting import Counter
-from bench.forms import Forms
-from bench.models import build
-from bench.parts import Part, Parts, load, to_float
-from bench.plan import make_plan
-from bench.settings import RunSettings
-from bench.streams import derive, forked
-from bench.switches import NONE
-from bench.train import Trainer
+from bench.config.settings import RunSettings
+from bench.config.speedups import NONE
+from bench.core.pass_counter import Counter
+from bench.core.seeding import derive, forked
+from bench.data.splits import Part, Parts, load, to_float
+from bench.models.registry import build
+from bench.plan.planner import make_plan
+from bench.training.fast_forms import Forms
+from bench.training.trainer import Trainer
 from benchmarks.passes import Ledger
 from benchmarks.plain_steps import AS_RELEASED, STEPS, Scene, Written
 from methods.base import Batch
@@ -69,7 +69,7 @@ class Ground:
 
         Args:
             method: name.
-            switches: of `bench.switches`; None takes the device's.
+            switches: of `bench.config.speedups`; None takes the device's.
         """
         settings = RunSettings(
             methods=(method,), dataset=self.dataset, model=self.model, batch_size=self.batch, device=self.device,

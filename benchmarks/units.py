@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import attacks
-from attacks.fab import minimal_norms
-from attacks.reference import NORMS, fenced, reference_package, reference_version
+from attacks.autoattack.fab import minimal_norms
+from attacks.autoattack.reference import NORMS, fenced, reference_package, reference_version
 from attacks.threat import distance
-from bench.store import Timer, file_hash, key_of, read_json, write_json
+from bench.core.files import Timer, file_hash, key_of, read_json, write_json
 from benchmarks.attacked import SUFFIXES, Effort, predict, run
 from benchmarks.subjects import Subject
 

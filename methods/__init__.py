@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from methods import losses
     from methods.base import Adversarial, Batch, Context, Method, Terms
+    from methods.compositions.wrapper import Wrapper
     from methods.recipes import Recipe
-    from methods.tables import COMPOSITIONS, METHODS, register
-    from methods.wrapper import Wrapper
+    from methods.registry import COMPOSITIONS, METHODS, register
 
 _HOMES = {
     **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
-    **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.tables"),
+    **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.registry"),
     "Recipe": "methods.recipes",
-    "Wrapper": "methods.wrapper",
+    "Wrapper": "methods.compositions.wrapper",
 }
 
 __all__ = [

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.losses import class_means, class_sums, cross_entropy, tempered
+from methods.registry import register
 from methods.rslad import RSLAD
-from methods.tables import register
 
 
 @register("absld")

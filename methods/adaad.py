@@ -28,7 +28,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl, kl_logits
 from methods.recipes import Recipe, digits, short
-from methods.tables import register
+from methods.registry import register
 
 PAPER = Recipe(epochs=200, lr=0.1, milestones=(100, 150), augment="crop_flip", source="released script")
 

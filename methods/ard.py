@@ -25,7 +25,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl
 from methods.recipes import Recipe, digits, short
-from methods.tables import register
+from methods.registry import register
 
 PAPER = Recipe(
     epochs=200, lr=0.1, milestones=(100, 150), weight_decay=2e-4, augment="crop_flip", source="released script"

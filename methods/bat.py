@@ -27,7 +27,7 @@ from attacks.threat import per_sample, project, starting_point
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl_logits
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import divergence_from
 
 

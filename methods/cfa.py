@@ -33,7 +33,7 @@ from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.bat import Exits
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import RICE, Recipe, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import divergence_from
 
 EPS_BASE = {"at": 0.5, "trades": 0.3, "fat": 0.7}

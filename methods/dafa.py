@@ -32,7 +32,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import divergence_from
 
 RELEASED = Recipe(

@@ -32,7 +32,7 @@ from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, class_sums, cross_entropy, exact, kl_logits, of_class
 from methods.mart import mart
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import divergence_from
 
 ROUNDING = 1e-9  # margins that differ by less are equal

@@ -24,11 +24,11 @@ from torch import nn
 
 from methods.ard import ARD
 from methods.base import Adversarial, Batch, Context
-from methods.fair_weight import FairWeight
+from methods.compositions.fair_weight import FairWeight
 from methods.mtard import MTARD
 from methods.recipes import Recipe, digits, short
+from methods.registry import register
 from methods.rslad import RSLAD
-from methods.tables import register
 
 PAPER_200 = Recipe(
     epochs=200, lr=0.1, milestones=(100, 150), weight_decay=2e-4, nesterov=True, augment="crop_flip",

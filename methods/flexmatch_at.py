@@ -32,14 +32,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from attacks.modes import mode
+from attacks.contexts import mode
 from attacks.passes import Passes
 from methods.averaging import frozen_copy, move, warm
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
 from methods.pgd_at import PGDAT
 from methods.recipes import DEFAULT, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import TRADES
 
 CHOICES = {

@@ -28,7 +28,7 @@ from attacks.threat import ThreatModel
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class, step_share
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 from methods.trades import divergence_from
 
 

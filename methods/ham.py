@@ -29,7 +29,7 @@ from attacks import objectives
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
 from methods.recipes import Recipe, digits, short
-from methods.tables import register
+from methods.registry import register
 
 PAPER = Recipe(
     epochs=120, lr=0.1, milestones=(59, 89, 109), factors=(0.1, 0.1, 0.5), weight_decay=2e-4, augment="crop_flip",

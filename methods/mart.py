@@ -24,7 +24,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 
 
 @register("mart")

@@ -14,7 +14,7 @@ from torch import nn
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy
-from methods.tables import register
+from methods.registry import register
 
 
 @register("natural")

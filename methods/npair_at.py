@@ -28,7 +28,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.features import has_linear, with_features
 from methods.pgd_at import PGDAT
-from methods.tables import register
+from methods.registry import register
 
 
 @register("npair_at")

@@ -23,7 +23,7 @@ from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl
 from methods.recipes import Recipe, digits, short
-from methods.tables import register
+from methods.registry import register
 
 PAPER = Recipe(
     epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, augment="crop_flip", source="released script"

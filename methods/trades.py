@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from attacks import objectives
-from attacks.modes import mode
+from attacks.contexts import mode
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl_logits
 from methods.recipes import Recipe, digits
-from methods.tables import register
+from methods.registry import register
 
 
 @register("trades")

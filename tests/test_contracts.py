@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from attacks.pgd import PGD
-from attacks.registry import UnknownName
-from attacks.tables import ATTACKS
-from bench.cli import main
+from attacks.plugins.registry import UnknownName
+from attacks.registry import ATTACKS
+from bench.cli.app import main
 from bench.conformance import (
     ATTACK_CHECKS,
     METHOD_CHECKS,
@@ -32,7 +32,7 @@ from bench.conformance.specials import SPECIALS
 from methods.base import Adversarial, Batch, Context, Method
 from methods.pgd_at import PGDAT
 from methods.recipes import digits
-from methods.tables import COMPOSITIONS, METHODS
+from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import plan, train_all
 from tests.planted import FAULTY_ATTACKS, FAULTY_METHODS
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from attacks.registry import Registry
-from attacks.tables import ATTACKS
+from attacks.plugins.registry import Registry
+from attacks.registry import ATTACKS
 from attacks.threat import Norm
 from bench.conformance.attacks import ATTACK_CHECKS, AttackCase
 from bench.conformance.material import ContractViolation
 from bench.conformance.methods import METHOD_CHECKS, MethodCase
 from bench.conformance.specials import Special, special
-from methods.tables import METHODS
+from methods.registry import METHODS
 
 if TYPE_CHECKING:
     from methods.base import Method

@@ -23,7 +23,7 @@ from bench.conformance.material import (
     streams,
     values,
 )
-from bench.counting import KINDS, Counter
+from bench.core.pass_counter import KINDS, Counter
 
 SAMPLES = 12
 EPS: Mapping[Norm, float] = {"linf": 0.05, "l2": 0.25}

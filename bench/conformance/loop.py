@@ -1,4 +1,4 @@
-"""The training loop in small: the order of hooks and the seeding of `bench.train`, on synthetic images."""
+"""The training loop in small: the order of hooks and the seeding of `bench.training.trainer`, on synthetic images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.modes import mode
+from attacks.contexts import mode
 from bench.conformance.material import images, network
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
 

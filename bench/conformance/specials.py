@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attacks.registry import Registry
-from methods.tables import METHODS
+from attacks.plugins.registry import Registry
+from methods.registry import METHODS
 
 
 @dataclass(frozen=True)

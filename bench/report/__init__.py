@@ -6,27 +6,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.report.baseline import gains
-    from bench.report.beside import against
-    from bench.report.checks import verify
-    from bench.report.classes import by_class
-    from bench.report.comparison import compare
-    from bench.report.frame import load_results
-    from bench.report.main import render
-    from bench.report.plots import figures
-    from bench.report.sheet import REPORTERS
+    from bench.report.figures.plots import figures
+    from bench.report.formats.sheet import REPORTERS
+    from bench.report.integrity import verify
+    from bench.report.tables.main import render
+    from bench.report.views.against import against
+    from bench.report.views.by_class import by_class
+    from bench.report.views.compare import compare
+    from bench.report.views.over import gains
+    from bench.results.tree import load_results
 
 # Name -> module; no module here is called like a function, since importing it would hide the function.
 _HOMES = {
-    "against": "beside",
-    "by_class": "classes",
-    "compare": "comparison",
-    "figures": "plots",
-    "gains": "baseline",
-    "load_results": "frame",
-    "render": "main",
-    "REPORTERS": "sheet",
-    "verify": "checks",
+    "against": "views.against",
+    "by_class": "views.by_class",
+    "compare": "views.compare",
+    "figures": "figures.plots",
+    "gains": "views.over",
+    "load_results": "tree",
+    "render": "tables.main",
+    "REPORTERS": "formats.sheet",
+    "verify": "integrity",
 }
 
 __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "load_results", "render", "verify"]
@@ -34,5 +34,6 @@ __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "l
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"bench.report.{_HOMES[name]}"), name)
+        home = "bench.results.tree" if name == "load_results" else f"bench.report.{_HOMES[name]}"
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

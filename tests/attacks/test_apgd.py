@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import apgd
-from attacks.apgd import APGDCE, APGDT, Climb, checkpoints, surface
+from attacks.autoattack import apgd
+from attacks.autoattack.apgd import APGDCE, APGDT, Climb, checkpoints, surface
+from attacks.autoattack.reference import fenced, reference_package
+from attacks.autoattack.stage import lengths
 from attacks.objectives import targeted_dlr
-from attacks.reference import fenced, reference_package
-from attacks.stage import lengths
 from attacks.threat import Norm, ThreatModel
 from tests.attacks.watched import labelled, robust, stream, watch
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.ascent import ascend
+from attacks.contexts import mode
 from attacks.cw import CW
 from attacks.fgsm import FGSM
-from attacks.modes import mode
 from attacks.pgd import PGD, TRADES_RATIO, PGDTrades
 from attacks.threat import Norm, ThreatModel, distance, project
 from bench.conformance.material import freeze_one_norm, gradients, images, modes, network, values
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 
 X = images(12, 3)
 Y = torch.arange(12) % 5

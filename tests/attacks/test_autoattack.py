@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.apgd import APGDCE, APGDT
-from attacks.autoattack import AutoAttack
-from attacks.fab import FABT
+from attacks.autoattack.apgd import APGDCE, APGDT
+from attacks.autoattack.ensemble import AutoAttack
+from attacks.autoattack.fab import FABT
+from attacks.autoattack.square import Square
+from attacks.autoattack.stage import Stage
 from attacks.passes import Passes
-from attacks.square import Square
-from attacks.stage import Stage
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
-from bench.counting import Counter
-from bench.walk import run_attack
+from bench.core.pass_counter import Counter
+from bench.evaluation.stages import run_attack
 from tests.attacks.watched import labelled, robust, stream, watch
 
 NAMES = ["apgd-ce", "apgd-t", "fab-t", "square"]

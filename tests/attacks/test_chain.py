@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.chain import Chain, chained
-from attacks.links import Banded, Before, Blocked, Cast, Convolution, Linear, Phased
-from attacks.prepared import Prepared
-from bench.models import build
-from bench.normalized import Normalized
+from attacks.fast.chain import Chain, chained
+from attacks.fast.layers import Banded, Before, Blocked, Cast, Convolution, Linear, Phased
+from attacks.fast.prepared import Prepared
+from bench.models.normalized import Normalized
+from bench.models.registry import build
 from tests.attacks.watched import stream
 
 

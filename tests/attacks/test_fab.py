@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.fab import FABT, approach, minimal_norms, to_hyperplane
-from attacks.reference import fenced, reference_package
+from attacks.autoattack.fab import FABT, approach, minimal_norms, to_hyperplane
+from attacks.autoattack.reference import fenced, reference_package
 from attacks.threat import Norm, ThreatModel, distance
 from bench.conformance.material import images, network
 from tests.attacks.watched import labelled, robust, stream

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.ascent import ascend
-from attacks.chain import Chain
-from attacks.folded import Folded
-from bench.models import build
+from attacks.fast.chain import Chain
+from attacks.fast.folded import Folded
+from bench.models.registry import build
 
 
 def images(n: int, channels: int, size: int) -> Tensor:

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks import masking, probes, symptoms
 from attacks.ascent import ascend
-from attacks.masking import Examination, choose, examine
 from attacks.objectives import cross_entropy
-from attacks.symptoms import Finding
+from attacks.sanity import checks as masking
+from attacks.sanity import findings as symptoms
+from attacks.sanity import measure as probes
+from attacks.sanity.checks import Examination, choose, examine
+from attacks.sanity.findings import Finding
 from attacks.threat import ThreatModel
-from bench.data import load, to_float
+from bench.data.registry import load, to_float
 from tests.attacks.masked import DESIGNED, HELD_OUT, Around, QuantisedInput, Wrapper
 
 EPS = (0.05, 0.1, 0.15, 0.3)

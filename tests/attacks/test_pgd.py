@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.pgd import PGD
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.conformance.material import images, network
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 
 THREAT = ThreatModel("linf", 0.05)
 X = images(48, 7)

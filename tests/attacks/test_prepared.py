@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.prepared import Prepared, padded_size
-from attacks.stage import Standing
-from attacks.tables import ATTACKS
+from attacks.autoattack.stage import Standing
+from attacks.fast.prepared import Prepared, padded_size
+from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.counting import Counter
-from bench.models import build
+from bench.core.pass_counter import Counter
+from bench.models.registry import build
 from tests.attacks.watched import labelled, robust, stream
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import quick
+from attacks.autoattack import quick
+from attacks.autoattack.quick import Quick
 from attacks.passes import Passes
-from attacks.quick import Quick
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
-from bench.report.columns import Column
-from bench.walk import run_attack
+from bench.evaluation.stages import run_attack
+from bench.report.tables.columns import Column
 from tests.attacks.test_autoattack import NORMS, TINY, Network, Without, counted, scaled
 from tests.attacks.watched import labelled, robust, stream, watch
 from tests.bench.jobs import plan

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import reference
-from attacks.reference import APGDCE, APGDT, FABT, AutoAttack, Square, Stage, reference_version
+from attacks.autoattack import reference
+from attacks.autoattack.reference import APGDCE, APGDT, FABT, AutoAttack, Square, Stage, reference_version
 from attacks.threat import ThreatModel
 from bench.conformance.material import difference, images, network, streams
 

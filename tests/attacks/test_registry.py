@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attacks.registry import Registry, UnknownName
+from attacks.plugins.registry import Registry, UnknownName
 
 SOURCE = '''"""Two things.
 
@@ -37,7 +37,7 @@ def table() -> Registry[type]:
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[type]:
     """A table whose built-in thing is a file that is not imported yet."""
     (tmp_path / "tests_registry_table.py").write_text(
-        "from attacks.registry import Registry\n"
+        "from attacks.plugins.registry import Registry\n"
         "TABLE = Registry(kind='thing', group='bench.no_such_group', builtin={'thing-one': 'tests_registry_thing'})\n"
     )
     (tmp_path / "tests_registry_thing.py").write_text(SOURCE)

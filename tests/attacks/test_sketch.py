@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from attacks.passes import Passes
-from attacks.registry import Registry
-from attacks.sketch import PLAIN_FUNCTIONS, sketch_object, sketch_source
-from attacks.tables import ATTACKS
-from bench.data import DATASETS
-from bench.models import MODELS
+from attacks.plugins.registry import Registry
+from attacks.plugins.sketch import PLAIN_FUNCTIONS, sketch_object, sketch_source
+from attacks.registry import ATTACKS
+from bench.data.registry import DATASETS
+from bench.models.registry import MODELS
 from methods.base import Method
-from methods.tables import COMPOSITIONS, METHODS
+from methods.registry import COMPOSITIONS, METHODS
 
 REGISTRIES: list[Registry[Any]] = [METHODS, COMPOSITIONS, ATTACKS, DATASETS, MODELS]
 PLUG_INS = [(registry, name) for registry in REGISTRIES for name in registry.builtin]
@@ -72,8 +72,8 @@ def test_every_method_documents_its_problems_and_departures() -> None:
 def test_sketches_need_no_torch() -> None:
     code = (
         "import sys\n"
-        "from attacks.tables import ATTACKS\nfrom methods.tables import METHODS\n"
-        "from bench.data import DATASETS\nfrom bench.models import MODELS\n"
+        "from attacks.registry import ATTACKS\nfrom methods.registry import METHODS\n"
+        "from bench.data.registry import DATASETS\nfrom bench.models.registry import MODELS\n"
         "for table in (METHODS, ATTACKS, DATASETS, MODELS):\n"
         "    for name in table.names():\n"
         "        table.sketch(name)\n"

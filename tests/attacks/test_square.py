@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import square
-from attacks.apgd import APGDCE
-from attacks.reference import reference_package
-from attacks.square import (
+from attacks.autoattack import square
+from attacks.autoattack.apgd import APGDCE
+from attacks.autoattack.reference import reference_package
+from attacks.autoattack.square import (
     Moves,
     Square,
     Walk,

@@ -177,8 +177,8 @@ class Published:
         with zipfile.ZipFile(content, "w") as archive:
             for path in sorted(base.rglob("*")):
                 archive.write(path, path.relative_to(self.folder))
-        self.patch.setattr("bench.datasets_photos.TINY_URL", f"{self.url}tiny.zip")
-        self.patch.setattr("bench.datasets_photos.TINY_MD5", self.put("tiny.zip", content.getvalue()))
+        self.patch.setattr("bench.data.image_sets.TINY_URL", f"{self.url}tiny.zip")
+        self.patch.setattr("bench.data.image_sets.TINY_MD5", self.put("tiny.zip", content.getvalue()))
 
     def _archive(self, base: str, name: str, kind: str, field: str) -> None:
         sums = self.put(name, tarred(self.folder, base))

@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from attacks.registry import Registry
-from attacks.tables import ATTACKS
-from bench.cli import main
-from bench.data import DATASETS, Parts, load
+from attacks.plugins.registry import Registry
+from attacks.registry import ATTACKS
+from bench.cli.app import main
+from bench.config.settings import RunSettings, combined
+from bench.core.progress import Progress
+from bench.data.registry import DATASETS, Parts, load
 from bench.errors import Interrupted
-from bench.jobs import Plan, TrainJob
-from bench.models import MODELS
-from bench.plan import make_plan
-from bench.progress import Progress
-from bench.settings import RunSettings, combined
-from bench.train import train
-from methods.tables import COMPOSITIONS, METHODS
+from bench.models.registry import MODELS
+from bench.plan.jobs import Plan, TrainJob
+from bench.plan.planner import make_plan
+from bench.training.trainer import train
+from methods.registry import COMPOSITIONS, METHODS
 
 # The real command, as an installed `bench` runs it.
-COMMAND = [sys.executable, "-c", "from bench.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from bench.cli.app import main; main()"]
 # What may differ between two equal runs.
 FREE = ("timing.jsonl", "log.txt")
 

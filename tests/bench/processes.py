@@ -12,7 +12,8 @@ from pathlib import Path
 PATIENCE = 120.0
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([
-    "bench.cli", "bench.together", "bench.distributed", "bench.train", "bench.evaluation", "bench.report.main",
+    "bench.cli.app", "bench.launch.torchrun", "bench.distributed.ddp", "bench.training.trainer",
+    "bench.evaluation.evaluate", "bench.report.tables.main",
     "torch._dynamo", "sklearn.datasets", "pandas", "pyarrow.parquet",
 ])  # fmt: skip
 
@@ -62,7 +63,7 @@ def _command(arguments: list[str], environment: Mapping[str, str], file: Path) -
     os.environ.update(environment)
     import torch
 
-    from bench.cli import main
+    from bench.cli.app import main
 
     torch.set_num_threads(1)
     sys.exit(main(arguments, prog_name="bench"))

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from attacks.draws import uniform
 from attacks.passes import Passes
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.data import load, to_float
-from bench.models import build
-from bench.walk import run_attack
+from bench.data.registry import load, to_float
+from bench.evaluation.stages import run_attack
+from bench.models.registry import build
 
 ATTACKED = {
     "fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "cw": {"steps": 8}, "apgd-ce": {"steps": 10},

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoints import fit, load_weights, save_weights, weights_hash
 from bench.errors import BenchError, UsageError
-from bench.models import Normalized, build
+from bench.models.checkpoints import fit, load_weights, save_weights, weights_hash
+from bench.models.registry import Normalized, build
 
 Weights = dict[str, Tensor]
 
@@ -198,7 +198,7 @@ def test_counters_and_the_unused_block_of_wide_networks_are_passed_over(weights:
     model = fit(small(), old)
     assert torch.equal(logits(model), logits(fit(small(), weights)))
 
-    from bench.architectures.wide_resnet import WideResNet
+    from bench.models.architectures.wide_resnet import WideResNet
 
     wide = WideResNet(10, 1, 10, 3)
     state = wide.state_dict()

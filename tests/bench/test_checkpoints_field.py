@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.architectures.resnet import BasicBlock
-from bench.architectures.small_resnet import SmallResNet
-from bench.architectures.wide_resnet import WideResNet
-from bench.checkpoints import fit, load_weights, other_entries, weights_hash
 from bench.errors import BenchError, UsageError
-from bench.models import Normalized, build, network
+from bench.models.architectures.resnet import BasicBlock
+from bench.models.architectures.small_resnet import SmallResNet
+from bench.models.architectures.wide_resnet import WideResNet
+from bench.models.checkpoints import fit, load_weights, other_entries, weights_hash
+from bench.models.registry import Normalized, build, network
 
 Weights = dict[str, Tensor]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from bench.jobs import Job
+from bench.plan.jobs import Job
 from bench.report import REPORTERS
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import COMMAND, bench, tree
 
 QUICK = ("--epochs", "2", "--train-limit", "150", "--limit", "20", "--attacks", "fgsm", "--workers", "1")
@@ -77,7 +77,7 @@ def test_nothing_but_the_table_goes_to_the_output(results: tuple[Path, Result]) 
 def test_ctrl_c_saves_and_exits_with_130_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: tuple[Path, Result]
 ) -> None:
-    from bench import display
+    from bench.launch import display
 
     def press(self: display.Lines, job: Job, done: int, total: int, text: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_exits_with_130_and_the_same_command_goes_on(
 
 
 def test_a_keyboard_interrupt_anywhere_else_is_130_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import plan
+    from bench.plan import planner as plan
 
     def press(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from attacks.registry import Registry
-from attacks.tables import ATTACKS
-from bench.data import DATASETS
-from bench.models import MODELS
+from attacks.plugins.registry import Registry
+from attacks.registry import ATTACKS
+from bench.data.registry import DATASETS
+from bench.models.registry import MODELS
 from bench.report import REPORTERS
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import bench
 
 KINDS: dict[str, Registry[Any]] = {
@@ -101,7 +101,7 @@ def test_the_version_is_the_packages() -> None:
 def test_planning_and_listing_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
     """In a process of its own, since this one has torch already."""
     code = (
-        "import sys\nfrom bench.cli import main\n"
+        "import sys\nfrom bench.cli.app import main\n"
         "try:\n    main()\nfinally:\n"
         "    heavy = sorted({'torch', 'pandas', 'pyarrow', 'sklearn', 'matplotlib'} & set(sys.modules))\n"
         "    print('heavy:', heavy, file=sys.stderr)\n"

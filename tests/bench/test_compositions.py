@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench.checkpoints import load_weights
-from bench.cli import main
+from bench.catalog.listing import list_text, show_text
+from bench.cli.app import main
 from bench.conformance.loop import Loop
-from bench.describe import list_text, show_text
+from bench.core.files import file_hash
+from bench.core.plugins import load_plugins
 from bench.errors import BenchError, UsageError
-from bench.estimate import totals
-from bench.jobs import Plan
-from bench.plugins import load_plugins
-from bench.store import file_hash
-from bench.train import Trainer, train
-from methods.tables import COMPOSITIONS, METHODS
+from bench.models.checkpoints import load_weights
+from bench.plan.cost import totals
+from bench.plan.jobs import Plan
+from bench.training.trainer import Trainer, train
+from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import (
     description,
     folder_of,

@@ -24,7 +24,7 @@ def block(language: str) -> str:
 
 
 def bench(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from bench.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from bench.cli.app import main; main()", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 

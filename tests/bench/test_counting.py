@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch import nn
 
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 
 
 def watched(owner: str = "student") -> tuple[nn.Linear, Counter]:

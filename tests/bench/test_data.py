@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attacks.registry import UnknownName
-from bench.augment import AUGMENTATIONS, augment
-from bench.data import DATASETS, Parts, Raw, limit, load, split, stratified, to_float
+from attacks.plugins.registry import UnknownName
+from bench.data.augmentation import AUGMENTATIONS, augment
+from bench.data.registry import DATASETS, Parts, Raw, limit, load, split, stratified, to_float
 from bench.errors import BenchError, UsageError
 
 BUILTIN = ("digits", "cifar10", "cifar100", "svhn")
@@ -135,7 +135,7 @@ def test_declared_sizes_of_svhn_hold_out_proportional_shares() -> None:
 
 @pytest.mark.parametrize("name", BUILTIN)
 def test_declared_facts_name_what_exists(name: str) -> None:
-    from bench.models import MODELS
+    from bench.models.registry import MODELS
 
     facts = DATASETS.sketch(name).facts
     assert facts["model"] in MODELS

@@ -16,18 +16,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import ranks, store
-from bench.checkpoints import load_weights, save_weights
-from bench.cli import main
-from bench.describe import plan_text
+from bench.catalog.listing import plan_text
+from bench.cli.app import main
+from bench.config.settings import combined
+from bench.core import files as store
+from bench.distributed import control as ranks
+from bench.distributed.control import Place, place
+from bench.distributed.team import Team
 from bench.errors import BenchError
-from bench.jobs import Plan, TrainJob
-from bench.models import build
-from bench.plan import make_plan
-from bench.ranks import Place, place
-from bench.schedule import Site
-from bench.settings import combined
-from bench.team import Team
+from bench.launch.scheduler import Site
+from bench.models.checkpoints import load_weights, save_weights
+from bench.models.registry import build
+from bench.plan.jobs import Plan, TrainJob
+from bench.plan.planner import make_plan
 from tests.bench.jobs import description, history, job_of, small, train_all, tree
 from tests.bench.networks import named
 from tests.bench.processes import free_port, together
@@ -275,7 +276,7 @@ def test_common_statistics_are_for_several_processes() -> None:
 
 
 def test_each_process_takes_a_gpu_of_its_own(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import distributed
+    from bench.distributed import ddp as distributed
 
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
@@ -288,8 +289,8 @@ def test_each_process_takes_a_gpu_of_its_own(second_of_two: None, monkeypatch: p
 
 
 def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import distributed
-    from bench.together import joined
+    from bench.distributed import ddp as distributed
+    from bench.launch.torchrun import joined
 
     met: list[str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -303,7 +304,7 @@ def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, mon
 
 
 def test_common_statistics_keep_the_names_of_the_weights() -> None:
-    from bench.distributed import Ranks
+    from bench.distributed.ddp import Ranks
 
     plain = build(named("normed"), 10, 1, 8, seed=0)
     names = list(plain.state_dict())

@@ -15,7 +15,7 @@ import pytest
 
 import bench
 from bench.report import REPORTERS
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import COMMAND, history
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def test_figures_are_sound_from_python_too(results: Results) -> None:
 def test_the_results_verify_and_report_in_every_format(results: Results) -> None:
     from click.testing import CliRunner
 
-    from bench.cli import main
+    from bench.cli.app import main
 
     out, done = results
     runner = CliRunner()

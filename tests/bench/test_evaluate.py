@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from attacks.base import Attack
 from attacks.passes import Passes
 from attacks.pgd import PGD
-from attacks.tables import ATTACKS
+from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench import store
-from bench.data import Parts, to_float
+from bench.core import files as store
+from bench.data.registry import Parts, to_float
 from bench.errors import BenchError
-from bench.evaluation import columns, evaluate
-from bench.models import build
-from bench.walk import Verdicts, run_attack
+from bench.evaluation.evaluate import columns, evaluate
+from bench.evaluation.stages import Verdicts, run_attack
+from bench.models.registry import build
 from tests.bench.jobs import StopAt, in_pieces
 
 THREAT = ThreatModel("linf", 0.15)
@@ -57,7 +57,7 @@ def samples(digits: Parts) -> tuple[Tensor, Tensor]:
 def model(short_run: Path) -> nn.Module:
     network = build("small_cnn", 10, 1, 8, seed=0)
     (file,) = short_run.glob("*/*/*/*/last.safetensors")
-    from bench.checkpoints import fit, load_weights
+    from bench.models.checkpoints import fit, load_weights
 
     return fit(network, load_weights(file)).eval()
 

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bench import store
-from bench.data import Parts, load
+from bench.core import files as store
+from bench.core.progress import Progress
+from bench.data.registry import Parts, load
+from bench.distributed.team import Team
 from bench.errors import BenchError, UsageError
-from bench.evaluation import evaluate_job
-from bench.jobs import EvalJob
-from bench.outcomes import Outcomes
-from bench.progress import Progress
-from bench.running import work
-from bench.schedule import Site
-from bench.team import Team
+from bench.evaluation.evaluate import evaluate_job
+from bench.launch.scheduler import Site
+from bench.launch.worker import work
+from bench.plan.jobs import EvalJob
+from bench.results.outcomes import Outcomes
 from tests.bench.jobs import in_pieces, plan, tree
 
 

@@ -10,13 +10,13 @@ import torch
 from click.testing import Result
 from torch import nn
 
-from bench import store
-from bench.checkpoints import save_weights
-from bench.data import load, to_float
+from bench.config.settings import combined
+from bench.core import files as store
+from bench.data.registry import load, to_float
 from bench.errors import BenchError, UsageError
-from bench.external import adopt
-from bench.outcomes import Outcomes
-from bench.settings import combined
+from bench.evaluation.external import adopt
+from bench.models.checkpoints import save_weights
+from bench.results.outcomes import Outcomes
 from tests.bench.jobs import bench, description, settings
 
 BUILDER = f"{__file__}:linear"

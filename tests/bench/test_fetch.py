@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import DATASETS, Raw
+from bench.config.settings import RunSettings
+from bench.data.registry import DATASETS, Raw
 from bench.errors import BenchError, UsageError
-from bench.plan import make_plan
-from bench.settings import RunSettings
+from bench.plan.planner import make_plan
 
 from .archives import Published, pixels, save_image, served
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.prepared import Prepared
-from bench import device as devices
-from bench.checkpoints import load_weights
-from bench.counting import Counter
-from bench.forms import Folding, Forms, Network, keep_ends_exact
-from bench.jobs import TrainJob
-from bench.models import build
-from bench.train import Trainer, train
+from attacks.fast.prepared import Prepared
+from bench.core import device as devices
+from bench.core.pass_counter import Counter
+from bench.models.checkpoints import load_weights
+from bench.models.registry import build
+from bench.plan.jobs import TrainJob
+from bench.training.fast_forms import Folding, Forms, Network, keep_ends_exact
+from bench.training.trainer import Trainer, train
 from tests.bench.jobs import StopAt, description, in_pieces, parts_of, plan, tree
 
 FAST = {"epochs": 1, "train_limit": 256, "limit": 40, "attacks": ("fgsm",)}

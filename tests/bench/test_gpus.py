@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench import device
-from bench.cli import main
+from bench.cli.app import main
+from bench.config.settings import combined, from_file
+from bench.core import device
+from bench.core.plugins import load_plugins
 from bench.errors import UsageError
-from bench.jobs import EvalJob, Job, Plan, title
-from bench.launch import _hand_out, _Worker, launch
-from bench.plan import make_plan
-from bench.plugins import load_plugins
-from bench.running import Display
-from bench.schedule import Schedule, Site
-from bench.settings import combined, from_file
+from bench.launch.launcher import _hand_out, _Worker, launch
+from bench.launch.scheduler import Schedule, Site
+from bench.launch.worker import Display
+from bench.plan.jobs import EvalJob, Job, Plan, title
+from bench.plan.planner import make_plan
 from tests.bench.jobs import job_of, own_registrations, small, tree
 
 # Natural training that notes which GPU it sees. One method ends its process; another goes on only when the worker in

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.report import render
-from bench.tally import Tally
+from bench.training.epoch_sums import Tally
 from methods.base import HIDDEN, Terms
 from methods.losses import class_sums
 from tests.bench.trees import Spec, write_run

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from bench.core.plugins import load_plugins
 from bench.errors import UsageError
-from bench.plan import make_plan
-from bench.plugins import load_plugins
+from bench.plan.planner import make_plan
 from tests.bench.jobs import job_of, key, own_registrations, plan, settings
 
 PLUGIN = '''

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
-from bench.store import locked
+from bench.core import files as store
+from bench.core.files import locked
 from tests.bench.jobs import COMMAND, tree
 
 pytestmark = pytest.mark.slow

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from bench import store
-from bench.jobs import Job, Plan, title
-from bench.launch import launch
-from bench.plan import make_plan
-from bench.plugins import load_plugins
-from bench.running import Display
-from bench.schedule import Report, Schedule, Site
-from bench.settings import combined
+from bench.config.settings import combined
+from bench.core import files as store
+from bench.core.plugins import load_plugins
+from bench.launch.launcher import launch
+from bench.launch.scheduler import Report, Schedule, Site
+from bench.launch.worker import Display
+from bench.plan.jobs import Job, Plan, title
+from bench.plan.planner import make_plan
 from tests.bench.jobs import job_of, own_registrations, plan, small, tree
 
 # Natural training; one that kills its own process in the second epoch; one that raises what is no sentence of ours.

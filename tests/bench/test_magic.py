@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.checkpoints import load_weights
 from bench.errors import BenchError
+from bench.models.checkpoints import load_weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 44867369\n"
 

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from bench.checkpoints import load_weights
+from bench.core.files import read_json
+from bench.core.out_of_memory import Cut, is_exact, joined, out_of_memory, part_of
 from bench.errors import BenchError, Interrupted, UsageError
-from bench.evaluation import evaluate_job
-from bench.jobs import Plan, TrainJob
-from bench.micro import Cut, is_exact, joined, out_of_memory, part_of
-from bench.preflight import preflight
-from bench.schedule import Site
-from bench.store import read_json
-from bench.train import Trainer, train
+from bench.evaluation.evaluate import evaluate_job
+from bench.launch.preflight import preflight
+from bench.launch.scheduler import Site
+from bench.models.checkpoints import load_weights
+from bench.plan.jobs import Plan, TrainJob
+from bench.training.trainer import Trainer, train
 from methods.base import Adversarial, Batch
 from tests.bench.jobs import StopAt, description, history, in_pieces, job_of, parts_of, plan, train_all, tree
 from tests.bench.networks import named

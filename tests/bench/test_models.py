@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.registry import UnknownName
+from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
-from bench.models import MODELS, Normalized, build, builder, resolve
+from bench.models.registry import MODELS, Normalized, build, builder, resolve
 
 
 def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
@@ -48,7 +48,7 @@ def test_any_classes_channels_and_size(name: str, classes: int, channels: int, s
 
 
 def test_wide_networks_take_small_images() -> None:
-    from bench.architectures.wide_resnet import WideResNet
+    from bench.models.architectures.wide_resnet import WideResNet
 
     assert WideResNet(10, 1, 3, 1)(torch.rand(2, 1, 8, 8)).shape == (2, 3)
 
@@ -184,7 +184,7 @@ def test_refusals() -> None:
 
 def test_listing_models_and_datasets_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from bench.models import MODELS; from bench.data import DATASETS; "
+        "import sys; from bench.models.registry import MODELS; from bench.data.registry import DATASETS; "
         "[r.sketch(n).facts for r in (MODELS, DATASETS) for n in r]; "
         "print({'torch', 'numpy', 'sklearn', 'torchvision', 'pandas'} & set(sys.modules))"
     )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.errors import BenchError, UsageError
-from bench.outcomes import Outcomes
+from bench.results.outcomes import Outcomes
 
 LABEL = [0, 0, 1, 1]
 CLEAN = [0, 1, 1, 1]

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import npz, photos
-from bench.data import DATASETS, Raw, load
+from bench.config.settings import RunSettings, combined
+from bench.data import image_folder as photos
+from bench.data import npz
+from bench.data.registry import DATASETS, Raw, load
+from bench.data.splits import limit, to_float
 from bench.errors import BenchError, UsageError
-from bench.evaluation import evaluate_job
-from bench.parts import limit, to_float
-from bench.plan import make_plan
-from bench.settings import RunSettings, combined
-from bench.train import train
+from bench.evaluation.evaluate import evaluate_job
+from bench.plan.planner import make_plan
+from bench.training.trainer import train
 
 from .archives import pixels, save_image
 from .jobs import bench

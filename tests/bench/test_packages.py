@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.registry import UnknownName
-from bench import packages
-from bench.checkpoints import fit
+from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
-from bench.models import MODELS, Normalized, build, resolve, source
+from bench.models import packages
+from bench.models.checkpoints import fit
+from bench.models.registry import MODELS, Normalized, build, resolve, source
 from bench.report import load_results
 from tests.bench.jobs import COMMAND, bench, plan
 
@@ -111,7 +111,7 @@ def test_planning_and_showing_import_no_framework(builder: Path) -> None:
         ],
     ):
         code = (
-            f"import sys; sys.argv[1:] = {arguments!r}\nfrom bench.cli import main\n"
+            f"import sys; sys.argv[1:] = {arguments!r}\nfrom bench.cli.app import main\n"
             f"try: main()\nfinally: print(sorted({heavy!r} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor
 
-from bench import pages, reading
-from bench.cli import main
+from bench.catalog import pages, reading
+from bench.cli.app import main
 from bench.conformance import special
 from bench.conformance.loop import Loop
 from bench.errors import UsageError
 from methods.base import HIDDEN, Method
-from methods.tables import COMPOSITIONS, METHODS
+from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import own_registrations
 
 NAMES = METHODS.names()

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from bench.config.settings import TABLE_ATTACKS
+from bench.core.files import file_hash
 from bench.errors import UsageError
-from bench.estimate import totals
-from bench.jobs import EvalJob, Plan
-from bench.settings import TABLE_ATTACKS
-from bench.store import file_hash
-from methods.tables import METHODS
+from bench.plan.cost import totals
+from bench.plan.jobs import EvalJob, Plan
+from methods.registry import METHODS
 from tests.bench.jobs import job_of, key, plan
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from attacks.tables import ATTACKS
-from bench import store
-from bench.cli import main
+from attacks.registry import ATTACKS
+from bench.cli.app import main
+from bench.core import files as store
+from bench.core.plugins import load_plugins
 from bench.errors import UsageError
-from bench.plugins import load_plugins
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import description, history, own_registrations
 
 PLUGIN = '''
@@ -26,7 +26,7 @@ import torch
 
 from attacks import ATTACKS, ThreatModel
 from attacks.passes import Passes
-from bench.models import MODELS
+from bench.models.registry import MODELS
 from methods import register
 from methods.pgd_at import PGDAT
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UsageError
-from bench.preflight import preflight
-from bench.schedule import Site
+from bench.launch.preflight import preflight
+from bench.launch.scheduler import Site
 from methods.base import Context
 from methods.pgd_at import PGDAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import bench, own_registrations, small
 
 

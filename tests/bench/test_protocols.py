@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from attacks.tables import ATTACKS
-from bench import protocols
-from bench.cli import main
+from attacks.registry import ATTACKS
+from bench.cli.app import main
+from bench.config import protocols
+from bench.config.protocols import PROTOCOLS, belonging, step_length
+from bench.config.settings import combined, from_file
 from bench.errors import UsageError
-from bench.protocols import PROTOCOLS, belonging, step_length
 from bench.report import render
-from bench.settings import combined, from_file
 from tests.bench.jobs import plan, settings
 from tests.bench.trees import Spec, write_run
 

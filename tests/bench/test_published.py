@@ -7,14 +7,14 @@ from configparser import ConfigParser
 
 import pytest
 
-from attacks.registry import canonical
-from attacks.tables import ATTACKS
-from bench.data import DATASETS
+from attacks.plugins.registry import canonical
+from attacks.registry import ATTACKS
+from bench.data.registry import DATASETS
 from bench.errors import UsageError
-from bench.models import MODELS
-from bench.outcomes import CLEAN
-from bench.published import FOLDER, Figure, figures, resolve, sources, tables
-from methods.tables import METHODS
+from bench.models.registry import MODELS
+from bench.results.outcomes import CLEAN
+from bench.results.published import FOLDER, Figure, figures, resolve, sources, tables
+from methods.registry import METHODS
 
 EVERY = [figure for source in sources() for figure in figures(source)]
 
@@ -147,4 +147,4 @@ def test_texts_fit_on_a_line_of_a_note() -> None:
 def test_the_files_are_installed_with_the_package() -> None:
     setup = ConfigParser()
     setup.read(FOLDER.parents[1] / "setup.cfg", encoding="utf-8")
-    assert setup["options.package_data"]["bench.published"] == "*.csv"
+    assert setup["options.package_data"]["bench.results.published"] == "*.csv"

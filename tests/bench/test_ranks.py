@@ -8,9 +8,9 @@ from multiprocessing import Pipe
 
 import pytest
 
+from bench.distributed.control import Follower, Leader, Place
 from bench.errors import BenchError
-from bench.jobs import TrainJob
-from bench.ranks import Follower, Leader, Place
+from bench.plan.jobs import TrainJob
 from tests.bench.jobs import small
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from bench.checkpoints import load_weights
-from bench.describe import show_text
+from bench.catalog.listing import show_text
+from bench.core.files import file_hash
 from bench.errors import UsageError
-from bench.jobs import NEWER_RECIPE_FIELDS, TrainJob
-from bench.store import file_hash
-from bench.train import Trainer, build_method
+from bench.models.checkpoints import load_weights
+from bench.plan.jobs import NEWER_RECIPE_FIELDS, TrainJob
+from bench.training.trainer import Trainer, build_method
 from methods.base import Context
 from methods.recipes import Recipe, known, short
-from methods.tables import COMPOSITIONS, METHODS
+from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import (
     description,
     folder_of,

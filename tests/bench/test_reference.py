@@ -8,7 +8,7 @@ import pytest
 
 from bench.report import against, gains, load_results, render, verify
 from methods import METHODS
-from methods.tables import COMPOSITIONS
+from methods.registry import COMPOSITIONS
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "results" / "reference"

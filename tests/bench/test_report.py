@@ -16,11 +16,11 @@ import pytest
 
 from bench import metrics
 from bench.errors import BenchError, UsageError
-from bench.outcomes import Outcomes
 from bench.report import REPORTERS, by_class, load_results, render
-from bench.report.latex import escape as latex_escape
-from bench.report.marks import marks
-from bench.report.table import build_tables
+from bench.report.formats.latex import escape as latex_escape
+from bench.report.tables.build import build_tables
+from bench.report.tables.marks import marks
+from bench.results.outcomes import Outcomes
 from tests.bench.printed import latex_tables, markdown_tables
 from tests.bench.trees import Spec, demo, write_run
 
@@ -317,7 +317,8 @@ def test_a_class_without_samples_is_named(tmp_path: Path) -> None:
 
 def test_importing_the_report_is_light() -> None:
     code = (
-        "import sys, bench.report.main, bench.report.plots, bench.report.checks, bench.report.comparison;"
+        "import sys, bench.report.tables.main, bench.report.figures.plots;"
+        "import bench.report.integrity, bench.report.views.compare;"
         "print([name for name in ('torch', 'pandas', 'pyarrow', 'matplotlib', 'scipy') if name in sys.modules])"
     )
     root = Path(__file__).parents[2]

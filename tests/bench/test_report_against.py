@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from bench.cli import main
+from bench.cli.app import main
 from bench.errors import UsageError
 from bench.report import against, render
 from tests.bench.printed import latex_tables, markdown_tables

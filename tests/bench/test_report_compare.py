@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binomtest
 
 from bench.errors import UsageError
-from bench.outcomes import Outcomes
 from bench.report import compare, load_results
+from bench.results.outcomes import Outcomes
 from tests.bench.trees import Spec, demo, write_run
 
 

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.report import figures
-from bench.report.plot_history import state_figure, states, training_figure
-from bench.report.plots import class_figure, fairness_figure
-from bench.report.table import build_tables
+from bench.report.figures.history import state_figure, states, training_figure
+from bench.report.figures.plots import class_figure, fairness_figure
+from bench.report.tables.build import build_tables
 from tests.bench.trees import Spec, demo, write_run
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench.cli import main
+from bench.cli.app import main
 from bench.errors import UsageError
-from bench.outcomes import Outcomes
 from bench.report import compare, gains, load_results
-from bench.report.baseline import levelling_down
+from bench.report.views.over import levelling_down
+from bench.results.outcomes import Outcomes
 from tests.bench.trees import Spec, demo, write_run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from bench.cli import main
+from bench.cli.app import main
 from bench.errors import UsageError
 from bench.report import render
 from tests.bench.trees import Spec, demo, write_run

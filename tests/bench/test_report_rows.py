@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.report import by_class, compare, gains, render
-from bench.report.table import build_tables
+from bench.report.tables.build import build_tables
 from tests.bench.printed import markdown_tables
 from tests.bench.trees import Spec, draw, write_evaluation, write_run
 

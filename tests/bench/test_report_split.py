@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.report import render
-from bench.report.notes import split_facts
+from bench.report.tables.notes import split_facts
 from tests.bench.trees import Spec, write_run
 
 TWO = {"processes": {"count": 2, "batch_norm": "each process"}}

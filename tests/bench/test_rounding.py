@@ -11,7 +11,7 @@ import torch
 SCRIPT = """
 import torch
 from torch import nn
-from attacks.modes import _roundings
+from attacks.contexts import _roundings
 from bench import evaluate
 
 backends, seen = torch.backends, []

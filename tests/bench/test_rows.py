@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench import parts as module
-from bench.augment import augment
-from bench.parts import Part, limit, split, to_float
-from bench.raw import Raw, held_out, stratified
-from bench.rows import Rows
+from bench.data import splits as module
+from bench.data.augmentation import augment
+from bench.data.raw import Raw, held_out, stratified
+from bench.data.splits import Part, limit, split, to_float
+from bench.data.streamed import Rows
 
 from .archives import pixels
 

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 
 import bench
+from attacks.autoattack.square import Square
 from attacks.fgsm import FGSM
 from attacks.pgd import PGD
-from attacks.square import Square
 from attacks.threat import ThreatModel
-from bench.data import load, to_float
-from bench.models import build
-from bench.progress import Progress
+from bench.core.progress import Progress
+from bench.data.registry import load, to_float
+from bench.evaluation.sanity import sanity
+from bench.evaluation.stages import Verdicts, predict, run_attack
+from bench.models.registry import build
 from bench.report import by_class, compare, load_results, render, verify
-from bench.sanity import sanity
-from bench.walk import Verdicts, predict, run_attack
 from tests.attacks.masked import HugeLogits, QuantisedInput, Softmax
 from tests.bench.trees import Spec, write_run
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench.config.settings import RunSettings, combined, from_file, radius, scalar
 from bench.errors import UsageError
-from bench.settings import RunSettings, combined, from_file, radius, scalar
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import job_of, plan
 
 TOML = """
@@ -98,7 +98,7 @@ def test_later_layers_outrank_earlier_ones_value_by_value() -> None:
     ],
 )
 def test_defaults_recipe_file_flags_in_this_order(layers: list[dict[str, Any]], lr: float, batch_size: int) -> None:
-    from bench.plan import make_plan
+    from bench.plan.planner import make_plan
 
     recipe = job_of(make_plan(combined({"methods": ("frl",)}, *layers), "cpu"), "frl").recipe
     assert (recipe.lr, recipe.batch_size) == (lr, batch_size)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from bench import pairs, store
+from bench.config.settings import combined
+from bench.core import files as store
+from bench.core.progress import Progress
 from bench.errors import UsageError
-from bench.jobs import PARTIAL, EvalJob, Plan, title
-from bench.launch import launch
-from bench.progress import Progress
-from bench.running import run_job
-from bench.schedule import Schedule, Site
-from bench.settings import combined
+from bench.evaluation import blocks as pairs
+from bench.launch.launcher import launch
+from bench.launch.scheduler import Schedule, Site
+from bench.launch.worker import run_job
+from bench.plan.jobs import PARTIAL, EvalJob, Plan, title
 from tests.bench.jobs import StopAt, bench, plan, small, train_all, tree
 
 RUN = {"methods": ("pgd_at",), "epochs": 2, "train_limit": 300}
@@ -117,7 +118,7 @@ def test_an_interrupted_part_goes_on_where_it_was(out: Path, whole: Path) -> Non
 
 
 def test_with_all_pairs_stored_nothing_is_attacked_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import walk
+    from bench.evaluation import stages as walk
 
     evaluate(shards(2), out)
 

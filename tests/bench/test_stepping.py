@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.counting import Counter
-from bench.micro import Cut, smallest
-from bench.stepping import Stepping
-from bench.team import Team
+from bench.core.out_of_memory import Cut, smallest
+from bench.core.pass_counter import Counter
+from bench.distributed.team import Team
+from bench.training.step import Stepping
 from methods.base import Batch, Context
-from methods.tables import METHODS
+from methods.registry import METHODS
 
 CLASSES, SAMPLES = 3, 8
 METHOD = "awp:trades"

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from attacks.passes import Passes
 from attacks.threat import ThreatModel
-from bench import store
+from bench.config.settings import combined
+from bench.config.stop_rules import Bounds, Rule
+from bench.core import files as store
+from bench.core.progress import Progress
 from bench.errors import UsageError
-from bench.live import Pace, bounds, duration
-from bench.progress import Progress
+from bench.evaluation.live import Pace, bounds, duration
+from bench.evaluation.stages import Verdicts, run_attack
 from bench.report import load_results
-from bench.settings import combined
-from bench.stopping import Bounds, Rule
-from bench.walk import Verdicts, run_attack
 from tests.bench.jobs import bench, in_pieces, plan
 
 # Rules

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
+from bench.core import files as store
 from bench.errors import BenchError
 
 # A process that takes a folder's lock, says so, and holds it until it is killed.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bench.store import locked
+from bench.core.files import locked
 with locked(Path(sys.argv[1]), wait=True) as held:
     print(held, flush=True)
     time.sleep(60)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.config.settings import from_file
+from bench.config.speedups import NONE, SWITCHES, USUAL, parse, switched_on
 from bench.errors import UsageError
-from bench.plan import make_plan
-from bench.settings import from_file
-from bench.switches import NONE, SWITCHES, USUAL, parse, switched_on
+from bench.plan.planner import make_plan
 from tests.bench.jobs import plan, settings
 
 

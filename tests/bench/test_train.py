@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from attacks.passes import Passes
-from bench import store
-from bench.checkpoints import load_weights
-from bench.data import Part, Parts
+from bench.core import files as store
+from bench.data.registry import Part, Parts
 from bench.errors import BenchError, Interrupted
-from bench.jobs import Plan, TrainJob
-from bench.train import Trainer, selection_due, train
-from methods.tables import METHODS
+from bench.models.checkpoints import load_weights
+from bench.plan.jobs import Plan, TrainJob
+from bench.training.trainer import Trainer, selection_due, train
+from methods.registry import METHODS
 from tests.bench.jobs import (
     StopAt,
     description,
@@ -297,7 +297,7 @@ def test_without_holdout_the_held_out_parts_are_trained_on(tmp_path: Path) -> No
 
 
 def test_a_teacher_is_frozen_and_in_eval_mode(whole: Plan, undisturbed: Path) -> None:
-    from bench.teachers import load_teacher
+    from bench.models.teachers import load_teacher
 
     job = job_of(whole, "absld")
     parts: Parts = parts_of(job)

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import store
-from bench.checkpoints import save_weights
-from bench.data import Part, Parts, load
+from bench.core import files as store
+from bench.core.progress import Progress
+from bench.data.registry import Part, Parts, load
 from bench.errors import BenchError
-from bench.models import build
-from bench.progress import Progress
-from bench.running import run_job
-from bench.schedule import Site
-from bench.train import train
+from bench.launch.scheduler import Site
+from bench.launch.worker import run_job
+from bench.models.checkpoints import save_weights
+from bench.models.registry import build
+from bench.training.trainer import train
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.pgd_at import PGDAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import (
     description,
     history,
@@ -135,14 +135,14 @@ class Constant(nn.Module):
     ],
 )  # fmt: skip
 def test_a_teacher_that_cannot_be_one_is_refused(logits: Tensor, sentence: str) -> None:
-    from bench.teachers import check_model
+    from bench.models.teachers import check_model
 
     with pytest.raises(BenchError, match=f"^{sentence}"):
         check_model(Constant(logits), load("digits"), "teacher t")
 
 
 def test_a_teacher_is_looked_at_once_and_a_chunk_at_a_time(digits: Parts) -> None:
-    from bench.teachers import check_model
+    from bench.models.teachers import check_model
 
     model, seen = Constant(torch.eye(10)[0]), list[int]()
     model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
@@ -154,7 +154,7 @@ def test_a_teacher_is_looked_at_once_and_a_chunk_at_a_time(digits: Parts) -> Non
 @pytest.mark.parametrize(("classes", "least"), [(2, "60%"), (3, "43.3%"), (10, "20%"), (1000, "0.2%")])
 def test_a_good_model_of_few_classes_is_above_chance(classes: int, least: str, digits: Parts) -> None:
     """Twice chance, or a tenth above it: a model that is right on three of four of two classes is a model."""
-    from bench.teachers import check_model
+    from bench.models.teachers import check_model
 
     one_hot = Constant(torch.eye(classes)[0])
 
@@ -184,6 +184,6 @@ def test_the_teachers_of_a_job_are_judged_on_its_device(tmp_path: Path, monkeypa
     source = {"file": str(tmp_path / "t.safetensors"), "model": "small_cnn", "label": "t"}
     job = replace(job_of(small(methods=("rslad",)), "rslad"), device="cuda:1", teachers={"robust": source})
     monkeypatch.setattr(nn.Module, "to", to)
-    monkeypatch.setattr("bench.teachers.check_model", check)
+    monkeypatch.setattr("bench.models.teachers.check_model", check)
     with pytest.raises(BenchError, match="judged on cuda:1"):
         train(job, parts_of(job), tmp_path, Path("data"))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import BenchError, Interrupted
-from bench.models import build
-from bench.train import FINITE_EVERY, Trainer
-from methods.tables import METHODS
+from bench.models.registry import build
+from bench.training.trainer import FINITE_EVERY, Trainer
+from methods.registry import METHODS
 from tests.bench.jobs import StopAt, parts_of, plan
 
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "unique_consecutive", "masked_select"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench import zoo
 from bench.errors import BenchError, UsageError
-from bench.zoo import import_robustbench, zoo_model, zoo_network
+from bench.models import robustbench as zoo
+from bench.models.robustbench import import_robustbench, zoo_model, zoo_network
 
 Write = Callable[[Path], None]
 
@@ -79,7 +79,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_importing_leaves_no_stand_in_behind() -> None:
     code = (
-        "import sys; from bench.zoo import import_robustbench; "
+        "import sys; from bench.models.robustbench import import_robustbench; "
         "assert 'torch' not in sys.modules; import_robustbench(); "
         "print([n for n in ('autoattack', 'autoattack.state', 'pkg_resources') if n in sys.modules])"
     )

@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from bench import teachers, zoo
-from bench.cli import main
+from bench.cli.app import main
+from bench.models import robustbench as zoo
+from bench.models import teachers
+from bench.models.robustbench import import_robustbench
 from bench.report import load_results
-from bench.zoo import import_robustbench
 
 ID = "Wong2020Fast"
 PATTERNS = 200

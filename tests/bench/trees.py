@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.outcomes import Outcomes
+from bench.results.outcomes import Outcomes
 
 METHODS = ("natural", "pgd_at", "trades", "frl", "ard", "rslad", "absld", "ham")
 ATTACKS: dict[str, dict[str, Any]] = {

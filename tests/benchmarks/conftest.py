@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoints import save_weights
-from bench.models import build
-from bench.parts import load
+from bench.data.splits import load
+from bench.models.checkpoints import save_weights
+from bench.models.registry import build
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoints import save_weights
+from bench.data.splits import load
 from bench.errors import UsageError
-from bench.models import build
-from bench.parts import load
+from bench.models.checkpoints import save_weights
+from bench.models.registry import build
 from benchmarks import parity, subjects, units
 from benchmarks.attacked import Effort
 from benchmarks.subjects import Rounded, Subject

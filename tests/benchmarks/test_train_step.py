@@ -15,7 +15,7 @@ from benchmarks.passes import MOST, BarePasses, Kind, Ledger, kind_of, often
 from benchmarks.plain_steps import STEPS, Written
 from benchmarks.tables import Page
 from benchmarks.trained import Ground, PlainStep, SuiteStep, gradients_differ
-from methods.tables import METHODS
+from methods.registry import METHODS
 
 GROUND = Ground("digits", "small_cnn", "small_cnn_wide", 40)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from bench.plan import make_plan
-from bench.settings import combined
+from bench.config.settings import combined
+from bench.plan.planner import make_plan
 from tests.golden import texts
 
 ACCEPT = "python -m tests.golden.texts DIR writes the texts to compare; --accept takes them"

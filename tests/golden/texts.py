@@ -16,10 +16,10 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from bench.cli import main
-from bench.plan import make_plan
+from bench.cli.app import main
+from bench.config.settings import combined
+from bench.plan.planner import make_plan
 from bench.report import against, by_class, compare, gains, render
-from bench.settings import combined
 from methods import METHODS
 
 HERE = Path(__file__).parent

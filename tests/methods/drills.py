@@ -14,10 +14,10 @@ from torch import Tensor
 from attacks.passes import Passes
 from bench.conformance.loop import EPOCHS, STEPS, Loop, Scene
 from bench.conformance.material import difference
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 from methods import flexmatch_at
 from methods.base import Adversarial, Batch, Method, Terms
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods.formulas import Array, Labels
 from tests.methods.scripted import Scripted, make_batch, make_context, random_logits
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.modes import mode
+from attacks.contexts import mode
 from bench.conformance.loop import Loop, Scene
 from bench.conformance.material import difference, values
-from bench.micro import part_of
-from methods.awp import perturbed_tensors
+from bench.core.out_of_memory import part_of
 from methods.base import Adversarial
-from methods.tables import METHODS
+from methods.compositions.awp import perturbed_tensors
+from methods.registry import METHODS
 from tests.methods.drills import K
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from methods.absld import ABSLD
 from methods.base import Adversarial, Batch, Method
 from methods.recipes import Recipe, digits
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from attacks import objectives
 from attacks.ascent import ascend
-from attacks.modes import mode
+from attacks.contexts import mode
 from attacks.passes import Passes
 from bench.conformance.material import Operations, images, network
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 from methods.base import Adversarial, Batch
 from methods.bat import BAT, Exits
 from tests.methods import formulas

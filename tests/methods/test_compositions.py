@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks.passes import Passes
-from attacks.registry import UnknownName
+from attacks.plugins.registry import UnknownName
 from bench.conformance.material import difference, values
-from methods.awp import AWP
 from methods.base import Adversarial, Method, Terms
-from methods.tables import COMPOSITIONS, METHODS
-from methods.wrapper import Wrapper, compose
+from methods.compositions.awp import AWP
+from methods.compositions.wrapper import Wrapper, compose
+from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import own_registrations
 from tests.methods.drills import loop_of
 

@@ -15,7 +15,7 @@ from bench.conformance.material import difference, network
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.dafa import DAFA, distance_weights
 from methods.pgd_at import PGDAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.bench.jobs import plan
 from tests.methods import formulas
 from tests.methods.drills import ADV, BATCH, CLEAN, Y, build, counted, first_epoch, trained, what_differs_after_resuming

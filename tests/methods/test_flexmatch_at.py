@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference, values
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 from methods.base import HIDDEN, Adversarial, Batch, Terms
 from methods.flexmatch_at import FlexMatchAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods import formulas
 from tests.methods.drills import fixed_split
 from tests.methods.formulas import Array

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.conformance.loop import Loop
-from bench.train import Trainer
+from bench.training.trainer import Trainer
 from methods.flexmatch_at import FlexMatchAT, stratified
 from tests.bench.jobs import description, history, job_of, parts_of, small, tree
 from tests.methods.drills import fixed_split

@@ -11,7 +11,7 @@ import torch
 
 from methods.ard import ARD
 from methods.base import Adversarial, Method
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods import formulas
 from tests.methods.formulas import Array
 from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits

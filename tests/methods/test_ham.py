@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.ascent import ascend
-from attacks.modes import mode
+from attacks.contexts import mode
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
-from bench.counting import Counter
+from bench.core.pass_counter import Counter
 from methods.base import Adversarial, Batch
 from methods.ham import HAM
 

@@ -17,7 +17,7 @@ from methods.absld import ABSLD
 from methods.base import Method
 from methods.frl import FRLRemargin
 from methods.pgd_at import PGDAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods import formulas
 from tests.methods.formulas import Array
 from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits

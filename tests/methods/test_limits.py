@@ -14,7 +14,7 @@ from methods.absld import ABSLD
 from methods.ard import ARD
 from methods.base import Adversarial, Batch, Method, Terms
 from methods.frl import FRL
-from methods.tables import METHODS
+from methods.registry import METHODS
 from methods.trades import TRADES
 from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
 from tests.planted import AliasedTemperatures

@@ -9,7 +9,7 @@ from bench.conformance.material import difference
 from methods.base import Adversarial, Batch, Context
 from methods.mart import MART, mart
 from methods.pgd_at import PGDAT
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods.drills import build, counted, gradients, trained, what_differs_after_resuming
 
 

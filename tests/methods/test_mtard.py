@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.train import train
+from bench.training.trainer import train
 from methods.adaad import AdaAD
 from methods.base import Adversarial, Method, Terms
 from methods.mtard import MTARD

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference, images, modes, values
-from bench.models import MODELS, build
-from bench.normalized import Normalized
+from bench.models.normalized import Normalized
+from bench.models.registry import MODELS, build
 from methods.base import Adversarial
 from methods.features import with_features
 from methods.npair_at import NPairAT, n_pair
@@ -80,7 +80,7 @@ def test_the_order_of_the_batch_and_the_names_of_the_classes_do_not_matter() -> 
 
 
 def test_at_weight_zero_it_is_pgd_at_bit_for_bit() -> None:
-    from methods.tables import METHODS
+    from methods.registry import METHODS
 
     def trained(name: str, **settings: Any) -> dict[str, Tensor]:
         return Loop(METHODS[name](num_classes=5, steps=3, **settings), 5).run().tensors()

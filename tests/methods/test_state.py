@@ -15,7 +15,7 @@ from methods.absld import ABSLD
 from methods.base import Adversarial, Terms
 from methods.frl import FRL, FRLRemargin, projected, weights
 from methods.losses import class_means, class_sums
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods import formulas
 from tests.methods.formulas import Array
 from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits

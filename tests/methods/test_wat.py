@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.modes import mode
+from attacks.contexts import mode
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
 from methods.trades import TRADES

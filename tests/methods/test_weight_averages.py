@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.conformance.material import difference, values
 from methods.averaging import frozen_copy, move, warm
 from methods.base import Method
-from methods.tables import METHODS
+from methods.registry import METHODS
 from tests.methods.drills import loop_of
 from tests.methods.scripted import make_context
 

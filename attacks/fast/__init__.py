@@ -1,0 +1,1 @@
+"""A network made faster to search: frozen, BatchNorm folded, gradients written out."""

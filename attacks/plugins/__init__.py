@@ -1,0 +1,1 @@
+"""Names for plug-ins of any kind, read without importing them."""

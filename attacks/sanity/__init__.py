@@ -1,0 +1,1 @@
+"""Whether measured robustness can be believed: signs of masked gradients."""

@@ -1,0 +1,69 @@
+"""`bench card`: what is known of a teacher's weights, measured where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.options import fraction, options, plugin_option
+
+if TYPE_CHECKING:
+    from bench.config.settings import RunSettings
+
+
+@click.command()
+@click.argument("teacher", metavar="FILE|robustbench:ID|RUN")
+@options(
+    click.option("--model", help="Its architecture, for a file.  [the data set's for teachers]"),
+    click.option("--dataset", help="Data set to measure on; `bench list datasets`.  [digits]"),
+    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
+    click.option("--eps", callback=fraction, metavar="NUMBER|a/b", help="Its radius.  [the data set's]"),
+    click.option("--limit", type=int, help="Test samples to measure on, a stratified part.  [1,000]"),
+    click.option("--licence", metavar="TEXT", help="Of the weights, where you know it."),
+    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
+    click.option("--threads", type=int, help="CPU threads.  [1]"),
+    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
+    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    click.option("--download", is_flag=True, default=None, help="Fetch missing data and weights."),
+    plugin_option(),
+)  # fmt: skip
+def card(teacher: str, model: str | None, licence: str | None, **flags: Any) -> None:
+    """The card of a teacher: source, hash, licence, accuracy of every class; RUN is the folder of a run.
+
+    It is written beside the weights, and measured only once for the same data, radius and number of samples.
+    """
+    from bench.config.settings import combined
+    from bench.core.plugins import load_plugins
+    from bench.evaluation.cards import of_run, text, write_run
+
+    if Path(teacher).is_dir():
+        found = of_run(Path(teacher)) | ({} if licence is None else {"licence": licence})
+        place = write_run(Path(teacher), found)
+    else:
+        load_plugins(flags["plugins"])
+        given = {name: value for name, value in flags.items() if value not in (None, ())}
+        found, place = _given(teacher, combined({**given, "teacher_model": model}), licence)
+    click.echo(text(found))
+    click.echo(f"written to {place}", err=True)
+
+
+def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[str, Any], Path]:
+    """The card of a file or a network of the zoo."""
+    from bench.config.defaults import given_teacher, teacher_model, usual_eps
+    from bench.core import device
+    from bench.data.registry import load
+    from bench.evaluation.cards import Conditions, ensure
+    from bench.models.teachers import load_teacher
+
+    out, data_dir = Path(run.out), Path(run.data_dir)
+    source = given_teacher(teacher, teacher_model(run), where="bench card")
+    parts = load(run.dataset, data_dir, download=run.download)
+    found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
+    under = Conditions(run.norm, usual_eps(run), run.limit, device.resolve(run.device), run.threads)
+    return ensure(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=_note)
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"note: {sentence}", err=True)

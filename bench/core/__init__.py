@@ -1,0 +1,1 @@
+"""Ground that every room stands on: files, downloads, devices, memory, streams, progress."""

@@ -1,0 +1,194 @@
+"""Data sets in one file: `npz:FILE`, with arrays x_train, y_train, x_test, y_test and optionally class_names.
+
+Free of torch. Plans read headers, labels and names alone; the images' checksums, which the archive keeps, tell one
+file's content from another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.data.raw import IN_MEMORY, Images, Raw, Stored, check_alike, check_images, check_labels
+from bench.errors import BenchError, UsageError
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+NAMES = "class_names"
+UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before its images are read.
+
+    Attributes:
+        shapes: of the four arrays.
+        y_train, y_test: labels.
+        class_names: one per class; numbers where the file names none.
+        digest: hexadecimal, over names, sizes and checksums of the arrays.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    y_train: NDArray[Any]
+    y_test: NDArray[Any]
+    class_names: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An array inside the file: where its numbers begin, and whether they lie there as they are."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+    crc: int
+    plain: bool
+
+
+class Mapped:
+    """Images of a file that is too big for memory, read row by row; see `bench.data.raw.Stored`."""
+
+    ndim = 4
+
+    def __init__(self, path: Path, member: _Member) -> None:
+        self.shape, self.dtype, self._crc = member.shape, member.dtype, member.crc
+        self._x = np.memmap(path, member.dtype, "r", member.start, member.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Images:
+        return np.asarray(self._x[rows])
+
+    def fingerprint(self, rows: NDArray[np.int64]) -> bytes:
+        """The checksum of all images, and which of them."""
+        return hashlib.sha256(f"{self._crc} ".encode() + rows.astype("<i8").tobytes()).digest()
+
+
+def header(path: Path, class_names: Sequence[str] | None = None) -> Header:
+    """Read and check everything but the images.
+
+    Args:
+        path: the file.
+        class_names: names to use instead of the file's.
+
+    Raises:
+        UsageError: if there is no such file.
+        BenchError: if it cannot be read, or is not a data set.
+    """
+    if not path.is_file():
+        raise UsageError(f"npz:{path}: no such file; expected one with the arrays {', '.join(ARRAYS)}")
+    state = path.stat()
+    return _header(path, state.st_mtime_ns, state.st_size, None if class_names is None else tuple(class_names))
+
+
+@lru_cache(maxsize=8)
+def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | None) -> Header:
+    members = _members(path)
+    lacking = [name for name in ARRAYS if name not in members]
+    if lacking:
+        raise BenchError(f"{path}: expected the arrays {', '.join(ARRAYS)}; not found: {', '.join(lacking)}")
+    for part in ("train", "test"):
+        check_images(f"{path}: {part}", members[f"x_{part}"].shape, members[f"x_{part}"].dtype)
+    check_alike(str(path), members["x_train"].shape, members["x_test"].shape)
+    wanted = ("y_train", "y_test", *((NAMES,) if NAMES in members and class_names is None else ()))
+    for name in wanted:
+        _check_plain(path, name, members[name].dtype)
+    small = _arrays(path, wanted)
+    names = class_names or _names(path, small)
+    for part in ("train", "test"):
+        check_labels(f"{path}: {part}", small[f"y_{part}"], members[f"x_{part}"].shape[0], names)
+    told = [f"{name} {members[name].shape} {members[name].crc}" for name in ARRAYS]
+    digest = hashlib.sha256("\n".join([*told, *names]).encode()).hexdigest()
+    shapes = {name: members[name].shape for name in ARRAYS}
+    return Header(shapes, small["y_train"], small["y_test"], names, digest)
+
+
+def read(path: Path, class_names: Sequence[str] | None = None) -> Raw:
+    """The data set; more than `bench.data.raw.IN_MEMORY` bytes of images stay in the file unless it is compressed.
+
+    Args:
+        path: the file.
+        class_names: names to use instead of the file's.
+
+    Raises:
+        UsageError, BenchError: see `header`.
+    """
+    known = header(path, class_names)
+    members = _members(path)
+    x: dict[str, Images | Stored] = {}
+    big = sum(int(np.prod(known.shapes[name])) for name in ("x_train", "x_test")) > IN_MEMORY
+    for name in ("x_train", "x_test"):
+        x[name] = Mapped(path, members[name]) if big and members[name].plain else _arrays(path, (name,))[name]
+    return Raw(**x, y_train=known.y_train, y_test=known.y_test, class_names=known.class_names)
+
+
+def _check_plain(path: Path, name: str, dtype: np.dtype[Any]) -> None:
+    """See that an array holds values rather than Python objects, which only running the file's code would bring back.
+
+    Raises:
+        BenchError: naming the array and the remedy.
+    """
+    if dtype.hasobject:
+        what, kind = ("strings", "str") if name == NAMES else ("integers", "int64")
+        raise BenchError(f"{path}: {name}: expected {what}, got Python objects; save it as {name}.astype('{kind}')")
+
+
+def _names(path: Path, small: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    if NAMES not in small:
+        labels = [y for y in (small["y_train"], small["y_test"]) if np.issubdtype(y.dtype, np.integer) and y.size]
+        return tuple(str(k) for k in range(1 + max((int(y.max()) for y in labels), default=0)))
+    given = small[NAMES]
+    if given.ndim != 1 or given.dtype.kind not in "US":
+        raise BenchError(f"{path}: expected {NAMES} as a list of strings, got {given.dtype} of shape {given.shape}")
+    names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist())
+    if len(set(names)) < len(names):
+        raise BenchError(f"{path}: expected {NAMES} to differ, got one of them twice")
+    return names
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (*UNREADABLE, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _members(path: Path) -> dict[str, _Member]:
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            return {
+                info.filename.removesuffix(".npy"): _member(stream, archive, info)
+                for info in archive.infolist()
+                if info.filename.removesuffix(".npy") in (*ARRAYS, NAMES)
+            }
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _member(stream: Any, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(member)
+        inside = member.tell()
+    stream.seek(info.header_offset + 26)  # the lengths of the name and of what else stands before the content
+    before = 30 + sum(struct.unpack("<HH", stream.read(4)))
+    plain = info.compress_type == zipfile.ZIP_STORED and not fortran
+    return _Member(shape, dtype, info.header_offset + before + inside, info.CRC, plain)
+
+
+def _unreadable(path: Path, error: Exception) -> BenchError:
+    return BenchError(f"{path}: cannot be read ({error}); expected a file written by numpy.savez")

@@ -1,0 +1,1 @@
+"""Several processes that work together: the process group, control, DistributedDataParallel."""

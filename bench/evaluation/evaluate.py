@@ -1,0 +1,176 @@
+"""Model x attack -> outcomes, from Python and as a job of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from attacks.contexts import unrounded
+from attacks.registry import ATTACKS
+from attacks.threat import ThreatModel
+from bench.config.stop_rules import Rule
+from bench.core import device as devices
+from bench.core import files as store
+from bench.core.out_of_memory import Cut
+from bench.core.progress import Progress
+from bench.data.registry import Parts, limit, to_float
+from bench.errors import BenchError
+from bench.evaluation import blocks as pairs
+from bench.evaluation.sanity import sanity
+from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
+from bench.models.checkpoints import fit, load_weights
+from bench.models.registry import network
+from bench.plan.jobs import BLOCK, FORMAT, PARTIAL, EvalJob
+from bench.results.outcomes import Outcomes
+
+
+@unrounded()
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attacks: Iterable[str | Attack] = ("pgd", "autoattack"),
+    threat: ThreatModel | None = None,
+    seed: int = 0,
+    block: int = BLOCK,
+    class_names: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+) -> Outcomes:
+    """Attack a model on samples; what notebooks and other programs call. No product is rounded to TF32 meanwhile.
+
+    Args:
+        model: x (N, C, H, W) in [0, 1] -> logits (N, K); left as it was, its modes included.
+        x: (n, C, H, W) float32 in [0, 1].
+        y: (n,) int64.
+        attacks: names, or attack objects.
+        threat: threat model of the attacks that are given by name; Linf 8/255 if not given.
+        seed: of all random draws.
+        block: samples that are attacked together.
+        class_names: names for tables.
+        progress: receives progress.
+
+    Returns:
+        The outcome of every sample.
+    """
+    threat = threat or ThreatModel()
+    device = next((p.device for p in model.parameters()), x.device)
+    predictions: dict[str, np.ndarray[Any, Any]] = {}
+    robust: dict[str, np.ndarray[Any, Any]] = {}
+    clean: Tensor | None = None  # found by the first attack, which learns there how much fits into memory
+    for item in attacks:
+        known = ATTACKS.resolve(item) if isinstance(item, str) else getattr(item, "name", type(item).__name__.lower())
+        attack = ATTACKS[known](threat=threat) if isinstance(item, str) else item
+        if known in predictions:
+            raise ValueError(f"evaluate: two attacks are called {known!r}; give one a `name` of its own")
+        verdicts = run_attack(
+            model, x, y, attack, known, seed=seed, block=block, device=device, progress=progress, clean=clean
+        )
+        clean = verdicts.clean
+        named = columns(known, verdicts)
+        predictions |= {name: prediction.numpy() for name, (prediction, _) in named.items()}
+        robust |= {name: verdict.numpy() for name, (_, verdict) in named.items()}
+    clean = _predicted(model, x, device, block, progress or Progress()) if clean is None else clean
+    return Outcomes(
+        np.arange(len(y)), y.cpu().numpy(), clean.numpy(), attacks=predictions, robust=robust,
+        num_classes=class_count(model, x, device), class_names=class_names,
+    )  # fmt: skip
+
+
+def _predicted(model: nn.Module, x: Tensor, device: torch.device, block: int, progress: Progress) -> Tensor:
+    """Predicted classes (n,) on the CPU, in blocks that are halved where memory runs out."""
+    cut = Cut("evaluate", tell=progress.line)
+    return cut.spared(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))
+
+
+def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
+    """The columns of an attack: its own, and one per stage where it has several."""
+    if not verdicts.stages:
+        reasons = "; ".join(f"{label} {reason}" for label, reason in verdicts.left_out.items())
+        raise BenchError(f"attack {name}: nothing of it can run: {reasons}; leave it out of --attacks")
+    last = list(verdicts.stages.values())[-1]
+    stages = {f"{name}/{label}": pair for label, pair in verdicts.stages.items() if list(verdicts.stages) != [name]}
+    return {name: last, **stages}
+
+
+def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | None = None) -> Path:
+    """Run one evaluation of a plan, or go on with it; returns its folder.
+
+    A part stores its pairs and leaves the rest to whoever finishes the evaluation: with all pairs stored nothing is
+    attacked again.
+
+    Raises:
+        BenchError: if the weights do not fit, or the attack misbehaves.
+        Interrupted: if asked to stop.
+    """
+    timer = store.Timer()
+    folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
+    made = network(job.model, job.dataset, job.norm, parts.num_classes, *parts.image[:2])
+    model = fit(made, load_weights(file), where=str(file)).to(job.device)
+    test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
+    x, weights = to_float(test.x), store.file_hash(file)
+    attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
+    stages, _ = due_stages(attack, job.attack, class_count(model, x, job.device))
+    pairs.Note(job, weights, tuple(stages), -(-len(test) // job.block)).keep(folder / PARTIAL)
+    verdicts = run_attack(
+        model, x, test.y, attack, job.attack,
+        seed=job.seed, block=job.block, device=job.device, folder=folder / PARTIAL, progress=progress,
+        part=job.part, prepare=job.prepare, stop=None if job.stop_when is None else Rule.parse(job.stop_when),
+    )  # fmt: skip
+    if job.part is None:
+        _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
+        described = store.read_json(out / job.run / "run.json")
+        searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
+        implementation = getattr(attack, "implementation", "native") + searched
+        facts = _facts(job, verdicts, parts, described, implementation, weights)
+        checked = sanity(
+            model, x, attack, verdicts,
+            classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
+        )  # fmt: skip
+        store.write_json(folder / "eval.json", {**facts, **checked})
+    row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
+    if job.part is not None:
+        row |= {"what": "part of an evaluation", "part": list(job.part)}
+    store.append_line(folder / "timing.jsonl", row)
+    if job.part is None:
+        store.mark_done(folder)
+        pairs.clear(folder)  # not before: whoever ended in between would lose what took longest
+    return folder
+
+
+def _outcomes(job: EvalJob, verdicts: Verdicts, index: Tensor, parts: Parts) -> Outcomes:
+    named = columns(job.attack, verdicts)
+    return Outcomes(
+        index.numpy(), verdicts.label.numpy(), verdicts.clean.numpy(),
+        attacks={name: prediction.numpy() for name, (prediction, _) in named.items()},
+        robust={name: robust.numpy() for name, (_, robust) in named.items()},
+        num_classes=parts.num_classes, class_names=parts.class_names,
+    )  # fmt: skip
+
+
+def _facts(
+    job: EvalJob, verdicts: Verdicts, parts: Parts, described: Mapping[str, Any], implementation: str, weights: str
+) -> dict[str, Any]:
+    """The content of eval.json; stopping rules and micro-batches only where there were any."""
+    n = len(verdicts.label)
+    last = described["epochs"] - 1 if described.get("epochs") is not None else None
+    more: dict[str, Any] = {} if job.stop_when is None else {"stop_when": job.stop_when, "stopped": verdicts.stopped}
+    if verdicts.micro_batch is not None:
+        more["micro_batch"] = verdicts.micro_batch
+    return {
+        "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
+        "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
+        "weights": weights, "attack": job.attack, "attack_settings": dict(job.settings),
+        "implementation": implementation, "revision": job.revision, "source": job.source,
+        "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": n,
+        "test_subset": n if n < len(parts.test) else None, "block": job.block,
+        "classes": parts.num_classes, "class_names": list(parts.class_names),
+        "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
+        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **more,
+    }  # fmt: skip

@@ -1,0 +1,78 @@
+"""The sanity checks of a model, from Python and as part of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from attacks.sanity.checks import SAMPLES, Examination
+from attacks.sanity.checks import examine as run_checks
+from attacks.threat import ThreatModel
+from bench.core.progress import Progress
+from bench.core.seeding import generator
+from bench.evaluation.stages import Verdicts
+from bench.results.outcomes import CLEAN, Outcomes
+
+# Passes per sample from which an attack makes a claim of robustness; below it (FGSM) checks would cost more than it.
+CLAIM = 10
+
+
+def examine(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel | None = None,
+    outcomes: Outcomes | None = None,
+    seed: int = 0,
+) -> Examination:
+    """Whether the robustness of a model can be believed; what notebooks and other programs call.
+
+    Args:
+        model: x (N, C, H, W) in [0, 1] -> logits (N, K); left as it was.
+        x: (n, C, H, W) float32 in [0, 1].
+        y: (n,) int64.
+        threat: threat model of the claim; Linf 8/255 if not given.
+        outcomes: of `bench.evaluate` on the same samples; the stages of its attacks are looked at as well.
+        seed: of all random draws.
+
+    Returns:
+        `.mark` ("reliable", "suspicious" or "unreliable"), `.reasons`, and `.findings`, one per check.
+    """
+    stages = {} if outcomes is None else _worst_stages(outcomes)
+    right = None if outcomes is None else torch.from_numpy(outcomes.verdict(CLEAN).robust)
+    draws = generator("cpu", seed, "sanity")
+    return run_checks(model, x, y, threat=threat or ThreatModel(), stages=stages, right=right, generator=draws)
+
+
+def _worst_stages(outcomes: Outcomes) -> dict[str, Tensor]:
+    """The stages of the attack with a black-box stage, if one is there."""
+    for attack in outcomes.attacks:
+        stages = {name.partition("/")[2]: outcomes.verdict(name).robust for name in outcomes.stages(attack)}
+        if any(name.startswith("square") for name in stages):
+            return {name: torch.from_numpy(robust) for name, robust in stages.items()}
+    return {}
+
+
+def sanity(
+    model: nn.Module, x: Tensor, attack: Attack, verdicts: Verdicts, *, classes: int, seed: int, block: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What eval.json says of the sanity checks: an entry `sanity`, or nothing for an attack of a single step or two.
+
+    The draws depend on the seed alone, so all attacks on a model under one threat model come to the same findings, but
+    for those about stages. No more samples are looked at together than a block has.
+    """
+    cost = attack.passes(classes)
+    if not attack.stages and cost.forward + cost.input_grad < CLAIM:
+        return {}
+    found = run_checks(
+        model, x, verdicts.label.to(x.device), threat=attack.threat,
+        stages={label: robust for label, (_, robust) in verdicts.stages.items()},
+        right=verdicts.clean == verdicts.label, samples=min(SAMPLES, block), generator=generator("cpu", seed, "sanity"),
+    )  # fmt: skip
+    (progress or Progress()).line(f"sanity checks: {'; '.join([found.mark, *found.reasons])}")
+    return {"sanity": found.as_dict()}

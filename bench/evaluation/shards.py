@@ -1,0 +1,166 @@
+"""Shards become evaluations: what several machines or processes stored is put together, and found complete or not.
+
+Nothing is attacked and nothing is judged here. Runs, finished evaluations and stored pairs are collected in one results
+folder; what is complete there can then be finished like any other evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.core import files as store
+from bench.errors import BenchError, UsageError
+from bench.evaluation import blocks as pairs
+from bench.plan.jobs import PARTIAL, EvalJob, title
+
+RUNS = "*/*/*/*"
+OUTCOMES = "outcomes.parquet"
+TRAIN_ONCE = "train once, and copy that run to the other machines"
+GROWING = ("timing.jsonl", "log.txt")
+
+
+@dataclass
+class Collected:
+    """What a merge has found.
+
+    Attributes:
+        complete: evaluations of which every block is there.
+        lacking: for each that lacks blocks which ones, and how to come by them.
+        finished: number of evaluations that are finished already.
+    """
+
+    complete: list[EvalJob] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    finished: int = 0
+
+
+def collect(results: Sequence[Path], out: Path) -> Collected:
+    """Put together what lies in several results folders, or look at what lies in one.
+
+    Args:
+        results: folders that shards wrote to.
+        out: where everything is put; it may be one of them, and what it holds takes part.
+
+    Raises:
+        UsageError: if a folder does not exist.
+        BenchError: if two folders hold different weights, pairs or outcomes under one name; nothing is written then.
+    """
+    for root in results:
+        if not root.is_dir():
+            raise UsageError(f"merge: no folder {root}; name the folders that the shards wrote to")
+    places = list({root.resolve(): root for root in (out, *results) if root.is_dir()}.values())
+    runs = _by_name(places, f"{RUNS}/{store.DONE}")
+    evaluations = _by_name(places, f"{RUNS}/eval/*/*")
+    for sources in runs.values():
+        for checkpoint in sorted({file.name for source in sources for file in source.glob("*.safetensors")}):
+            _agree([source / checkpoint for source in sources], TRAIN_ONCE)
+    for sources in evaluations.values():
+        _agree([source / OUTCOMES for source in sources if store.is_done(source)], "one of them is damaged")
+        _agree_on_weights(sources)
+        for name in sorted({file.name for source in sources for file in _stored(source)} - {pairs.NOTE}):
+            files = [source / PARTIAL / name for source in sources]
+            _agree(files, "the machines round differently: leave out the folder of one and run its shard on the other")
+    for run, sources in runs.items():
+        _copy(sources[0], out / run)
+    found = Collected()
+    for evaluation, sources in evaluations.items():
+        _bring(sources, out / evaluation, found)
+    return found
+
+
+def _by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list[Path]]:
+    """Folders that hold what a pattern names, by their path below a results folder; in order."""
+    found: dict[Path, list[Path]] = {}
+    for place in places:
+        for folder in sorted({file.parent for file in place.glob(pattern)}):
+            found.setdefault(folder.relative_to(place), []).append(folder)
+    return found
+
+
+def _agree(files: Sequence[Path], remedy: str) -> None:
+    there = [file for file in files if file.is_file()]
+    for file in there[1:]:
+        if store.file_hash(file) != store.file_hash(there[0]):
+            raise BenchError(f"merge: expected equal files, got others in {there[0]} and {file}; {remedy}")
+
+
+def _agree_on_weights(sources: Sequence[Path]) -> None:
+    """See that pairs of one evaluation come from the same weights, whether those lie there or not."""
+    notes = {source: pairs.read_note(source / PARTIAL) for source in _unfinished(sources)}
+    for source, note in notes.items():
+        first = next(iter(notes))
+        if note.weights != notes[first].weights:
+            raise BenchError(f"merge: {first} and {source} attacked different weights; {TRAIN_ONCE}")
+
+
+def _unfinished(sources: Sequence[Path]) -> list[Path]:
+    return [source for source in sources if (source / PARTIAL / pairs.NOTE).is_file()]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a finished folder, without what lies in folders below, unless it is finished there."""
+    if store.is_done(target):
+        return
+    with store.locked(target, wait=True):
+        files = [file for file in sorted(source.iterdir()) if file.is_file() and not file.name.startswith(".")]
+        for file in sorted(files, key=lambda file: file.name == store.DONE):
+            store.write_bytes(target / file.name, file.read_bytes())
+
+
+def _bring(sources: Sequence[Path], target: Path, found: Collected) -> None:
+    """Bring one evaluation to where it belongs, finished or in pairs."""
+    finished = next((source for source in sources if store.is_done(source)), None)
+    if finished is not None:
+        _copy(finished, target)
+        pairs.clear(target)
+        found.finished += 1
+        return
+    unfinished = _unfinished(sources)
+    if not unfinished:
+        return
+    for source in unfinished:
+        _copy_pairs(source, target)
+    note = pairs.read_note(target / PARTIAL)
+    missing = note.missing(target / PARTIAL)
+    if missing:
+        found.lacking.append(_lacking(note, missing, unfinished))
+    else:
+        found.complete.append(note.job)
+
+
+def _copy_pairs(source: Path, target: Path) -> None:
+    new = [file for file in _stored(source) if not (target / PARTIAL / file.name).is_file()]
+    if not new:
+        return
+    (target / PARTIAL).mkdir(parents=True, exist_ok=True)
+    for file in new:
+        store.write_bytes(target / PARTIAL / file.name, file.read_bytes())
+    for name in GROWING:
+        if (source / name).is_file():
+            with open(target / name, "ab") as grown:
+                grown.write((source / name).read_bytes())
+
+
+def _stored(source: Path) -> Iterator[Path]:
+    """The pairs of an evaluation, the note about them last."""
+    files = sorted((source / PARTIAL).glob("*.json"))
+    yield from sorted(files, key=lambda file: file.name == pairs.NOTE)
+
+
+def _lacking(note: pairs.Note, missing: Sequence[int], sources: Sequence[Path]) -> str:
+    begun = {part for source in sources for part in pairs.parts_begun(source / PARTIAL)}
+    counts = sorted({count for _, count in begun})
+    shards = [
+        f"--shard {number}/{count}"
+        for count in counts
+        for number in range(1, count + 1)
+        if set(missing) & set(pairs.blocks_of((number, count), note.blocks))
+    ]
+    blocks = ", ".join(str(b + 1) for b in missing)
+    how = f" with {', '.join(shards)}" if shards else ""
+    return (
+        f"{title(note.job)}: block{'s' if len(missing) > 1 else ''} {blocks} of {note.blocks}; "
+        f"run the same command{how}, then merge again"
+    )

@@ -1,0 +1,72 @@
+"""What the person in front of the terminal sees while jobs run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from bench.launch.worker import Display
+from bench.plan.jobs import Job, title
+
+
+class Lines(Display):
+    """One line for every job that ends; for logs and pipes."""
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def began(self, job: Job, gpu: str) -> None:
+        """Say where a job runs."""
+        self.write(f"GPU {gpu}: {title(job)}")
+
+    def ended(self, job: Job, sentence: str | None) -> None:
+        """Say that a job ended."""
+        self.write(f"{'failed' if sentence else 'done'}: {title(job)}" + (f": {sentence}" if sentence else ""))
+
+    def write(self, text: str) -> None:
+        """Print a line to the error stream: the table alone goes to the output."""
+        click.echo(text, err=True)
+
+
+class Bars(Lines):
+    """A bar for every running job, with its running accuracy."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def update(self, job: Job, done: int, total: int, text: str) -> None:
+        """Move a job's bar."""
+        if job.id not in self._bars:
+            self._bars[job.id] = tqdm(total=total, desc=title(job), leave=False, dynamic_ncols=True)
+        bar = self._bars[job.id]
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(done - bar.n)
+
+    def line(self, job: Job, text: str) -> None:
+        """Keep lines with figures."""
+        if "robust accuracy after" in text:
+            self.write(f"{title(job)}: {text}")
+
+    def ended(self, job: Job, sentence: str | None) -> None:
+        """Take the bar away and say that the job ended."""
+        if job.id in self._bars:
+            self._bars.pop(job.id).close()
+        super().ended(job, sentence)
+
+    def write(self, text: str) -> None:
+        """Print a line above the bars."""
+        tqdm.write(text)

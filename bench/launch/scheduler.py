@@ -1,0 +1,163 @@
+"""Which jobs of a launch wait, run, are done or failed; and how an evaluation is cut where workers would be idle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.core import files as store
+from bench.data.registry import DATASETS
+from bench.evaluation import blocks as pairs
+from bench.plan.jobs import EvalJob, Job, Plan, TrainJob, title
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every job of a launch shares.
+
+    Attributes:
+        out, data_dir: folders of results and of data sets.
+        download: fetch missing data.
+        plugins: files or modules that register more.
+    """
+
+    out: Path
+    data_dir: Path
+    download: bool = False
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """How a launch ended.
+
+    Attributes:
+        finished: titles of the jobs that were done.
+        skipped: number of jobs that were done before.
+        failures: title -> sentence.
+        interrupted: whether it was asked to stop.
+    """
+
+    finished: list[str] = field(default_factory=list)
+    skipped: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+class Schedule:
+    """The jobs of a launch in the order in which they can start.
+
+    Args:
+        plan: the jobs.
+        site: where their folders are; what is done there is skipped.
+        done: keys of runs outside the plan that its jobs start from.
+        workers: processes side by side. While fewer jobs can start than that, an evaluation is cut into a part for
+            each: blocks do not depend on one another. The evaluation itself then waits for its parts.
+        own_devices: whether every worker has a GPU of its own; if not, an evaluation on a GPU stays whole.
+    """
+
+    def __init__(
+        self, plan: Plan, site: Site, done: Iterable[str], workers: int = 1, *, own_devices: bool = False
+    ) -> None:
+        self.report = Report()
+        self.workers, self.own_devices = workers, own_devices
+        self.waiting: list[Job] = []
+        self.done: set[str] = set(done)
+        self.failed: dict[str, str] = {}
+        self.later: dict[str, float] = {}
+        self.cut: dict[str, set[str]] = {}
+        jobs: list[Job] = [
+            *_urgent_first(plan.train),
+            *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
+        ]
+        for job in jobs:
+            if store.is_done(site.out / job.folder):
+                if isinstance(job, EvalJob):
+                    pairs.clear(site.out / job.folder)  # left by a process that was killed as it cleared them
+                self.done.add(job.id)
+                self.report.skipped += 1
+            else:
+                self.waiting.append(job)
+
+    def next(self) -> Job | None:
+        """The next job that can start now."""
+        self._drop_hopeless()
+        while (ready := self._ready()) and len(ready) < self.workers and self._cut_one(ready):
+            continue
+        if not ready:
+            return None
+        self.waiting.remove(ready[0])
+        return ready[0]
+
+    def end(self, job: Job, outcome: str | None, sentence: str | None) -> None:
+        """Take note of how a job ended: "done", "busy" (held elsewhere), "failed" or "interrupted"."""
+        if outcome == "done":
+            self.done.add(job.id)
+            if not self._is_cut_off(job):
+                self.report.finished.append(title(job))
+        elif outcome == "busy":
+            self.later[job.id] = time.monotonic() + RETRY_SECONDS
+            self.waiting.append(job)
+        elif outcome == "failed":
+            whole = job.whole if isinstance(job, EvalJob) and self._is_cut_off(job) else job
+            self.failed[whole.id] = sentence or "failed"
+            self.report.failures[title(whole)] = sentence or "failed"
+
+    def _ready(self) -> list[Job]:
+        now = time.monotonic()
+        return [
+            job
+            for job in self.waiting
+            if {*job.requires, *self.cut.get(job.id, ())} <= self.done and self.later.get(job.id, 0) <= now
+        ]
+
+    def _cut_one(self, ready: Sequence[Job]) -> bool:
+        """Put the parts of an evaluation in front of it; False if there is none that can be cut."""
+        for job in ready:
+            if (
+                isinstance(job, EvalJob)
+                and job.id not in self.cut
+                and (job.device == "cpu" or self.own_devices)
+                and (count := min(self.workers, _divisible(job))) > 1
+            ):
+                parts = [replace(job, part=(number, count)) for number in range(1, count + 1)]
+                self.cut[job.id] = {part.id for part in parts}
+                place = self.waiting.index(job)
+                self.waiting[place:place] = parts
+                return True
+        return False
+
+    def _is_cut_off(self, job: Job) -> bool:
+        """Whether a job is a part that was cut here, and not one that was asked for."""
+        return isinstance(job, EvalJob) and job.id in self.cut.get(job.key, ())
+
+    def _drop_hopeless(self) -> None:
+        for job in list(self.waiting):
+            needs = (*job.requires, job.key, *self.cut.get(job.id, ()))
+            cause = next((self.failed[need] for need in needs if need in self.failed), None)
+            if cause is not None:
+                self.waiting.remove(job)
+                self.failed.setdefault(job.id, cause)
+                if isinstance(job, TrainJob):
+                    self.report.failures[title(job)] = f"not tried, because what it starts from failed: {cause}"
+
+
+def _divisible(job: EvalJob) -> int:
+    """How many parts an evaluation can be cut into; 1 if it is better left whole, or its size is not known.
+
+    A rule that stops an evaluation looks at all blocks in order.
+    """
+    full: int | None = DATASETS.sketch(job.dataset).fact("sizes", {}).get("test")
+    if job.part is not None or job.stop_when is not None or full is None:
+        return 1
+    return -(-min(full, job.limit or full) // job.block)
+
+
+def _urgent_first(jobs: Sequence[TrainJob]) -> list[TrainJob]:
+    """Runs that others start from come first: the longest chain decides when everything is over."""
+    needed = {key for job in jobs for key in job.requires}
+    return sorted(jobs, key=lambda job: (job.key not in needed, job.role != "teacher"))

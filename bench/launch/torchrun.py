@@ -1,0 +1,111 @@
+"""A launch over the processes of a torchrun: trainings by all of them together, evaluations side by side.
+
+The first process does what a launch does everywhere; the others do what it tells them. The results folder must be the
+same for all, on a disk that the machines share.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bench.config.settings import RunSettings
+from bench.core import device
+from bench.core.progress import Progress
+from bench.distributed import control as ranks
+from bench.distributed.control import Follower, Leader, Outcome
+from bench.distributed.team import Team
+from bench.errors import BenchError, Interrupted, UsageError
+from bench.launch.scheduler import RETRY_SECONDS, Schedule, Site
+from bench.launch.worker import Display, Shown, run_job, stop_requests, work
+from bench.plan.jobs import Job, TrainJob
+
+
+def lead(
+    schedule: Schedule, site: Site, display: Display, stopping: threading.Event, team: Team, leader: Leader
+) -> None:
+    """Run a schedule with all processes, from the first of them."""
+    while schedule.waiting and not stopping.is_set():
+        jobs = _due(schedule, team.size)
+        if not jobs:
+            if schedule.waiting:
+                time.sleep(RETRY_SECONDS / 4)
+            continue
+        for number, job in enumerate(jobs[1:]):
+            leader.tell(number, "job", job)
+        found = [run_job(jobs[0], site, Shown(jobs[0], display, stopping), team)]
+        found += [leader.outcome(number) for number in range(len(jobs) - 1)]
+        for job, (outcome, sentence) in zip(jobs, found, strict=True):
+            schedule.end(job, outcome, sentence)
+            if outcome == "interrupted":  # perhaps another process was asked to stop
+                stopping.set()
+            if outcome in ("done", "failed"):
+                display.ended(job, sentence)
+
+
+def _due(schedule: Schedule, size: int) -> list[Job]:
+    """A training that can start now, or up to `size` evaluations."""
+    jobs: list[Job] = []
+    while len(jobs) < size and (job := schedule.next()) is not None:
+        if jobs and isinstance(job, TrainJob):
+            schedule.waiting.insert(0, job)
+            break
+        jobs.append(job)
+        if isinstance(job, TrainJob):
+            break
+    return jobs
+
+
+def follow(follower: Follower, site: Site, team: Team) -> None:
+    """Do what the first process says, until it dismisses this one."""
+    with stop_requests() as stopping:
+        for order, job in follower.orders():
+            progress = Shown(job, Display(), stopping)
+            follower.report(run_job(job, site, progress) if order == "job" else _train_along(job, site, progress, team))
+
+
+def _train_along(job: Job, site: Site, progress: Progress, team: Team) -> Outcome:
+    """Take part in a training that the first process leads; it alone holds the folder and writes there."""
+    try:
+        work(job, site, progress, team)
+    except Interrupted:
+        return "interrupted", None
+    except BenchError as error:
+        return "failed", str(error)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", None
+
+
+@contextmanager
+def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, Team | None]]:
+    """The device that settings resolve to, and the processes of a torchrun, or this one alone.
+
+    In all of these but the first there is no team: they do what they are told, and then nothing is left to do.
+
+    Raises:
+        UsageError: if the settings do not go with the processes.
+    """
+    place = ranks.place()
+    if place is None:
+        if settings.sync_bn:
+            raise UsageError("--sync-bn: is for several processes that train one model; start them with torchrun")
+        yield device.resolve(settings.device), Team()
+        return
+    if settings.gpus is not None or settings.workers is not None:
+        raise UsageError("--gpus, --workers: torchrun's processes take their place; leave them out")
+    from bench.distributed import ddp as distributed
+
+    if settings.device != "cpu":
+        distributed.claim_gpu(place)
+    name = device.resolve(settings.device)
+    distributed.check(name, sync_bn=settings.sync_bn)
+    team, follower = distributed.join(place, name, sync_bn=settings.sync_bn)
+    try:
+        if follower is not None:
+            follow(follower, site, team)
+        yield name, None if follower else team
+    finally:
+        distributed.leave(team)

@@ -1,0 +1,164 @@
+"""One job: under the lock of its folder, with a log, and with a sentence if it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from bench.core import files as store
+from bench.core.progress import Progress, log_to
+from bench.distributed.team import Team
+from bench.errors import BenchError, Interrupted
+from bench.launch.scheduler import Site
+from bench.plan.jobs import PARTIAL, EvalJob, Job, TrainJob, title
+
+HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
+
+
+class Display:
+    """Shows what jobs do; this one shows nothing."""
+
+    def update(self, job: Job, done: int, total: int, text: str) -> None:
+        """Progress of one job."""
+
+    def line(self, job: Job, text: str) -> None:
+        """A line worth keeping."""
+
+    def began(self, job: Job, gpu: str) -> None:
+        """A job began on one of several GPUs."""
+
+    def ended(self, job: Job, sentence: str | None) -> None:
+        """A job ended; the sentence says why it failed."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and a termination request set; a second Ctrl-C ends at once."""
+    event = threading.Event()
+
+    def stop(number: int, frame: Any) -> None:
+        if event.is_set():
+            os._exit(130)
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Shown(Progress):
+    """Progress of a job in this process, on a display."""
+
+    def __init__(self, job: Job, display: Display, stop: threading.Event) -> None:
+        self._job, self._display, self._stop = job, display, stop
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show it."""
+        self._display.update(self._job, done, total, text)
+
+    def line(self, text: str) -> None:
+        """Keep it in the log, and show it."""
+        super().line(text)
+        self._display.line(self._job, text)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl-C or a termination request has come."""
+        return self._stop.is_set()
+
+
+def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) -> tuple[str, str | None]:
+    """Run one job under the lock of its folder.
+
+    Args:
+        job: what to run.
+        site: folders and plug-ins.
+        progress: receives progress and says when to stop.
+        team: the processes that train together, of which this is the first; an evaluation is for one alone.
+
+    Returns:
+        "done", "busy", "interrupted" or "failed", and the sentence of a failure.
+    """
+    folder = site.out / job.folder
+    if store.is_done(folder):
+        return "done", None
+    with _held(job, site) as held:
+        if store.is_done(folder):
+            return "done", None
+        if not held:
+            return "busy", None
+        with log_to(folder / "log.txt"):
+            progress.line(f"begin: {title(job)}{_on(progress.gpu)}")
+            try:
+                work(job, site, progress, team or Team())
+            except Interrupted:
+                return "interrupted", None
+            except Exception as error:
+                return "failed", _failure(job, site, error)
+        (site.out / job.home / store.FAILED).unlink(missing_ok=True)
+    return "done", None
+
+
+def _on(gpu: str | None) -> str:
+    return "" if gpu is None else f" on GPU {gpu}"
+
+
+def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
+    """Run one job, whose folder is held; in every process of a team if it is a training."""
+    from bench.core import device
+    from bench.data.registry import load
+    from bench.evaluation.evaluate import evaluate_job
+    from bench.training.trainer import train
+    from methods.registry import METHODS
+
+    steady = isinstance(job, TrainJob) and not METHODS.sketch(job.method).fact("drops_rows")
+    device.prepare(job.device, job.threads, job.deterministic, steady=steady)
+    if isinstance(job, TrainJob):
+        with team.together(job):
+            parts = load(job.dataset, site.data_dir, download=site.download, train_limit=job.train_limit)
+            train(job, parts, site.out, site.data_dir, progress, download=site.download, team=team)
+    else:
+        parts = load(job.dataset, site.data_dir, download=site.download)
+        described = store.read_json(site.out / job.run / "run.json")
+        parts.require_same(described["data"], "test_hash", job.title)
+        evaluate_job(job, parts, site.out, progress)
+
+
+@contextmanager
+def _held(job: Job, site: Site) -> Iterator[bool]:
+    """Hold what a job needs; False if another process has it.
+
+    A part holds its own folder, so that parts go side by side; a whole evaluation holds its folder and all parts that
+    are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
+    """
+    with ExitStack() as locks:
+        held = locks.enter_context(store.locked(site.out / job.home, wait=False))
+        if held and isinstance(job, EvalJob) and job.part is None:
+            homes = sorted((site.out / job.folder / PARTIAL).glob("part-*-of-*"))
+            held = all(locks.enter_context(store.locked(home, wait=False)) for home in homes)
+        elif held and isinstance(job, EvalJob):
+            with store.locked(site.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
+                held = free
+        yield held
+
+
+def _failure(job: Job, site: Site, error: Exception) -> str:
+    """The sentence of a failed job, kept in its folder; what is no sentence of ours keeps its traceback in the log."""
+    import logging
+
+    sentence = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+    logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
+    if not isinstance(error, BenchError):
+        sentence += f" (details in {site.out / job.folder / 'log.txt'})"
+    store.write_text(site.out / job.home / store.FAILED, sentence + "\n")
+    return sentence

@@ -1,0 +1,236 @@
+"""What a plan is made of: jobs, each a folder whose name is the hash of everything its content depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bench.core.files import key_of
+from bench.data.registry import DATASETS
+from bench.models.registry import folder_name
+from methods.recipes import Recipe
+
+FORMAT = 1
+PARTIAL = "partial"
+BLOCK = 100  # test samples that are attacked together where neither the run nor the data set says how many
+# Fields that recipes got after runs were stored: at their usual value they are no part of a key.
+NEWER_RECIPE_FIELDS = {"schedule": "steps", "ema": 0.0}
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run.
+
+    Attributes:
+        dataset, model, method, seed, role: what is trained; the role is "student" or "teacher".
+        label: the name of its row: the method, with the settings the user changed.
+        settings: keyword arguments of the method.
+        recipe_name, recipe: the schedule, every value resolved.
+        norm, eps: the threat model it is evaluated under.
+        select: checkpoint rule.
+        train_limit: stratified part of the training samples.
+        teachers: role -> where the teacher comes from: {"key": ..., "folder": ..., "model": ...},
+            {"file": ..., "model": ...} or {"zoo": ...}.
+        warm_start: {"key": ..., "folder": ...}, or None.
+        device, threads, deterministic: what the bits depend on besides.
+        source: hash of the plug-in's file, or "" for a method of the suite.
+        train_with: the switches of `bench.config.speedups` that are on; as bits depend on them, they are in the key.
+        model_source: hash of the file with the model's builder, or "" for a network of the suite or of a package.
+        micro_batch: samples that go through the network at once; None is all of a step.
+        processes: how many train it together.
+        sync_bn: whether BatchNorm's statistics are those of all processes.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    role: str
+    label: str
+    settings: Mapping[str, Any]
+    recipe_name: str
+    recipe: Recipe
+    norm: str
+    eps: float
+    select: str
+    train_limit: int | None
+    teachers: Mapping[str, Mapping[str, str]]
+    warm_start: Mapping[str, str] | None
+    device: str
+    threads: int
+    deterministic: bool
+    revision: int
+    source: str = ""
+    train_with: tuple[str, ...] = ()
+    model_source: str = ""
+    micro_batch: int | None = None
+    processes: int = 1
+    sync_bn: bool = False
+
+    @property
+    def key(self) -> str:
+        """Hash of everything the weights depend on."""
+        identity = {**asdict(self), "dataset": DATASETS.label(self.dataset)}
+        if not self.train_with:
+            del identity["train_with"]
+        identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
+        for name, usual in NEWER_RECIPE_FIELDS.items():
+            if identity["recipe"][name] == usual:
+                del identity["recipe"][name]
+        whole = {"micro_batch": None, "processes": 1, "sync_bn": False}
+        for name in ("role", "label", "recipe_name", *(n for n, value in whole.items() if identity[n] == value)):
+            del identity[name]
+        if not self.model_source:
+            del identity["model_source"]
+        identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
+        identity["warm_start"] = None if self.warm_start is None else _origin(self.warm_start)
+        identity["device"] = self.device.partition(":")[0]
+        if self.select != "test":
+            del identity["norm"], identity["eps"]  # the selection attack is the only other reader
+            identity["selection_threat"] = None if self.select == "last" else [self.norm, self.eps]
+        return key_of({"format": FORMAT, **identity})
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the results folder."""
+        model, method = folder_name(self.model), self.method.replace(":", "+")
+        return Path(DATASETS.label(self.dataset), model, method, self.key)
+
+    @property
+    def id(self) -> str:
+        """What tells it from every other job of a launch: its key."""
+        return self.key
+
+    @property
+    def home(self) -> Path:
+        """The folder that is locked while it runs, and says why it failed."""
+        return self.folder
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys of the runs it starts from."""
+        sources = [*self.teachers.values(), *([self.warm_start] if self.warm_start else [])]
+        return tuple(source["key"] for source in sources if "key" in source)
+
+    @property
+    def title(self) -> str:
+        """For logs and progress: method, seed."""
+        return f"{self.label} (teacher)" if self.role == "teacher" else f"{self.label} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """One attack on one checkpoint.
+
+    Attributes:
+        run: folder of the run, below the results folder.
+        run_key: its key.
+        checkpoint: "last" or "best".
+        attack: name.
+        settings: the attack's settings besides its threat model.
+        dataset, model: what is attacked.
+        norm, eps: threat model.
+        seed: of the evaluation's streams.
+        limit: stratified part of the test samples, None for all.
+        block: samples that are attacked together.
+        device, threads, deterministic, revision: what the bits depend on besides.
+        title: for logs and progress.
+        source: hash of the plug-in's file, or "" for an attack of the suite.
+        part: (number, count): only every count-th block, from the number-th on; None is the whole evaluation.
+        prepare: how the searched copy of the model is sped up, see `bench.config.settings`; () is the usual.
+        stop_when: rule in the spelling of `bench.config.stop_rules.Rule`, or None; a part has none.
+    """
+
+    run: Path
+    run_key: str
+    checkpoint: str
+    attack: str
+    settings: Mapping[str, Any]
+    dataset: str
+    model: str
+    norm: str
+    eps: float
+    seed: int
+    limit: int | None
+    block: int
+    device: str
+    threads: int
+    deterministic: bool
+    revision: int
+    title: str = ""
+    source: str = ""
+    part: tuple[int, int] | None = None
+    prepare: tuple[str, ...] = ()
+    stop_when: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Hash of everything the outcomes depend on; how the work is cut is not among it."""
+        given = {"stop_when": self.stop_when is not None, "prepare": bool(self.prepare)}
+        free = ("run", "title", "part", *(name for name, there in given.items() if not there))
+        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
+        identity["device"] = self.device.partition(":")[0]
+        identity["settings"], identity["dataset"] = dict(self.settings), DATASETS.label(self.dataset)
+        return key_of({"format": FORMAT, **identity})
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the results folder."""
+        return self.run / "eval" / self.key
+
+    @property
+    def id(self) -> str:
+        """What tells it from every other job of a launch: its key, and which part of it."""
+        return self.key if self.part is None else "{}/{}-of-{}".format(self.key, *self.part)
+
+    @property
+    def home(self) -> Path:
+        """The folder that is locked while it runs, and says why it failed; a part has one of its own."""
+        return self.folder if self.part is None else self.folder / PARTIAL / "part-{}-of-{}".format(*self.part)
+
+    @property
+    def whole(self) -> EvalJob:
+        """The evaluation that it is, or is a part of."""
+        return replace(self, part=None)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Key of the run it attacks."""
+        return (self.run_key,)
+
+
+Job = TrainJob | EvalJob
+
+
+def title(job: Job) -> str:
+    """The name of a job in progress lines and messages."""
+    if isinstance(job, TrainJob):
+        return f"train {job.title}"
+    return f"{job.attack} on {job.title}" + ("" if job.part is None else " (part {}/{})".format(*job.part))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs in an order in which each comes after what it needs.
+
+    Attributes:
+        train, evaluate: the jobs.
+        notes: what was adapted, one sentence each.
+    """
+
+    train: tuple[TrainJob, ...]
+    evaluate: tuple[EvalJob, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All of them."""
+        return (*self.train, *self.evaluate)
+
+
+def _origin(source: Mapping[str, str]) -> dict[str, str]:
+    """What identifies a teacher: the key of its run; else the hash of its file and what to take of it, or its id."""
+    names = ("key",) if "key" in source else ("sha256", "entry", "zoo", "model", "model_source")
+    return {name: source[name] for name in names if name in source}

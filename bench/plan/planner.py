@@ -1,0 +1,342 @@
+"""From settings to jobs: methods x seeds x attacks, teachers and warm starts first, each job with its key.
+
+Nothing here imports torch or reads data: what a method declares is read from its sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from attacks.plugins.registry import Registry, canonical
+from attacks.plugins.sketch import Sketch
+from attacks.registry import ATTACKS
+from bench.config import protocols
+from bench.config.defaults import (
+    TEACHERS,
+    given_teacher,
+    radius,
+    teacher_flag,
+    teacher_model,
+    teacher_name,
+    usual_eps,
+    usual_model,
+)
+from bench.config.protocols import Asked
+from bench.config.settings import TABLE_ATTACKS, RunSettings, share
+from bench.config.speedups import switched_on
+from bench.core.device import has_bf16
+from bench.core.files import file_hash
+from bench.data.registry import DATASETS
+from bench.errors import UsageError
+from bench.models.registry import source as model_source
+from bench.plan.jobs import BLOCK, EvalJob, Plan, TrainJob
+from methods import recipes
+from methods.recipes import DEFAULT, Recipe
+from methods.registry import METHODS
+
+UNIFORM_STEPS = 10
+FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
+RECIPE_FIELDS = {
+    f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
+}
+
+
+@dataclass
+class _Planner:
+    run: RunSettings
+    device: str
+    processes: int = 1
+    train: dict[str, TrainJob] = field(default_factory=dict)
+    evaluated: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def job(self, method: str, seed: int, *, teaches: str | None = None) -> TrainJob:
+        """The job of a method and seed, with the jobs it needs put before it; a teacher's role is given."""
+        sketch = METHODS.sketch(method)
+        facts = DATASETS.sketch(self.run.dataset).facts
+        role = "student" if teaches is None else "teacher"
+        owner = method if teaches is None else teacher_name(teaches)
+        overrides = _overrides(self.run, owner, sketch)
+        try:
+            recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
+            select = recipe.selected_by(self.run.select)
+        except ValueError as error:
+            raise UsageError(f"--set {owner}.{error}") from None
+        eps = usual_eps(self.run)
+        settings = self._settings(method, sketch, recipe, overrides, eps, facts)
+        own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
+        changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
+        model = usual_model(self.run) if teaches is None else teacher_model(self.run, teaches)
+        settings.update(own)
+        trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
+        job = TrainJob(
+            dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
+            label=f"{method} ({changed})" if changed else method,
+            settings=settings, recipe_name=recipe_name, recipe=recipe, norm=self.run.norm, eps=eps,
+            select=select, train_limit=self.run.train_limit,
+            teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
+            warm_start=self._warm_start(sketch.fact("warm_start"), seed),
+            device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
+            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
+            model_source=model_source(model),
+            train_with=self._switches(),
+            micro_batch=self._micro_batch(recipe), processes=self.processes, sync_bn=self.run.sync_bn,
+        )  # fmt: skip
+        self.train.setdefault(job.key, job)
+        return job
+
+    def _switches(self) -> tuple[str, ...]:
+        found = switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic)
+        if "bf16" in self.run.train_with or "bf16" not in found or has_bf16(self.device):
+            return found
+        self._note("this GPU has no bfloat16 of its own: training computes in float32")
+        return tuple(name for name in found if name != "bf16")
+
+    def _recipe(
+        self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> tuple[str, Recipe]:
+        known = recipes.known(sketch.fact("recipes", {}))
+        usual = facts.get("recipe", "paper")
+        name = (self.run.recipe or usual).lower()
+        if name not in known and method not in self.run.methods:
+            name = usual  # a teacher or a start that was not asked for by name trains as usual
+        if role == "teacher" and f"{name}_teacher" in known:
+            name = f"{name}_teacher"
+        elif f"{name}_{self.run.dataset}" in known:
+            name = f"{name}_{self.run.dataset}"
+        elif name in ("paper", "short") and self.run.dataset != "cifar10":
+            self._note(f"the papers' recipes are those for CIFAR-10 where they have none for {self.run.dataset}")
+        if name not in known:
+            raise UsageError(f"--recipe {name}: {method} has the recipes {', '.join(sorted(known))}")
+        recipe: Recipe = known[name]
+        changes = {key.removeprefix("recipe."): v for key, v in overrides.items() if key.startswith("recipe.")}
+        epochs = changes.get("epochs", self.run.epochs)
+        if epochs is not None and epochs != recipe.epochs:
+            self._note(f"{method}: {recipe.epochs} epochs become {epochs}; epoch-valued settings follow in proportion")
+            settings = {
+                key: _rescaled(value, epochs / recipe.epochs) if key in sketch.fact("epoch_settings", ()) else value
+                for key, value in recipe.settings.items()
+            }
+            milestones = _rescaled(recipe.milestones, epochs / recipe.epochs)
+            recipe = replace(recipe, epochs=epochs, milestones=milestones, settings=settings)
+        if self.run.batch_size is not None:
+            recipe = replace(recipe, batch_size=self.run.batch_size)
+        recipe = replace(recipe, **{"augment": recipe.augment or facts.get("augment", "none"), **changes})
+        suited = _suited(recipe.augment or "none", facts.get("augment"))
+        if suited != recipe.augment and "augment" not in changes:
+            recipe = replace(recipe, augment=suited)
+            what = "augmentation" if suited == "none" else "mirrored images"
+            self._note(f"{method}: {self.run.dataset} is trained without {what}")
+        if recipe.ema and sketch.fact("averages_weights"):
+            recipe = replace(recipe, ema=0.0)
+            self._note(f"{method}: averages weights itself, so the recipe's moving average is left out")
+        return name, recipe
+
+    def _settings(
+        self, method: str, sketch: Sketch, recipe: Recipe, own: Mapping[str, Any], eps: float, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
+        settings = dict(sketch.settings)
+        paper = recipes.known(sketch.fact("recipes", {}))["paper"]
+        for name in sketch.fact("epoch_settings", ()):
+            settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
+        settings.update(recipe.settings)
+        factor = eps / recipe.threat_eps
+        if self.run.uniform_threat:
+            settings.update(eps=eps, step_size=eps / 4, steps=UNIFORM_STEPS)
+            self._note(f"every method trains against eps {eps:.4g} in {UNIFORM_STEPS} steps of {eps / 4:.4g}")
+        elif abs(factor - 1) > 1e-9:
+            self._note(f"{method}: training radius and step are scaled by {factor:.4g}, to eps {eps:.4g}")
+            settings.update(eps=settings["eps"] * factor, step_size=settings["step_size"] * factor)
+        settings.update(num_classes=facts.get("classes", 10), norm=self.run.norm)
+        for name in own:
+            if name in ("num_classes", "norm"):
+                raise UsageError(f"--set {method}.{name}: comes from the data set and --norm; leave it out")
+            if self.run.uniform_threat and name in ("eps", "step_size", "steps"):
+                raise UsageError(f"--set {method}.{name}: --uniform-threat sets it for all; leave out one of the two")
+        return settings
+
+    def _micro_batch(self, recipe: Recipe) -> int | None:
+        """The size that was asked for, if it cuts this recipe's batches at all."""
+        size = self.run.micro_batch
+        return None if size is None or size >= recipe.batch_size else size
+
+    def _teacher(self, role: str) -> dict[str, str]:
+        """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
+        name, flag = teacher_name(role), teacher_flag(role)
+        given: str | None = getattr(self.run, name)
+        if given is not None:
+            return given_teacher(given, teacher_model(self.run, role), where=flag)
+        method, _ = TEACHERS.get(role, TEACHERS["robust"])
+        job = self.job(method, 0, teaches=role)
+        self.evaluated.setdefault(job.key)
+        label = f"{job.label} on {job.model}"
+        return {"key": job.key, "folder": str(job.folder), "model": job.model, "label": label}
+
+    def _warm_start(self, method: str | None, seed: int) -> dict[str, str] | None:
+        if method is None:
+            return None
+        job = self.job(METHODS.resolve(method), seed)
+        return {"key": job.key, "folder": str(job.folder), "label": job.label}
+
+    def _note(self, sentence: str) -> None:
+        self.notes.setdefault(sentence)
+
+
+def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
+    """All jobs of a run.
+
+    Args:
+        run: validated settings.
+        device: the device they resolve to.
+        processes: how many train each model together.
+
+    Raises:
+        UsageError: if a setting does not fit the method, the recipe or the data set.
+    """
+    check_overrides(run)
+    planner = _Planner(run, device, processes)
+    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, radius(run))))
+    for method in run.methods:
+        for seed in run.seeds:
+            planner.evaluated.setdefault(planner.job(method, seed).key)
+    jobs = [planner.train[key] for key in planner.evaluated]
+    evaluate = [
+        evaluation
+        for job in jobs
+        for checkpoint in (("last",) if job.select == "last" else ("best", "last"))
+        for evaluation in evaluation_jobs(
+            run, device, job.folder, job.key, job.model, job.title, checkpoint=checkpoint, seed=job.seed
+        )
+    ]
+    return Plan(tuple(planner.train.values()), tuple(evaluate), tuple(planner.notes))
+
+
+def check_overrides(run: RunSettings) -> None:
+    """See that every `--set` names something that is registered.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    teachers = [name for _, name in TEACHERS.values()]
+    for dotted in run.overrides:
+        owner = dotted.partition(".")[0]
+        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) in teachers):
+            raise UsageError(
+                f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
+                "natural_teacher.FIELD"
+            )
+
+
+def evaluation_jobs(
+    run: RunSettings, device: str, folder: Path, key: str, model: str, title: str,
+    *, checkpoint: str = "last", seed: int = 0,
+) -> tuple[EvalJob, ...]:  # fmt: skip
+    """Every attack of a run on one checkpoint.
+
+    Raises:
+        UsageError: if a setting does not fit.
+    """
+    check_overrides(run)
+    block = run.block or DATASETS.sketch(run.dataset).fact("block", BLOCK)
+    jobs: dict[str, EvalJob] = {}
+    for asked in attacks_of(run):
+        attack = asked.attack
+        sketch = ATTACKS.sketch(attack)
+        plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
+        limits = [n for n in (run.limit, run.autoattack_limit if attack in FULL else None) if n is not None]
+        job = EvalJob(
+            run=folder,
+            run_key=key,
+            checkpoint=checkpoint,
+            attack=attack,
+            settings={**plain, **asked.settings, **_overrides(run, attack, sketch)},
+            dataset=run.dataset,
+            model=model,
+            norm=run.norm,
+            eps=asked.eps,
+            seed=seed,
+            limit=min(limits, default=None),
+            block=block,
+            device=device,
+            threads=run.threads,
+            deterministic=run.deterministic,
+            revision=sketch.fact("revision", 1),
+            title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
+            source=_source_hash(ATTACKS, attack),
+            part=share(run.shard),
+            prepare=run.prepare,
+            stop_when=run.stop_when,
+        )
+        jobs.setdefault(job.key, job)  # settings that two protocols share are one evaluation
+    return tuple(jobs.values())
+
+
+def attacks_of(run: RunSettings) -> list[Asked]:
+    """The attacks of a run: those of its protocols, or those it names.
+
+    Raises:
+        UsageError: if nothing says a radius.
+    """
+    if run.protocols:
+        return protocols.asked(run.protocols, run.attacks, run.eps, radius(run))
+    eps = usual_eps(run)
+    return [Asked(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
+
+
+def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
+    """What `--set` says about a method or an attack, checked against what it has."""
+    own: dict[str, Any] = {}
+    for dotted, value in run.overrides.items():
+        owner, _, rest = dotted.partition(".")
+        if canonical(owner) != canonical(name):
+            continue
+        of_recipe = rest.startswith("recipe.")
+        known = RECIPE_FIELDS if of_recipe else sketch.settings
+        word = rest.removeprefix("recipe.").replace("-", "_")
+        if word not in known:
+            raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
+        own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
+    return own
+
+
+def _suited(augment: str, usual: str | None) -> str:
+    """A recipe's augmentation as far as the data set bears it: mirroring, for one, makes other digits of digits."""
+    if usual == "none":
+        return usual
+    return augment.replace("crop_flip", "crop") if usual == "crop" else augment
+
+
+def _rescaled(value: Any, ratio: float) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rescaled(item, ratio) for item in value)
+    return int(value * ratio + 0.5)
+
+
+def _checked(where: str, value: Any, known: Any) -> Any:
+    """A value in the type of the default it replaces."""
+    if isinstance(known, bool) is not isinstance(value, bool) and known is not None:
+        raise UsageError(
+            f"{where}: expected {'true or false' if isinstance(known, bool) else 'a value'}, got {value!r}"
+        )
+    if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(known, tuple):
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if known is not None and not isinstance(value, type(known)) and not isinstance(known, Mapping):
+        raise UsageError(f"{where}: expected {type(known).__name__} like {_show(known)}, got {value!r}")
+    return value
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _source_hash(registry: Registry[Any], name: str) -> str:
+    """The hash of a plug-in's file, of all of them in a composition; those of the suite carry a revision instead."""
+    parts = METHODS.parts(name) if registry is METHODS else [(registry, name)]
+    files = [table.sketch(part).source for table, part in parts if part not in table.builtin]
+    return "+".join(file_hash(file) for file in files if file is not None)

@@ -1,0 +1,1 @@
+"""How a table is written: Markdown, LaTeX, CSV, JSON."""

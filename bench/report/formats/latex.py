@@ -1,0 +1,102 @@
+"""Tables in LaTeX with booktabs: a whole document, which pdflatex compiles as it is."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from bench.report.formats.sheet import REPORTERS, Entry, Head, Sheet
+
+PREAMBLE = r"""\documentclass[10pt]{article}
+\usepackage[utf8]{inputenc}
+\usepackage[a4paper,landscape,margin=1.5cm]{geometry}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\setlength{\tabcolsep}{4pt}
+% Shrinks a table that is wider than the page, and leaves the others alone.
+\newsavebox{\tablebox}
+\newcommand{\fitted}[1]{\sbox{\tablebox}{#1}%
+  \ifdim\wd\tablebox>\linewidth\resizebox{\linewidth}{!}{\usebox{\tablebox}}\else\usebox{\tablebox}\fi}
+\begin{document}"""
+
+# Rows that fit on a page; longer tables are continued in further ones.
+PAGE_ROWS = 36
+_SPECIAL = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
+    **{">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}"},
+    **{"±": r"$\pm$", "–": "--", "—": "---", "−": "$-$", "Δ": r"$\Delta$", "×": r"$\times$", "≤": r"$\leq$"},
+    **{"†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}"},
+    **{"“": "``", "”": "''", "‘": "`", "’": "'"},
+}
+
+
+@REPORTERS.register("latex")
+def latex(sheets: Sequence[Sheet]) -> str:
+    """One document with all tables, notes below each."""
+    return "\n\n".join([PREAMBLE, *(table for sheet in sheets for table in _tables(sheet)), "\\end{document}\n"])
+
+
+def _tables(sheet: Sheet) -> Iterator[str]:
+    starts = range(0, max(len(sheet.rows), 1), PAGE_ROWS)
+    for start in starts:
+        title = escape(sheet.title) + (" (continued)" if start else "")
+        lines = [r"\begin{table}[p]", r"\centering\footnotesize", rf"\caption{{{title}}}"]
+        lines += [r"\fitted{%", *_tabular(sheet.heads, sheet.rows[start : start + PAGE_ROWS]), "}"]
+        if start == starts[-1] and sheet.notes:
+            notes = " ".join(escape(note) for note in sheet.notes)
+            lines += [r"\par\medskip", rf"\parbox{{\linewidth}}{{\scriptsize\raggedright {notes}}}"]
+        yield "\n".join([*lines, r"\end{table}"])
+
+
+def _tabular(heads: Sequence[Head], rows: Sequence[Sequence[Entry]]) -> list[str]:
+    alignment = "".join("r" if head.is_number else "l" for head in heads)
+    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    if any(head.group for head in heads):
+        lines += _groups(heads)
+    lines += [_line(escape(head.name) for head in heads), r"\midrule"]
+    lines += [_line(_entry(entry) for entry in row) for row in rows]
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _groups(heads: Sequence[Head]) -> list[str]:
+    cells, rules, place = [], [], 1
+    for group, members in itertools.groupby(heads, key=lambda head: head.group):
+        size = len(list(members))
+        if group:
+            cells.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
+        else:
+            cells += [""] * size
+        place += size
+    return [_line(cells), " ".join(rules)]
+
+
+def _line(cells: Iterator[str] | Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _entry(entry: Entry) -> str:
+    text = escape(entry.text)
+    text = rf"\textbf{{{text}}}" if entry.bold else text
+    text = rf"\underline{{{text}}}" if entry.underline else text
+    if not entry.detail:
+        return text
+    return rf"\begin{{tabular}}[c]{{@{{}}r@{{}}}}{text}\\{{\tiny {escape(entry.detail)}}}\end{{tabular}}"
+
+
+def escape(text: str) -> str:
+    """Text that pdflatex prints as it reads; a character that its fonts lack becomes its code."""
+    printed = "".join(_SPECIAL.get(character) or _printable(character) for character in text)
+    return re.sub(r"(?<![\w}-])-(?=\d)", "$-$", printed)
+
+
+def _printable(character: str) -> str:
+    if " " <= character <= "~" or ("À" <= character <= "ÿ" and character not in "ÐðÞþ÷"):
+        return character
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    if character.isspace() or unicodedata.combining(character):
+        return " " if character.isspace() else ""
+    return "".join(_SPECIAL.get(c, c) for c in plain) or f"U+{ord(character):04X}"

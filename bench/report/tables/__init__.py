@@ -1,0 +1,1 @@
+"""The main table: rows, columns, cells, marks and notes."""

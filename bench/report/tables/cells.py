@@ -1,0 +1,147 @@
+"""What a table is: cells of outcomes, rows of runs, and the threat model they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from bench import metrics
+from bench.metrics import Bools, Floats, Ints
+from bench.report.tables.columns import Column
+from bench.report.tables.sanity import Sanity
+from bench.results.tree import Run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack on one row: the outcomes of every seed on the same samples.
+
+    Attributes:
+        seeds: training seeds (S,).
+        correct: (S, n) bool, robust samples of each seed.
+        labels: (n,).
+        num_classes: K.
+    """
+
+    seeds: tuple[int, ...]
+    correct: Bools
+    labels: Ints
+    num_classes: int
+
+    @cached_property
+    def counts(self) -> Ints:
+        """Samples of each class (K,)."""
+        return metrics.class_counts(self.labels, self.num_classes)
+
+    @cached_property
+    def class_accuracy(self) -> Floats:
+        """(S, K) fractions."""
+        return np.stack([metrics.class_accuracy(row, self.labels, self.num_classes) for row in self.correct])
+
+    def values(self, statistic: str) -> Floats:
+        """The statistic of every seed (S,)."""
+        if statistic == "average":
+            return np.asarray(self.correct.mean(axis=1), dtype=np.float64)
+        return metrics.STATISTICS[statistic](self.class_accuracy, self.counts)
+
+    def mean(self, statistic: str) -> float:
+        """Mean over seeds; NaN if a seed has no value."""
+        return float(self.values(statistic).mean())
+
+    def sd(self, statistic: str) -> float | None:
+        """Standard deviation over seeds with ddof 1; None for a single seed."""
+        values = self.values(statistic)
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One attack on one row that was stopped before everything was attacked, with at least one seed.
+
+    Attributes:
+        cell: outcomes so far; average, worst and the lowest tenth can only be lower, of the NSD nothing is known.
+        reasons: which rule stopped it, and where; one sentence for each that differs.
+    """
+
+    cell: Cell
+    reasons: tuple[str, ...]
+
+    def at_most(self, statistic: str) -> float:
+        """Upper bound of a statistic, a mean over seeds; NaN where there is none."""
+        return self.cell.mean(statistic) if statistic in ("average", "worst", "worst10") else float("nan")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but the seed, at one checkpoint.
+
+    Attributes:
+        name: what the first column prints.
+        checkpoint: "last", "best", or "best = last" if both are the same weights.
+        runs: by seed.
+        cells: what was measured.
+        is_teacher: whether the row stands here as a teacher, out of the competition.
+        bounds: what was stopped, and so is known from above only.
+        sanity: what the sanity checks of its evaluations found; None if there were none.
+        older: by column, older revisions of the attack under which runs were measured as well; they are not shown.
+    """
+
+    name: str
+    checkpoint: str
+    runs: tuple[Run, ...]
+    cells: Mapping[Column, Cell]
+    is_teacher: bool = False
+    bounds: Mapping[Column, Bound] = field(default_factory=dict)
+    sanity: Sanity | None = None
+    older: Mapping[Column, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Run:
+        """The first run: what it says, the seed aside, holds for all."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The training seeds."""
+        return tuple(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one data set, model and threat model; its columns are those in which something was measured."""
+
+    dataset: str
+    model: str
+    norm: str
+    eps: float | None
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns, with those in which all that is known is bounds."""
+        bounded = {column for row in self.rows for column in row.bounds}
+        return tuple(sorted({*self.columns, *bounded}, key=lambda column: column.order))
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return next(cell.num_classes for row in self.rows for cell in row.cells.values())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+        return next(e.outcomes.class_names for row in self.rows for run in row.runs for e in run.evaluations)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """What is printed of each attack; the lowest tenth of the classes joins where there are many."""
+        many = self.num_classes >= metrics.MANY_CLASSES
+        return ("average", "worst", *(["worst10"] if many else []), "nsd")
+
+    def competitors(self, column: Column) -> list[Row]:
+        """Rows that are compared with one another in a column: those with a figure, teachers aside."""
+        return [row for row in self.rows if column in row.cells and not row.is_teacher]

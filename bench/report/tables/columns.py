@@ -1,0 +1,174 @@
+"""Columns of a table: an attack under one protocol. Figures measured differently never share a column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attacks.plugins.registry import canonical
+from bench.config.protocols import belonging
+from bench.results.outcomes import CLEAN
+from bench.results.tree import Evaluation
+
+TITLES = {
+    CLEAN: "Clean",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "pgd_trades": "PGD-TRADES",
+    "cw": "CW",
+    "autoattack": "AutoAttack",
+    "autoattack_reference": "AutoAttack (reference)",
+    "autoattack_quick": "Quick",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attack under one protocol; equal columns may be averaged over seeds and compared.
+
+    Attributes:
+        attack: name as stored.
+        samples: digest of the test samples it was measured on.
+        n: their number.
+        norm: of the threat model; empty for `clean`, like the rest.
+        eps: radius in units of x.
+        implementation: "native", or the package that ran it and its version.
+        settings: canonical JSON of the attack's settings.
+        stages: of the attack, in order.
+        left_out: stage and reason, for each that was left out.
+        block: samples per block.
+        test_subset: size of the stated part of the test set, if it is a part.
+        revision: of the attack's code; 0 if none is stated.
+        source: hash of a plug-in's file; empty for an attack of the suite.
+    """
+
+    attack: str
+    samples: str
+    n: int
+    norm: str = ""
+    eps: float | None = None
+    implementation: str = ""
+    settings: str = "{}"
+    stages: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    block: int | None = None
+    test_subset: int | None = None
+    revision: int = 0
+    source: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name as tables print it."""
+        return TITLES.get(canonical(self.attack), self.attack)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorting key: clean first, the usual attacks next, then by name and protocol."""
+        known = list(TITLES)
+        name = canonical(self.attack)
+        place = known.index(name) if name in known else len(known)
+        measured = (-self.n, self.implementation, self.settings, self.samples, self.block or 0, self.left_out)
+        return (place, name, *measured, -self.revision, self.source)
+
+    @property
+    def code(self) -> str:
+        """What ran, in words: `revision 3`, of a plug-in `revision 1, source 0f3a92bd`; empty if nothing is stated."""
+        stated = [f"revision {self.revision}"] if self.revision else []
+        return ", ".join([*stated, *([f"source {source_text(self.source)}"] if self.source else [])])
+
+
+def column_of(evaluation: Evaluation, attack: str) -> Column:
+    """The column that the clean or the attacked predictions of an evaluation belong to."""
+    facts = evaluation.facts
+    subset = facts.get("test_subset")
+    common: dict[str, Any] = {"samples": evaluation.samples, "n": len(evaluation.outcomes), "test_subset": subset}
+    if attack == CLEAN:
+        return Column(CLEAN, **common)
+    return Column(
+        attack,
+        norm=str(facts.get("norm") or ""),
+        eps=None if facts.get("eps") is None else float(facts["eps"]),
+        implementation=str(facts.get("implementation") or ""),
+        settings=json.dumps(facts.get("attack_settings") or {}, sort_keys=True),
+        stages=(*(facts.get("stages") or ()), *(facts.get("stopped") or {}).get("not_run", ())),
+        left_out=tuple(sorted((facts.get("left_out") or {}).items())),
+        block=facts.get("block"),
+        revision=int(facts.get("revision") or 0),
+        source=str(facts.get("source") or ""),
+        **common,
+    )
+
+
+def superseded(columns: Iterable[Column]) -> dict[Column, Column]:
+    """Columns that differ from others in nothing but an older revision, each with the newest of those."""
+    columns, newest = list(columns), dict[Column, Column]()
+    for column in sorted(columns, key=lambda column: column.revision):
+        newest[_but_for_code(column)] = column
+    latest = {column: newest[_but_for_code(column)] for column in columns}
+    return {column: other for column, other in latest.items() if column.revision < other.revision}
+
+
+def _but_for_code(column: Column) -> Column:
+    return replace(column, revision=0, source="")
+
+
+def titles(columns: Sequence[Column]) -> dict[Column, str]:
+    """Printed name of each column.
+
+    An attack that stands there more than once is named by its protocols, else by its revision, else it is numbered.
+    """
+    names: dict[Column, str] = {}
+    for column in columns:
+        same = [other for other in columns if other.title == column.title]
+        ways = [[", ".join(protocols(other)) for other in same], [other.code for other in same]]
+        numbers = [str(place + 1) for place in range(len(same))]
+        apart = next((way for way in ways if all(way) and len(set(way)) == len(same)), numbers)
+        names[column] = column.title if len(same) == 1 else f"{column.title} ({apart[same.index(column)]})"
+    return names
+
+
+def source_text(source: str) -> str:
+    """The hash of a plug-in's file, or of several, as short as it is printed."""
+    return "+".join(digest[:8] for digest in source.split("+"))
+
+
+def protocols(column: Column) -> tuple[str, ...]:
+    """Names of the protocols that the attack of a column belongs to, by its settings."""
+    return belonging(column.attack, json.loads(column.settings), column.norm, column.eps)
+
+
+def threat_text(norm: str, eps: float | None) -> str:
+    """A threat model in words: `Linf, eps 8/255`."""
+    if eps is None:
+        return "no attack"
+    name = {"linf": "Linf", "l2": "L2"}.get(norm, norm)
+    return f"{name}, eps {eps_text(eps)}" if norm != "linf" or not _in_255(eps) else f"Linf, eps {round(eps * 255)}/255"
+
+
+def eps_text(eps: float) -> str:
+    """A radius in the units of x, without trailing zeros."""
+    return f"{eps:.6g}"
+
+
+def _in_255(eps: float) -> bool:
+    return eps > 0 and abs(eps * 255 - round(eps * 255)) < 1e-6
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings in words: `steps 20, step_size 0.0375`; empty and switched-off ones are left out."""
+    shown = {name: value for name, value in settings.items() if value not in (None, "", [], {})}
+    return ", ".join(f"{name} {_value_text(value)}" for name, value in sorted(shown.items()))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return f"({settings_text(value)})"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "(" + ", ".join(_value_text(item) for item in value) + ")"
+    return str(value)

@@ -1,0 +1,1 @@
+"""What is stored: outcomes of every sample, the results tree, published figures."""

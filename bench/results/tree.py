@@ -1,0 +1,235 @@
+"""From a results tree to records: which runs and evaluations are there, and one tidy table of their figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import metrics
+from bench.core.files import read_json
+from bench.errors import BenchError, UsageError
+from bench.results.outcomes import CLEAN, Outcomes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Roots = Path | str | Sequence[Path | str]
+# <dataset>/<model>/<method>/<key>: a run lies at most this deep below a results folder.
+DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One finished evaluation: a checkpoint under one attack."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def attack(self) -> str:
+        """Name of the attack; `clean` for an evaluation without one."""
+        return str(self.facts.get("attack") or CLEAN)
+
+    @property
+    def checkpoint(self) -> str:
+        """Which weights of the run were attacked: "last" or "best"."""
+        return str(self.facts.get("checkpoint", "last"))
+
+    @property
+    def stopped(self) -> str | None:
+        """Which rule ended it before everything was attacked, and where; None if its figures are what they seem."""
+        stop = self.facts.get("stopped")
+        if not stop:
+            return None
+        return f"{stop['rule']}, in {stop['stage']} after block {stop['block']} of {stop['blocks']}"
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """The per-sample table, read when first asked for; every class has a sample in it.
+
+        Raises:
+            BenchError: if the table is broken or lacks a class.
+        """
+        table = Outcomes.read(self.path)
+        try:
+            metrics.class_counts(table.label, table.num_classes, table.class_names)
+        except ValueError as error:
+            raise BenchError(f"{self.path}: {error}") from None
+        return table
+
+    @cached_property
+    def samples(self) -> str:
+        """Digest of positions and labels: equal for evaluations on the same test samples."""
+        table = self.outcomes
+        return hashlib.sha256(table.index.tobytes() + table.label.tobytes()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run (or foreign checkpoint) with its finished evaluations."""
+
+    path: Path
+    facts: dict[str, Any]
+    evaluations: tuple[Evaluation, ...] = field(repr=False)
+
+    def text(self, fact: str) -> str:
+        """A fact of run.json as text, empty if absent."""
+        value = self.facts.get(fact)
+        return "" if value is None else str(value)
+
+    @property
+    def key(self) -> str:
+        """The key of the run, which is the name of its folder."""
+        return self.text("key") or self.path.name
+
+    @property
+    def seed(self) -> int:
+        """The training seed; 0 for a checkpoint that states none."""
+        return int(self.facts.get("seed") or 0)
+
+    @property
+    def label(self) -> str:
+        """Name of its row in tables."""
+        return self.text("label") or self.text("method")
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether the run was made to teach others."""
+        return self.facts.get("role") == "teacher"
+
+    @property
+    def teacher_keys(self) -> set[str]:
+        """Keys of the runs that taught this one."""
+        return {teacher["key"] for teacher in (self.facts.get("teachers") or {}).values() if "key" in teacher}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """history.jsonl, one object per epoch; empty for a foreign checkpoint."""
+        file = self.path / "history.jsonl"
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def run_folders(results: Roots) -> list[Path]:
+    """Every folder below the given ones that holds a run.json, in order of path, each once.
+
+    Raises:
+        UsageError: if one of the given folders does not exist.
+    """
+    roots = [results] if isinstance(results, (str, Path)) else list(results)
+    found: dict[Path, Path] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise UsageError(f"no folder {root}; run `bench run` first, or name the folder it wrote to")
+        for depth in range(DEPTH + 1):
+            for file in root.glob("/".join(["*"] * depth + ["run.json"])):
+                found.setdefault(file.parent.resolve(), file.parent)
+    return sorted(found.values())
+
+
+def read_runs(results: Roots) -> list[Run]:
+    """The finished runs below one or several folders; a folder counts only if its `done` is there."""
+    runs = [
+        Run(folder, read_json(folder / "run.json"), tuple(_evaluations(folder)))
+        for folder in run_folders(results)
+        if (folder / "done").is_file()
+    ]
+    _presume([run.facts for run in runs], "model", "model_source")
+    _presume([evaluation.facts for run in runs for evaluation in run.evaluations], "attack", "source")
+    return runs
+
+
+def _presume(stored: Sequence[dict[str, Any]], name: str, source: str) -> None:
+    """Give those from before sources were stored the source that all others of the same name state, if it is one."""
+    stated: dict[str, set[str]] = {}
+    for facts in stored:
+        if source in facts:
+            stated.setdefault(facts[name], set()).add(facts[source])
+    for facts in stored:
+        if source not in facts and len(known := stated.get(facts.get(name, ""), set())) == 1:
+            facts[source] = next(iter(known))
+
+
+def _evaluations(folder: Path) -> Iterator[Evaluation]:
+    for done in sorted(folder.glob("eval/*/done")):
+        yield Evaluation(done.parent, read_json(done.parent / "eval.json"))
+
+
+def clean_source(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Of several evaluations of one checkpoint, the one whose clean predictions cover most samples."""
+    return min(evaluations, key=lambda evaluation: (-len(evaluation.outcomes), evaluation.path.name))
+
+
+def load_results(results: Roots = "results", *, stages: bool = False) -> pd.DataFrame:
+    """One tidy table: a row per run, checkpoint and attack (`clean` included), figures as fractions.
+
+    Every figure is computed from the stored outcomes. A row is one training seed; nothing is averaged.
+
+    Args:
+        results: a results folder, or several.
+        stages: also a row for every stage of an attack, such as `autoattack/apgd-ce`.
+
+    Returns:
+        Columns: dataset, model, method, label, key, seed, role, recipe, epochs, selection, revision, train_size,
+        checkpoint, epoch, attack, norm, eps, n, test_subset, block, implementation, attack_revision, evaluation_seed,
+        classes, sanity, average, worst, nsd, worst10, gap, stopped, path (of the evaluation the row comes from).
+        `sanity` is the mark of the sanity checks, None without. `stopped` says which rule ended an evaluation early,
+        and where; its outcomes bound the figures from above, so these are left empty.
+
+    Raises:
+        UsageError: if a folder does not exist.
+        BenchError: if a file in it is broken.
+    """
+    import pandas as pd
+
+    rows = [row for run in read_runs(results) for row in _rows(run, stages)]
+    columns = [*_RUN_FACTS, "train_size", *_EVAL_FACTS, *metrics.STATISTICS, "stopped", "path"]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
+    return table
+
+
+_RUN_FACTS = (
+    *("dataset", "model", "method", "label", "key", "seed", "role", "recipe", "epochs", "selection", "revision"),
+)
+_EVAL_FACTS = (
+    *("checkpoint", "epoch", "attack", "norm", "eps", "n", "test_subset", "block"),
+    *("implementation", "attack_revision", "evaluation_seed", "classes", "sanity"),
+)
+
+
+def _rows(run: Run, stages: bool) -> Iterator[dict[str, Any]]:
+    own = {fact: run.facts.get(fact) for fact in _RUN_FACTS}
+    own |= {"label": run.label, "key": run.key, "train_size": (run.facts.get("data") or {}).get("train_size")}
+    for checkpoint in sorted({evaluation.checkpoint for evaluation in run.evaluations}):
+        here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
+        yield own | _figures(clean_source(here), CLEAN)
+        for evaluation in here:
+            if evaluation.attack != CLEAN:
+                staged = evaluation.outcomes.stages(evaluation.attack) if stages else []
+                for attack in (evaluation.attack, *staged):
+                    yield own | _figures(evaluation, attack)
+
+
+def _figures(evaluation: Evaluation, attack: str) -> dict[str, Any]:
+    facts, outcomes = evaluation.facts, evaluation.outcomes
+    row = {name: facts.get(name) for name in _EVAL_FACTS} | {"checkpoint": evaluation.checkpoint, "attack": attack}
+    row |= {
+        "evaluation_seed": facts.get("seed"),
+        "attack_revision": facts.get("revision"),
+        "sanity": (facts.get("sanity") or {}).get("mark"),
+    }
+    if attack == CLEAN:
+        row |= dict.fromkeys(("norm", "eps", "implementation", "attack_revision", "block", "evaluation_seed", "sanity"))
+    correct, labels = outcomes.correct(attack)
+    accuracy, counts = outcomes.by_class(attack), metrics.class_counts(labels, outcomes.num_classes)
+    row |= {name: float(statistic(accuracy, counts)) for name, statistic in metrics.STATISTICS.items()}
+    row |= {"average": metrics.average(correct), "n": len(labels), "path": str(evaluation.path), "stopped": None}
+    if attack != CLEAN and evaluation.stopped:
+        row |= dict.fromkeys(metrics.STATISTICS, float("nan")) | {"stopped": evaluation.stopped}
+    return row

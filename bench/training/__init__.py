@@ -1,0 +1,1 @@
+"""The one training loop: steps, micro-batches, validation, resuming, the record of a run."""

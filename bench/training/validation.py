@@ -1,0 +1,95 @@
+"""Held-out samples under attack during training, in as many parts and over as many processes as it takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack
+from attacks.contexts import mode
+from attacks.draws import PartGenerator
+from bench.core.out_of_memory import Cut
+from bench.data.registry import Part, to_float
+from bench.distributed.team import Team
+from methods.base import Validation
+from methods.losses import under_attack
+
+CHUNK = 512
+
+
+def attacked(
+    model: nn.Module, part: Part, attack: Attack, stream: PartGenerator, *, device: torch.device, team: Team, cut: Cut
+) -> Validation:
+    """Labels (V,), clean and attacked logits (V, K) of a part, the same in every process.
+
+    Chunk by chunk, of which each process attacks its share; draws are made for the whole chunk.
+
+    Args:
+        model: put in eval mode meanwhile.
+        part: the samples.
+        attack: draws from the stream.
+        stream: of this occasion.
+        device: where the model is.
+        team: the processes that share the work.
+        cut: how a share is cut.
+    """
+    found = []
+    with mode(model, train=False):
+        for rows in torch.arange(len(part)).split(CHUNK):
+            state = stream.get_state()
+            first, last = team.share(len(rows)) if _worth_sharing(rows, team) else (0, len(rows))
+
+            def work(rows: Tensor = rows, first: int = first, last: int = last, state: Tensor = state) -> list[Tensor]:
+                logits = []
+                for a, b in cut.spans(last - first):
+                    stream.set_state(state)
+                    own = rows[first + a : first + b]
+                    with stream.within(first + a, first + b, len(rows)):
+                        logits.append(_both(model, part, own, attack, stream, device))
+                return logits
+
+            found.append(_whole(cut.spared(work, last - first), first, rows, team))
+    clean, adv = torch.cat(found, dim=1)
+    return part.y.to(device), clean, adv
+
+
+def _both(
+    model: nn.Module, part: Part, rows: Tensor, attack: Attack, stream: torch.Generator, device: torch.device
+) -> Tensor:
+    """Clean and attacked logits, (2, M, K)."""
+    x, y = to_float(part.x[rows].to(device)), part.y[rows].to(device)
+    x_adv = attack(model, x, y, generator=stream)
+    with torch.no_grad():
+        return torch.stack([model(x), model(x_adv)])
+
+
+def _worth_sharing(rows: Tensor, team: Team) -> bool:
+    return len(rows) >= 2 * team.size
+
+
+def _whole(found: list[Tensor], first: int, rows: Tensor, team: Team) -> Tensor:
+    """Logits of a chunk (2, N, K) from those of this process's share, which begins at `first`."""
+    own = torch.cat(found, dim=1)
+    if team.size == 1:
+        return own
+    chunk = own.new_zeros(2, len(rows), own.shape[2])
+    if team.leads or _worth_sharing(rows, team):
+        chunk[:, first : first + own.shape[1]] = own
+    return team.reduce(chunk)
+
+
+def judged(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str, float]:
+    """What chooses a checkpoint: average plus worst class under attack, with clean accuracy, all as fractions.
+
+    Args:
+        y: labels (V,).
+        clean: logits (V, K).
+        adv: logits (V, K) under attack.
+        num_classes: K.
+    """
+    right, of_class, counts = under_attack(y, clean, adv, num_classes)
+    average, worst = right.float().mean().item(), (of_class / counts).min().item()
+    return {
+        "clean": (clean.argmax(1) == y).float().mean().item(),
+        "pgd": average, "worst": worst, "score": average + worst,
+    }  # fmt: skip

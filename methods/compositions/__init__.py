@@ -1,0 +1,1 @@
+"""What can be put around any method: weight averages, AWP, class weights."""

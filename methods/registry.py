@@ -1,0 +1,178 @@
+"""The table of training methods, and that of compositions, which wrap any of them: `awp:trades`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from attacks.plugins.registry import Registry, UnknownName
+from attacks.plugins.sketch import Sketch, sketch_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from attacks.passes import Passes
+    from methods.base import Method
+    from methods.compositions.wrapper import Wrapper  # noqa: F401 - in a quoted type
+
+
+class Compositions(Registry["type[Wrapper]"]):
+    """What can be put around any method."""
+
+    def own_settings(self, name: str) -> dict[str, Any]:
+        """The settings that a composition has besides those of every method, with their defaults."""
+        return {key: value for key, value in self.sketch(name).settings.items() if key not in _every_setting()}
+
+
+COMPOSITIONS = Compositions(
+    kind="composition",
+    group="bench.compositions",
+    builtin={
+        "awp": "methods.compositions.awp",
+        "fawa": "methods.compositions.fawa",
+        "ema": "methods.compositions.ema",
+        "swa": "methods.compositions.swa",
+        "fair_weight": "methods.compositions.fair_weight",
+    },
+)
+
+
+class Methods(Registry["Callable[..., Method]"]):
+    """The registered methods, and their compositions: `awp:trades` wraps trades, `awp:ema:trades` wraps ema:trades."""
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """How compositions are named, with a line on each."""
+        lines = {name: COMPOSITIONS.sketch(name) for name in COMPOSITIONS}
+        return {f"{name}:METHOD": (s.fact("own_doc") or s.doc).strip().split("\n")[0] for name, s in lines.items()}
+
+    def accepted(self) -> list[str]:
+        """The methods; an unknown composition has a sentence of its own."""
+        return self.names()
+
+    def resolve(self, name: str) -> str:
+        """The registered spelling of a name; `-`, `_` and case do not matter.
+
+        Raises:
+            UnknownName: for an unknown part, and for a composition whose parts do not go together.
+        """
+        outer, colon, host = name.partition(":")
+        if not colon:
+            if name in COMPOSITIONS and name not in self:
+                raise UnknownName(f"{name!r} is a composition, expected a method behind it: {name}:trades")
+            return super().resolve(name)
+        wrapper, known = COMPOSITIONS.resolve(outer), self.resolve(host)
+        if wrapper in known.split(":")[:-1]:
+            raise UnknownName(f"{wrapper}:{known}: {wrapper} stands there twice; leave one out")
+        shared = sorted(COMPOSITIONS.own_settings(wrapper).keys() & self._sketch(known).settings.keys())
+        if shared:
+            raise UnknownName(
+                f"{wrapper}:{known}: {wrapper} and {known} both have the setting {shared[0]!r}, and --set could not "
+                "tell them apart; rename one of them, or leave one of the two out"
+            )
+        return f"{wrapper}:{known}"
+
+    def parts(self, name: str) -> list[tuple[Registry[Any], str]]:
+        """The registered things that a name is made of, the outermost first, each with its table."""
+        *wrappers, method = self.resolve(name).split(":")
+        return [*((COMPOSITIONS, wrapper) for wrapper in wrappers), (self, method)]
+
+    def __getitem__(self, name: str) -> Callable[..., Method]:
+        """The class; that of a composition is made of the classes of its parts."""
+        outer, colon, host = self.resolve(name).partition(":")
+        if not colon:
+            return super().__getitem__(outer)
+        from methods.compositions.wrapper import compose
+
+        return compose(COMPOSITIONS[outer], self[host])
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str) or ":" not in name:
+            return super().__contains__(name)
+        try:
+            return bool(self.resolve(name))
+        except UnknownName:
+            return False
+
+    def sketch(self, name: str) -> Sketch:
+        """What is known of a method or a composition, without importing it."""
+        return self._sketch(self.resolve(name))
+
+    def _sketch(self, known: str) -> Sketch:
+        outer, colon, host = known.partition(":")
+        return self._composed(outer, self._sketch(host)) if colon else super().sketch(outer)
+
+    def _composed(self, name: str, host: Sketch) -> Sketch:
+        outer = COMPOSITIONS.sketch(name)
+        facts = {**outer.facts, **host.facts}
+        facts |= {fact: joined(outer.facts[fact], host.facts[fact]) for fact in outer.facts.keys() & host.facts.keys()}
+        facts["passes"] = partial(_passes, outer.facts["added_passes"], host.facts["passes"])
+        facts["own_doc"] = "\n\n".join(filter(None, (part.fact("own_doc") for part in (outer, host))))
+        return Sketch(
+            name=f"{outer.name}:{host.name}",
+            doc=f"{outer.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
+            settings={**host.settings, **COMPOSITIONS.own_settings(name)},
+            facts=facts,
+            source=host.source if outer.source is None else outer.source,
+        )
+
+
+@cache
+def _every_setting() -> frozenset[str]:
+    """The settings that every method has."""
+    return frozenset(sketch_class("methods.base", "Method").settings)
+
+
+def joined(outer: Any, host: Any) -> Any:
+    """A fact of a composition from that of the wrapper and that of its host.
+
+    Revisions add up, so that a change of either shows. Lists and tables hold the entries of both, and the host's wins
+    where both have one. A flag is set if either sets it. Any other fact is the host's, or the wrapper's if the host has
+    none.
+    """
+    if isinstance(host, bool):
+        return outer or host
+    if isinstance(host, int):
+        return outer + host
+    if isinstance(host, tuple):
+        return tuple(dict.fromkeys((*host, *outer)))
+    if isinstance(host, Mapping):
+        return {**outer, **host}
+    return outer if host is None else host
+
+
+def _passes(added: Callable[..., Passes], of_host: Callable[..., Passes], method: Any) -> Passes:
+    passes = of_host(method)
+    return passes + added(method, passes)
+
+
+METHODS = Methods(
+    kind="method",
+    group="bench.methods",
+    builtin={
+        "natural": "methods.natural",
+        "pgd_at": "methods.pgd_at",
+        "trades": "methods.trades",
+        "mart": "methods.mart",
+        "frl": "methods.frl",
+        "frl_remargin": "methods.frl",
+        "cfa": "methods.cfa",
+        "bat": "methods.bat",
+        "wat": "methods.wat",
+        "dafa": "methods.dafa",
+        "ard": "methods.ard",
+        "rslad": "methods.rslad",
+        "absld": "methods.absld",
+        "ham": "methods.ham",
+        "mtard": "methods.mtard",
+        "adaad": "methods.adaad",
+        "faal": "methods.faal",
+        "fair_ard": "methods.fair_ard",
+        "fair_rslad": "methods.fair_ard",
+        "fair_mtard": "methods.fair_ard",
+        "flexmatch_at": "methods.flexmatch_at",
+        "npair_at": "methods.npair_at",
+    },
+)
+register = METHODS.register
