@@ -151,6 +151,38 @@ class PrefersHighLabels(PGDAT):
         return Terms(terms.loss * (1 + 0.2 * batch.y), terms.logits)
 
 
+class PrefersHighLabelsALittle(PGDAT):
+    def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
+        terms = super().loss(model, batch, adv, ctx)
+        return Terms(terms.loss * (1 + 1e-3 * batch.y), terms.logits)
+
+
+class ReportsInAnOrderOfItsOwn(PGDAT):
+    reported = ("sizes",)
+
+    def __init__(self, **inner: Any) -> None:
+        super().__init__(**inner)
+        self.register_buffer("sizes", torch.zeros(self.num_classes))
+
+    def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
+        size = class_means(*(torch.bincount(batch.y, w, self.num_classes) for w in (terms.loss.detach(), None)))
+        self.get_buffer("sizes").copy_(size.sort().values)
+
+
+class RoundsItsWeights(PGDAT):
+    """No fault: rows whose probabilities do not sum to 1, as happens to float32 in one order or another, weigh double.
+
+    A stand-in for every decision that rounding makes in float32 and does not in float64.
+    """
+
+    def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
+        terms = super().loss(model, batch, adv, ctx)
+        total, *rest = terms.logits["adv"].detach().softmax(1).unbind(1)
+        for probability in rest:
+            total = total + probability
+        return Terms(terms.loss * (1 + ((total - 1).abs() > 1e-9)), terms.logits)
+
+
 class ClimbsItsLoss(PGDAT):
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         terms = super().loss(model, batch, adv, ctx)
@@ -201,6 +233,8 @@ FAULTY_METHODS: list[tuple[str, type[Method]]] = [
     ("class_missing_stays_finite", DividesByClassCounts),
     ("equal_classes_stay_finite", DividesByZeroGap),
     ("label_permutation_equivariance", PrefersHighLabels),
+    ("label_permutation_equivariance", PrefersHighLabelsALittle),
+    ("label_permutation_equivariance", ReportsInAnOrderOfItsOwn),
     ("loss_falls_on_a_fixed_batch", ClimbsItsLoss),
     ("declared_passes_equal_counted", HidesAForward),
     ("op_count_independent_of_batch", LoopsOverSamples),

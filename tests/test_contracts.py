@@ -34,7 +34,7 @@ from methods.pgd_at import PGDAT
 from methods.recipes import digits
 from methods.registry import COMPOSITIONS, METHODS
 from tests.bench.jobs import plan, train_all
-from tests.planted import FAULTY_ATTACKS, FAULTY_METHODS
+from tests.planted import FAULTY_ATTACKS, FAULTY_METHODS, RoundsItsWeights
 
 EXEMPT = [(kind, name, check) for (kind, name), known in SPECIALS.items() for check in known.exempt]
 
@@ -85,6 +85,13 @@ def test_a_faulty_method_is_caught(check: str, faulty: type[Method]) -> None:
 @pytest.mark.parametrize(("check", "faulty"), FAULTY_ATTACKS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_faulty_attack_is_caught(check: str, faulty: type[PGD]) -> None:
     assert fault(ATTACK_CHECKS[check], AttackCase("faulty", faulty, 11, "linf")) is not None
+
+
+def test_rounding_decides_nothing_when_classes_are_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, case = METHOD_CHECKS["label_permutation_equivariance"], MethodCase("rounding", RoundsItsWeights, 3)
+    assert fault(check, case) is None
+    monkeypatch.setattr("bench.conformance.methods.EXACT", torch.float32)
+    assert fault(check, case) is not None
 
 
 def test_every_check_has_a_planted_fault() -> None:

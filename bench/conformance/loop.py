@@ -33,12 +33,14 @@ class Scene:
         alter: change to the student and to every teacher before training.
         lr: learning rate.
         batch_norm: whether student and teachers have BatchNorm.
+        dtype: type of networks, images and the method's floating-point state; None leaves each as it is.
     """
 
     relabel: Tensor | None = None
     alter: Callable[[nn.Sequential], None] = as_it_is
     lr: float = 0.05
     batch_norm: bool = True
+    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -55,7 +57,8 @@ class Loop:
         self.teachers = {
             role: self._network(1 + i).eval().requires_grad_(False) for i, role in enumerate(self.method.teachers)
         }
-        self.x = images(STEPS * self.size, 0)
+        self.method.to(self.scene.dtype)
+        self.x = self._images(STEPS * self.size, 0)
         self.y = self.method.visible_labels(self._labels(STEPS * self.size))
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=self.scene.lr, momentum=0.9)
         self.ctx = Context(
@@ -69,7 +72,10 @@ class Loop:
     def _network(self, seed: int) -> nn.Sequential:
         model = network(self.num_classes, seed, batch_norm=self.scene.batch_norm)
         self.scene.alter(model)
-        return model.train()
+        return model.to(self.scene.dtype).train()
+
+    def _images(self, n: int, seed: int) -> Tensor:
+        return images(n, seed).to(self.scene.dtype)
 
     def _labels(self, n: int) -> Tensor:
         y = torch.arange(n) % self.num_classes
@@ -77,7 +83,7 @@ class Loop:
 
     def _validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
         judged = model or self.model
-        x, y = images(STEERING * self.num_classes, 1), self._labels(STEERING * self.num_classes)
+        x, y = self._images(STEERING * self.num_classes, 1), self._labels(STEERING * self.num_classes)
         with mode(judged, train=False):
             x_adv = attack(judged, x, y, generator=torch.Generator().manual_seed(self.ctx.epoch))
             with torch.no_grad():

@@ -31,6 +31,7 @@ from bench.core.pass_counter import KINDS, Counter
 from methods.base import Batch, Method
 
 REPEATS = 12
+EXACT = torch.float64  # in which rounding decides nothing
 
 
 @dataclass(frozen=True)
@@ -218,17 +219,22 @@ def equal_classes_stay_finite(case: MethodCase) -> None:
 
 
 def label_permutation_equivariance(case: MethodCase) -> None:
-    """Renaming the classes renames the per-class state, and changes no loss."""
+    """Renaming the classes renames the per-class state, and changes no loss.
+
+    In float64: a sum over the classes in another order differs by rounding, and in float32 that turns the sign of a
+    gradient now and then, and with it a whole step of the attack.
+    """
     order = torch.arange(case.num_classes).roll(1)
-    plain, renamed = case.loop(), case.loop(Scene(relabel=order, alter=lambda model: permute_head(model, order)))
+    plain = case.loop(Scene(dtype=EXACT))
+    renamed = case.loop(Scene(relabel=order, alter=lambda model: permute_head(model, order), dtype=EXACT))
     for step, (a, b) in enumerate(zip(plain.train(), renamed.train(), strict=True)):
-        same = a.loss.shape == b.loss.shape and torch.allclose(a.loss, b.loss, rtol=1e-2, atol=1e-3)
+        same = a.loss.shape == b.loss.shape and torch.allclose(a.loss, b.loss, rtol=1e-4, atol=1e-5)
         require(same, f"the loss of step {step} changes when the classes are renamed")
     for name in plain.method.reported:
         was, now = getattr(plain.method, name), getattr(renamed.method, name)
         now = now[order] if now.ndim else now
         gap = (was - now).abs().max().item()
-        require(gap < 2e-3, f"{name} does not follow its classes when they are renamed: off by {gap:.2g}")
+        require(gap < 1e-5, f"{name} does not follow its classes when they are renamed: off by {gap:.2g}")
 
 
 def loss_falls_on_a_fixed_batch(case: MethodCase) -> None:
