@@ -137,8 +137,9 @@ def committed() -> dict[str, str]:
 
 
 def _printed(*words: str) -> str:
-    """What a command prints; a refusal is a text as well."""
-    return CliRunner().invoke(main, words, terminal_width=110, env={"COLUMNS": "110"}).output
+    """What a command prints, but for where the source lies; a refusal is a text as well."""
+    printed = CliRunner().invoke(main, words, terminal_width=110, env={"COLUMNS": "110"}).output
+    return re.sub(r"^Source: [^,\n]*", "Source", printed, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
