@@ -1,4 +1,4 @@
-"""What it gives a training step that its process keeps the memory that tensors free; see `bench.memory`."""
+"""What it gives a training step that its process keeps the memory that tensors free; see `bench.core.device`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from bench.memory import keep_freed
+from bench.core.device import keep_freed
 from benchmarks.tables import Page, spread
 from benchmarks.timing import Task
 from benchmarks.trained import Ground, PlainStep, SuiteStep

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from attacks.fast.prepared import Prepared
 from attacks.registry import ATTACKS
+from bench.core.device import keep_freed
 from bench.core.pass_counter import Counter
 from bench.errors import UsageError
-from bench.memory import keep_freed
 from benchmarks import timing
 from benchmarks.subjects import Subject, add_subject_options, subjects
 from benchmarks.tables import Page, guarded, spread, yes

@@ -3,8 +3,8 @@
     python -m benchmarks.speed --samples 500 --rounds 5 results/digits/small_cnn/pgd_at/KEY ...
 
 Both sides and the bare passes take turns in one process, on the same cores, with the same number of threads, and both
-keep the memory that tensors free (`bench.memory`), unless --memory usual. The floor is what the passes of an attack
-cost bare, on full batches. The stages run on samples that stand whatever is tried, where both sides make the same
+keep the memory that tensors free, unless --memory usual. The floor is what the passes of an attack cost bare, on
+full batches. The stages run on samples that stand whatever is tried, where both sides make the same
 passes but for one in a hundred; ratios are also given per pass. The last table has each way in processes of its own:
 the released implementation as it is, and ours with everything on.
 """
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from attacks.autoattack.reference import reference_version
 from attacks.fast.prepared import Prepared
+from bench.core.device import keep_freed
 from bench.core.pass_counter import KINDS, Counter
-from bench.memory import keep_freed
 from benchmarks import switches, timing
 from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, build, predict, run
 from benchmarks.subjects import Subject, add_subject_options, comma_list, subjects

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
-from bench.config.settings import radius
 from bench.core.files import is_done, read_json
+from bench.core.values import radius
 from bench.data.registry import DATASETS
 from bench.data.splits import Part, Parts, limit, load, to_float
 from bench.errors import UsageError
+from bench.models.build import build
 from bench.models.checkpoints import fit, load_weights
-from bench.models.registry import build
 from bench.plan.jobs import BLOCK
 
 T = TypeVar("T")

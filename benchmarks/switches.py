@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks.fast.prepared import Prepared
 from attacks.threat import ThreatModel
-from bench.memory import keep_freed
+from bench.core.device import keep_freed
 from benchmarks import timing
 from benchmarks.attacked import ENSEMBLE, Effort, build, run
 from benchmarks.subjects import Subject

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from methods import losses
     from methods.base import Adversarial, Batch, Context, Method, Terms
-    from methods.compositions.wrapper import Wrapper
     from methods.recipes import Recipe
     from methods.registry import COMPOSITIONS, METHODS, register
+    from methods.wrapper import Wrapper
 
 _HOMES = {
     **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
     **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.registry"),
     "Recipe": "methods.recipes",
-    "Wrapper": "methods.compositions.wrapper",
+    "Wrapper": "methods.wrapper",
 }
 
 __all__ = [

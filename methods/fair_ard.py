@@ -24,7 +24,7 @@ from torch import nn
 
 from methods.ard import ARD
 from methods.base import Adversarial, Batch, Context
-from methods.compositions.fair_weight import FairWeight
+from methods.fair_weight import FairWeight
 from methods.mtard import MTARD
 from methods.recipes import Recipe, digits, short
 from methods.registry import register

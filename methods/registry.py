@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from attacks.plugins.registry import Registry, UnknownName
 from attacks.plugins.sketch import Sketch, sketch_class
+from methods.joined import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from attacks.passes import Passes
     from methods.base import Method
-    from methods.compositions.wrapper import Wrapper  # noqa: F401 - in a quoted type
+    from methods.wrapper import Wrapper  # noqa: F401 - in a quoted type
 
 
 class Compositions(Registry["type[Wrapper]"]):
@@ -33,7 +33,7 @@ COMPOSITIONS = Compositions(
         "fawa": "methods.compositions.fawa",
         "ema": "methods.compositions.ema",
         "swa": "methods.compositions.swa",
-        "fair_weight": "methods.compositions.fair_weight",
+        "fair_weight": "methods.fair_weight",
     },
 )
 
@@ -83,7 +83,7 @@ class Methods(Registry["Callable[..., Method]"]):
         outer, colon, host = self.resolve(name).partition(":")
         if not colon:
             return super().__getitem__(outer)
-        from methods.compositions.wrapper import compose
+        from methods.wrapper import compose
 
         return compose(COMPOSITIONS[outer], self[host])
 
@@ -122,24 +122,6 @@ class Methods(Registry["Callable[..., Method]"]):
 def _every_setting() -> frozenset[str]:
     """The settings that every method has."""
     return frozenset(sketch_class("methods.base", "Method").settings)
-
-
-def joined(outer: Any, host: Any) -> Any:
-    """A fact of a composition from that of the wrapper and that of its host.
-
-    Revisions add up, so that a change of either shows. Lists and tables hold the entries of both, and the host's wins
-    where both have one. A flag is set if either sets it. Any other fact is the host's, or the wrapper's if the host has
-    none.
-    """
-    if isinstance(host, bool):
-        return outer or host
-    if isinstance(host, int):
-        return outer + host
-    if isinstance(host, tuple):
-        return tuple(dict.fromkeys((*host, *outer)))
-    if isinstance(host, Mapping):
-        return {**outer, **host}
-    return outer if host is None else host
 
 
 def _passes(added: Callable[..., Passes], of_host: Callable[..., Passes], method: Any) -> Passes:

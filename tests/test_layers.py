@@ -7,6 +7,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ import bench
 import methods
 from attacks.registry import ATTACKS
 from methods.registry import COMPOSITIONS, METHODS
+from tests.helpers import structure
 
 HOME = Path(__file__).resolve().parents[1]
 BELOW = {"attacks": {"attacks"}, "methods": {"attacks", "methods"}, "bench": {"attacks", "methods", "bench"}}
 FILES = [path for package in BELOW for path in sorted((HOME / package).rglob("*.py"))]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "robustbench")
-FRAME = {"__init__", "averaging", "base", "features", "losses", "recipes", "registry"}
+FRAME = {"__init__", "averaging", "base", "features", "joined", "losses", "recipes", "registry", "wrapper"}
 
 
 def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -49,6 +51,42 @@ def test_imports_only_go_down(path: Path) -> None:
     above = imported(path) & set(BELOW) - BELOW[storey]
     assert not above, f"{storey} must not know {above}"
     assert "tests" not in imported(path)
+
+
+def test_rooms_know_only_the_floors_below() -> None:
+    files = structure.modules()
+    assert {structure.room(name, files) for name in files} == set(structure.FLOORS)
+    assert structure.upward(structure.arrows(files), files) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert structure.circles(structure.arrows(structure.modules())) == []
+
+
+def test_rooms_are_small_and_say_what_they_are_for() -> None:
+    files = structure.modules()
+    rooms = Counter(structure.room(name, files) for name in files)
+    assert {name for name, count in rooms.items() if count > 12} == {"methods"}, "a list, which may be longer"
+    assert rooms["bench"] <= 8
+    for path in files.values():
+        if path.name == "__init__.py":
+            title = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+            assert len(title.split()) > 2 and title.endswith("."), path
+
+
+def test_the_structure_sees_circles_and_arrows_that_go_up(tmp_path: Path) -> None:
+    for name, text in {
+        "bench/core/__init__.py": "",
+        "bench/core/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from bench.cli import b\n",
+        "bench/cli/__init__.py": "",
+        "bench/cli/b.py": "def f():\n    import bench.core.a\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    files = structure.modules(tmp_path)
+    graph = structure.arrows(files)
+    assert structure.circles(graph) == [["bench.cli.b", "bench.core.a"]]
+    assert structure.upward(graph, files) == ["bench.core.a -> bench.cli.b"]
 
 
 @pytest.mark.parametrize("package", BELOW)

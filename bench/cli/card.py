@@ -53,7 +53,7 @@ def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[st
     """The card of a file or a network of the zoo."""
     from bench.config.defaults import given_teacher, teacher_model, usual_eps
     from bench.core import device
-    from bench.data.registry import load
+    from bench.data.splits import load
     from bench.evaluation.cards import Conditions, ensure
     from bench.models.teachers import load_teacher
 

@@ -30,7 +30,7 @@ def names(*spellings: str, help: str, convert: Callable[[str], Any] = str) -> Ca
 
 def fraction(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A callback for a number or a fraction."""
-    from bench.config.settings import radius
+    from bench.core.values import radius
 
     try:
         return None if value is None else radius(value)
@@ -104,3 +104,4 @@ EVALUATION_OPTIONS = options(
     click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
     plugin_option(),
 )
+RESULTS = click.argument("results", nargs=-1, type=click.Path())

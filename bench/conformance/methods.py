@@ -26,8 +26,8 @@ from bench.conformance.material import (
     weights,
     zero_head,
 )
-from bench.core.out_of_memory import part_of
 from bench.core.pass_counter import KINDS, Counter
+from bench.training.microbatch import part_of
 from methods.base import Batch, Method
 
 REPEATS = 12

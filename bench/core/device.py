@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import platform
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
-from bench.memory import keep_freed
+
+# Of glibc's mallopt: the least to ask the system for, the free memory above which some goes back, the size of mmaps.
+TOP_PAD, TRIM_ABOVE, MAP_ABOVE = -2, -1, -3
+KEPT = {MAP_ABOVE: 32 << 20, TRIM_ABOVE: 2**31 - 1, TOP_PAD: 64 << 20}  # the first is the most that glibc takes
 
 AMPERE = 8  # the first of its compute capabilities
 PACKAGES = (
@@ -150,3 +155,19 @@ def versions() -> dict[str, str]:
 def _may_have_gpu() -> bool:
     nodes = ("nvidiactl", "nvmap", "dxg", "kfd")  # NVIDIA's, on Jetson, under WSL 2, AMD's
     return sys.platform in ("darwin", "win32") or any(Path("/dev", node).exists() for node in nodes)
+
+
+def keep_freed() -> bool:
+    """Have this process keep the memory that tensors free, from now on.
+
+    glibc takes every tensor of some size from the system and gives it back when it is freed, so that each pass of a
+    network on a CPU pays for fresh pages, a fifth of its time and more. No number depends on it.
+
+    Returns:
+        Whether the C library can do that; where it is not glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - only glibc has it
+        return all(library.mallopt(what, size) == 1 for what, size in KEPT.items())
+    return False

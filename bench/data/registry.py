@@ -27,31 +27,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attacks.plugins.registry import Registry
 from attacks.plugins.sketch import Sketch
 
 if TYPE_CHECKING:
-    from bench.data.augmentation import AUGMENTATIONS, augment
-    from bench.data.raw import Raw, stratified
-    from bench.data.splits import Part, Parts, limit, load, split, to_float
+    from bench.data.raw import Raw
     from bench.data.user import Own
-
-__all__ = [
-    "AUGMENTATIONS",
-    "DATASETS",
-    "Dataset",
-    "Part",
-    "Parts",
-    "Raw",
-    "augment",
-    "limit",
-    "load",
-    "split",
-    "stratified",
-    "to_float",
-]
 
 Dataset = Callable[[Path, bool], "Raw"]
 
@@ -162,12 +145,3 @@ DATASETS = Datasets(
         **dict.fromkeys(("imagenette", "tiny_imagenet", "imagenet"), "bench.data.image_sets"),
     },
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bench.data import augment
-    from bench.data import splits as parts
-
-    return getattr(augment if hasattr(augment, name) and name in augment.__all__ else parts, name)

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 from bench.core.progress import log
 from bench.errors import BenchError
-from bench.plan.jobs import Job
 
 GRACE_SECONDS = 60.0  # that a process which has failed waits for the others to fail in the same place
 Outcome = tuple[str, "str | None"]
@@ -80,7 +79,7 @@ class Leader:
         for number in range(len(others)):
             threading.Thread(target=self._listen, args=(number,), daemon=True).start()
 
-    def tell(self, number: int, order: str, job: Job) -> None:
+    def tell(self, number: int, order: str, job: Any) -> None:
         """Give another process, the number-th from 0, something to do."""
         with contextlib.suppress(OSError):  # who does not listen has died, which the listening thread notices
             self.others[number].send((order, job))
@@ -90,7 +89,7 @@ class Leader:
         return self._outcomes[number].get()
 
     @contextlib.contextmanager
-    def together(self, job: Job) -> Iterator[None]:
+    def together(self, job: Any) -> Iterator[None]:
         """Have every process train a job meanwhile.
 
         Raises:
@@ -172,10 +171,10 @@ class Follower:
 
     def __init__(self, place: Place, first: Connection, quit: Callable[[Place, str], None] = end) -> None:
         self.place, self.first, self.quit = place, first, quit
-        self._orders: queue.Queue[tuple[str, Job] | None] = queue.Queue()
+        self._orders: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def orders(self) -> Iterator[tuple[str, Job]]:
+    def orders(self) -> Iterator[tuple[str, Any]]:
         """What the first process tells this one to do, until it is dismissed."""
         while (order := self._orders.get()) is not None:
             yield order

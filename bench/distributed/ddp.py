@@ -25,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.distributed.control import Follower, Leader, Place
 from bench.distributed.team import Team, Thing
 from bench.errors import UsageError
-from bench.plan.jobs import Job
 
 
 class Ranks(Team):
@@ -89,7 +88,7 @@ class Ranks(Team):
         """Within this context a wrapped model's gradients stay in their process."""
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
-    def together(self, job: Job) -> AbstractContextManager[Any]:
+    def together(self, job: Any) -> AbstractContextManager[Any]:
         """Within this context every process trains the job."""
         return nullcontext() if self.leader is None else self.leader.together(job)
 

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.distributed.control import Leader
-    from bench.plan.jobs import Job
 
 Thing = TypeVar("Thing")
 
@@ -90,6 +89,6 @@ class Team:
         """Within this context a wrapped model's gradients stay in their process."""
         return nullcontext()
 
-    def together(self, job: Job) -> AbstractContextManager[Any]:
+    def together(self, job: Any) -> AbstractContextManager[Any]:
         """Within this context every process of the team trains the job."""
         return nullcontext()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,6 @@ def clear(evaluation: Path) -> None:
 def file_name(stage: str, block: int) -> str:
     """Name of the file of a pair."""
     return f"{stage}-{block}.json"
-
-
-def blocks_of(part: tuple[int, int] | None, blocks: int) -> Sequence[int]:
-    """The blocks, from 0, that a part (number, count) walks: every count-th; all of them if it is None."""
-    return range(blocks) if part is None else range(part[0] - 1, blocks, part[1])
 
 
 @dataclass(frozen=True)

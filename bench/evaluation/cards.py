@@ -20,7 +20,8 @@ from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.core import device as devices
 from bench.core import files as store
-from bench.data.registry import DATASETS, Parts, limit, to_float
+from bench.data.registry import DATASETS
+from bench.data.splits import Parts, limit, to_float
 from bench.errors import UsageError
 from bench.evaluation.evaluate import evaluate
 from bench.models.checkpoints import other_entries, weights_hash

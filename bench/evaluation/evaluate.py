@@ -19,13 +19,13 @@ from bench.core import device as devices
 from bench.core import files as store
 from bench.core.out_of_memory import Cut
 from bench.core.progress import Progress
-from bench.data.registry import Parts, limit, to_float
+from bench.data.splits import Parts, limit, to_float
 from bench.errors import BenchError
 from bench.evaluation import blocks as pairs
 from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
+from bench.models.build import network
 from bench.models.checkpoints import fit, load_weights
-from bench.models.registry import network
 from bench.plan.jobs import BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.results.outcomes import Outcomes
 

@@ -12,10 +12,11 @@ from bench.config.defaults import usual_eps
 from bench.config.settings import RunSettings
 from bench.core import device as devices
 from bench.core import files as store
-from bench.data.registry import Parts, load
+from bench.data.splits import Parts, load
 from bench.errors import UsageError
+from bench.models.build import network
 from bench.models.checkpoints import fit, load_weights, other_entries, save_weights, weights_hash
-from bench.models.registry import folder_name, network, source
+from bench.models.registry import folder_name, source
 from bench.models.teachers import check_model
 from bench.plan.jobs import FORMAT, EvalJob
 from bench.plan.planner import evaluation_jobs

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.core import files as store
 from bench.errors import BenchError, UsageError
 from bench.evaluation import blocks as pairs
-from bench.plan.jobs import PARTIAL, EvalJob, title
+from bench.plan.jobs import PARTIAL, EvalJob, blocks_of, title
 
 RUNS = "*/*/*/*"
 OUTCOMES = "outcomes.parquet"
@@ -156,7 +156,7 @@ def _lacking(note: pairs.Note, missing: Sequence[int], sources: Sequence[Path]) 
         f"--shard {number}/{count}"
         for count in counts
         for number in range(1, count + 1)
-        if set(missing) & set(pairs.blocks_of((number, count), note.blocks))
+        if set(missing) & set(blocks_of((number, count), note.blocks))
     ]
     blocks = ", ".join(str(b + 1) for b in missing)
     how = f" with {', '.join(shards)}" if shards else ""

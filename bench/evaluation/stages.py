@@ -29,7 +29,7 @@ from bench.core.seeding import forked, sample_generator
 from bench.errors import BenchError
 from bench.evaluation import blocks as pairs
 from bench.evaluation.live import Moment, Pace, bounds
-from bench.plan.jobs import BLOCK
+from bench.plan.jobs import BLOCK, blocks_of
 
 
 @dataclass
@@ -146,7 +146,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         every = torch.arange(len(self.x)).split(self.block)
-        self.blocks = {b: every[b] for b in pairs.blocks_of(self.part, len(every))}
+        self.blocks = {b: every[b] for b in blocks_of(self.part, len(every))}
         self.example = every[0]  # of the whole evaluation, so that every part searches the same model
         self.own = torch.cat([*self.blocks.values(), torch.empty(0, dtype=torch.int64)])
         self.prefix = "" if self.part is None else "part {}/{}: ".format(*self.part)

@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from bench.launch.worker import Display
+from bench.core.progress import Progress
 from bench.plan.jobs import Job, title
+
+
+class Display:
+    """Shows what jobs do; this one shows nothing."""
+
+    def update(self, job: Job, done: int, total: int, text: str) -> None:
+        """Progress of one job."""
+
+    def line(self, job: Job, text: str) -> None:
+        """A line worth keeping."""
+
+    def began(self, job: Job, gpu: str) -> None:
+        """A job began on one of several GPUs."""
+
+    def ended(self, job: Job, sentence: str | None) -> None:
+        """A job ended; the sentence says why it failed."""
+
+
+class Shown(Progress):
+    """Progress of a job in this process, on a display."""
+
+    def __init__(self, job: Job, display: Display, stop: threading.Event) -> None:
+        self._job, self._display, self._stop = job, display, stop
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show it."""
+        self._display.update(self._job, done, total, text)
+
+    def line(self, text: str) -> None:
+        """Keep it in the log, and show it."""
+        super().line(text)
+        self._display.line(self._job, text)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl-C or a termination request has come."""
+        return self._stop.is_set()
 
 
 class Lines(Display):

@@ -22,8 +22,9 @@ from typing import Any
 from bench.core import files as store
 from bench.core.progress import Progress
 from bench.distributed.team import Team
+from bench.launch.display import Display, Shown
 from bench.launch.scheduler import RETRY_SECONDS, Report, Schedule, Site
-from bench.launch.worker import Display, Shown, run_job, stop_requests
+from bench.launch.worker import run_job, stop_requests
 from bench.plan.jobs import Job, Plan
 
 

@@ -20,7 +20,7 @@ from bench.data.splits import Parts, limit, load
 from bench.errors import UsageError
 from bench.evaluation.cards import Conditions, ensure
 from bench.launch.scheduler import Site
-from bench.models.registry import build
+from bench.models.build import build
 from bench.models.teachers import load_teacher
 from bench.plan.jobs import EvalJob, Plan, TrainJob
 from bench.training.step import least_part, why_whole

@@ -18,8 +18,9 @@ from bench.distributed import control as ranks
 from bench.distributed.control import Follower, Leader, Outcome
 from bench.distributed.team import Team
 from bench.errors import BenchError, Interrupted, UsageError
+from bench.launch.display import Display, Shown
 from bench.launch.scheduler import RETRY_SECONDS, Schedule, Site
-from bench.launch.worker import Display, Shown, run_job, stop_requests, work
+from bench.launch.worker import run_job, stop_requests, work
 from bench.plan.jobs import Job, TrainJob
 
 

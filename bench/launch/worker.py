@@ -19,22 +19,6 @@ from bench.plan.jobs import PARTIAL, EvalJob, Job, TrainJob, title
 HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
 
 
-class Display:
-    """Shows what jobs do; this one shows nothing."""
-
-    def update(self, job: Job, done: int, total: int, text: str) -> None:
-        """Progress of one job."""
-
-    def line(self, job: Job, text: str) -> None:
-        """A line worth keeping."""
-
-    def began(self, job: Job, gpu: str) -> None:
-        """A job began on one of several GPUs."""
-
-    def ended(self, job: Job, sentence: str | None) -> None:
-        """A job ended; the sentence says why it failed."""
-
-
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """An event that Ctrl-C and a termination request set; a second Ctrl-C ends at once."""
@@ -54,27 +38,6 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Shown(Progress):
-    """Progress of a job in this process, on a display."""
-
-    def __init__(self, job: Job, display: Display, stop: threading.Event) -> None:
-        self._job, self._display, self._stop = job, display, stop
-
-    def update(self, done: int, total: int, text: str) -> None:
-        """Show it."""
-        self._display.update(self._job, done, total, text)
-
-    def line(self, text: str) -> None:
-        """Keep it in the log, and show it."""
-        super().line(text)
-        self._display.line(self._job, text)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether Ctrl-C or a termination request has come."""
-        return self._stop.is_set()
 
 
 def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) -> tuple[str, str | None]:
@@ -116,7 +79,7 @@ def _on(gpu: str | None) -> str:
 def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
     """Run one job, whose folder is held; in every process of a team if it is a training."""
     from bench.core import device
-    from bench.data.registry import load
+    from bench.data.splits import load
     from bench.evaluation.evaluate import evaluate_job
     from bench.training.trainer import train
     from methods.registry import METHODS

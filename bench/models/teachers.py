@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contexts import mode
-from bench.data.registry import Parts, to_float
+from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
+from bench.models.build import network
 from bench.models.checkpoints import fit, load_weights
-from bench.models.registry import network
 
 PROBE = 500
 CHUNK = 100

@@ -11,9 +11,8 @@ from attacks.passes import Passes
 from attacks.registry import ATTACKS
 from bench.core.files import is_done
 from bench.data.registry import DATASETS
-from bench.evaluation.blocks import blocks_of
 from bench.models.registry import MODELS
-from bench.plan.jobs import EvalJob, Plan, TrainJob
+from bench.plan.jobs import EvalJob, Plan, TrainJob, blocks_of
 from methods.registry import METHODS
 
 # Multiply-adds per second that small batches reach in practice; the estimate is no better than these.

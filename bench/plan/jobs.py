@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -234,3 +234,8 @@ def _origin(source: Mapping[str, str]) -> dict[str, str]:
     """What identifies a teacher: the key of its run; else the hash of its file and what to take of it, or its id."""
     names = ("key",) if "key" in source else ("sha256", "entry", "zoo", "model", "model_source")
     return {name: source[name] for name in names if name in source}
+
+
+def blocks_of(part: tuple[int, int] | None, blocks: int) -> Sequence[int]:
+    """The blocks, from 0, that a part (number, count) walks: every count-th; all of them if it is None."""
+    return range(blocks) if part is None else range(part[0] - 1, blocks, part[1])

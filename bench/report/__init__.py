@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.report.figures.plots import figures
     from bench.report.formats.sheet import REPORTERS
     from bench.report.integrity import verify
+    from bench.report.plots.figures import figures
     from bench.report.tables.main import render
     from bench.report.views.against import against
     from bench.report.views.by_class import by_class
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 # Name -> module; no module here is called like a function, since importing it would hide the function.
 _HOMES = {
-    "against": "views.against",
-    "by_class": "views.by_class",
-    "compare": "views.compare",
-    "figures": "figures.plots",
-    "gains": "views.over",
-    "load_results": "tree",
-    "render": "tables.main",
-    "REPORTERS": "formats.sheet",
-    "verify": "integrity",
+    "against": "bench.report.views.against",
+    "by_class": "bench.report.views.by_class",
+    "compare": "bench.report.views.compare",
+    "figures": "bench.report.plots.figures",
+    "gains": "bench.report.views.over",
+    "load_results": "bench.results.tree",
+    "render": "bench.report.tables.main",
+    "REPORTERS": "bench.report.formats.sheet",
+    "verify": "bench.report.integrity",
 }
 
 __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "load_results", "render", "verify"]
@@ -34,6 +34,5 @@ __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "l
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        home = "bench.results.tree" if name == "load_results" else f"bench.report.{_HOMES[name]}"
-        return getattr(importlib.import_module(home), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from attacks.plugins.registry import canonical
 from bench import metrics
-from bench.checked import bools, check_length, check_range, ints, read_columns
 from bench.core.files import read_json, write_bytes
 from bench.errors import BenchError, UsageError
 from bench.metrics import Bools, Floats, Ints
+from bench.results.validation import bools, check_length, check_range, ints, read_columns
 
 if TYPE_CHECKING:
     import pandas as pd

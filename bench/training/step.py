@@ -11,22 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.contexts import mode
 from attacks.draws import PartGenerator
-from bench.core.out_of_memory import (
-    LEAST_WITH_NORM,
-    Cut,
-    Result,
-    has_norm,
-    joined,
-    joined_terms,
-    out_of_memory,
-    part_of,
-    rows_of,
-)
+from bench.core.out_of_memory import Cut, Result, out_of_memory
 from bench.core.pass_counter import Counter
 from bench.core.seeding import forked
 from bench.distributed.team import Team
 from bench.errors import BenchError, UsageError
 from bench.plan.jobs import TrainJob
+from bench.training.microbatch import LEAST_WITH_NORM, has_norm, joined, joined_terms, part_of, rows_of
 from methods.base import Adversarial, Batch, Context, Method, Terms
 
 Part = tuple[Batch, Adversarial]

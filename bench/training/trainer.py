@@ -21,14 +21,15 @@ from bench.core.pass_counter import Counter
 from bench.core.progress import Progress
 from bench.core.seeding import derive, forked, generator, seed_global
 from bench.data.augmentation import augment
-from bench.data.registry import Part, Parts, to_float
+from bench.data.splits import Part, Parts, to_float
 from bench.distributed.team import Team
 from bench.errors import BenchError, Interrupted
+from bench.models.build import build
 from bench.models.checkpoints import fit, load_weights, save_weights
-from bench.models.registry import build
 from bench.plan.jobs import TrainJob
 from bench.training.epoch_sums import Tally
 from bench.training.fast_forms import EXAMPLES, Forms
+from bench.training.microbatch import is_exact
 from bench.training.resume import load_state, save_state
 from bench.training.run_record import description
 from bench.training.step import Stepping, agreed_state, cut_of
@@ -316,7 +317,13 @@ class Trainer:
         """Write run.json."""
         passes, cut = self._passes(), smallest(self.team.gather(self.cut.state()))
         if self.team.leads:
-            store.write_json(self.folder / "run.json", description(self, passes, cut))
+            record = description(
+                self.job, self.parts, self.train,
+                epoch_best=self.best["epoch"] if self.best else None,
+                passes=passes, processes=self.team.describe(self.stepping.normed), arithmetic=self.forms.facts,
+                cut=cut, exact=is_exact(self.model),
+            )  # fmt: skip
+            store.write_json(self.folder / "run.json", record)
 
 
 def build_method(job: TrainJob, num_classes: int) -> Method:

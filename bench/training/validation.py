@@ -9,7 +9,7 @@ from attacks.base import Attack
 from attacks.contexts import mode
 from attacks.draws import PartGenerator
 from bench.core.out_of_memory import Cut
-from bench.data.registry import Part, to_float
+from bench.data.splits import Part, to_float
 from bench.distributed.team import Team
 from methods.base import Validation
 from methods.losses import under_attack

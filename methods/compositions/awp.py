@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context
-from methods.compositions.wrapper import Wrapper
 from methods.recipes import EPS_8, RICE
 from methods.registry import COMPOSITIONS
+from methods.wrapper import Wrapper
 
 
 @COMPOSITIONS.register("awp")

@@ -17,8 +17,8 @@ from torch import nn
 
 from methods.averaging import frozen_copy, move, warm
 from methods.base import Context
-from methods.compositions.wrapper import Wrapper
 from methods.registry import COMPOSITIONS
+from methods.wrapper import Wrapper
 
 
 @COMPOSITIONS.register("ema")

@@ -24,9 +24,9 @@ from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from methods.averaging import frozen_copy, move
 from methods.base import Context
-from methods.compositions.wrapper import Wrapper
 from methods.losses import class_means, under_attack
 from methods.registry import COMPOSITIONS
+from methods.wrapper import Wrapper
 
 
 @COMPOSITIONS.register("fawa")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from methods.averaging import frozen_copy, move
 from methods.base import Context
-from methods.compositions.wrapper import Wrapper
 from methods.registry import COMPOSITIONS
+from methods.wrapper import Wrapper
 
 
 @COMPOSITIONS.register("swa")

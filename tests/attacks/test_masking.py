@@ -19,7 +19,7 @@ from attacks.sanity import measure as probes
 from attacks.sanity.checks import Examination, choose, examine
 from attacks.sanity.findings import Finding
 from attacks.threat import ThreatModel
-from bench.data.registry import load, to_float
+from bench.data.splits import load, to_float
 from tests.attacks.masked import DESIGNED, HELD_OUT, Around, QuantisedInput, Wrapper
 
 EPS = (0.05, 0.1, 0.15, 0.3)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.registry import Parts, load
+from bench.data.splits import Parts, load
 from tests.bench.jobs import small, train_all
 
 collect_ignore = [] if os.environ.get("BENCH_DATA") else ["test_foreign.py"]

@@ -18,7 +18,8 @@ from attacks.registry import ATTACKS
 from bench.cli.app import main
 from bench.config.settings import RunSettings, combined
 from bench.core.progress import Progress
-from bench.data.registry import DATASETS, Parts, load
+from bench.data.registry import DATASETS
+from bench.data.splits import Parts, load
 from bench.errors import Interrupted
 from bench.models.registry import MODELS
 from bench.plan.jobs import Plan, TrainJob

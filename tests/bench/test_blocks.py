@@ -14,9 +14,9 @@ from attacks.draws import uniform
 from attacks.passes import Passes
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.data.registry import load, to_float
+from bench.data.splits import load, to_float
 from bench.evaluation.stages import run_attack
-from bench.models.registry import build
+from bench.models.build import build
 
 ATTACKED = {
     "fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "cw": {"steps": 8}, "apgd-ce": {"steps": 10},

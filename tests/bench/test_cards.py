@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from attacks.threat import ThreatModel
 from bench.core import device as devices
 from bench.core import files as store
-from bench.data.registry import Part, Parts, load, to_float
+from bench.data.splits import Part, Parts, load, to_float
 from bench.evaluation import cards
 from bench.evaluation.cards import Conditions, ensure, of_run, text
 from bench.evaluation.evaluate import evaluate
+from bench.models import Normalized
 from bench.models import robustbench as zoo
+from bench.models.build import build
 from bench.models.checkpoints import save_weights, weights_hash
-from bench.models.registry import Normalized, build
 from tests.bench.jobs import bench
 from tests.bench.test_zoo import Tiny, entries, random_model
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError, UsageError
+from bench.models import Normalized
+from bench.models.build import build
 from bench.models.checkpoints import fit, load_weights, save_weights, weights_hash
-from bench.models.registry import Normalized, build
 
 Weights = dict[str, Tensor]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError, UsageError
+from bench.models import Normalized
 from bench.models.architectures.resnet import BasicBlock
 from bench.models.architectures.small_resnet import SmallResNet
 from bench.models.architectures.wide_resnet import WideResNet
+from bench.models.build import build, network
 from bench.models.checkpoints import fit, load_weights, other_entries, weights_hash
-from bench.models.registry import Normalized, build, network
 
 Weights = dict[str, Tensor]
 

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from attacks.plugins.registry import UnknownName
 from bench.data.augmentation import AUGMENTATIONS, augment
-from bench.data.registry import DATASETS, Parts, Raw, limit, load, split, stratified, to_float
+from bench.data.raw import Raw, stratified
+from bench.data.registry import DATASETS
+from bench.data.splits import Parts, limit, load, split, to_float
 from bench.errors import BenchError, UsageError
 
 BUILTIN = ("digits", "cifar10", "cifar100", "svhn")

@@ -16,7 +16,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.catalog.listing import plan_text
 from bench.cli.app import main
 from bench.config.settings import combined
 from bench.core import files as store
@@ -25,9 +24,10 @@ from bench.distributed.control import Place, place
 from bench.distributed.team import Team
 from bench.errors import BenchError
 from bench.launch.scheduler import Site
+from bench.models.build import build
 from bench.models.checkpoints import load_weights, save_weights
-from bench.models.registry import build
 from bench.plan.jobs import Plan, TrainJob
+from bench.plan.plan_text import plan_text
 from bench.plan.planner import make_plan
 from tests.bench.jobs import description, history, job_of, small, train_all, tree
 from tests.bench.networks import named

@@ -19,11 +19,11 @@ from attacks.pgd import PGD
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.core import files as store
-from bench.data.registry import Parts, to_float
+from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
 from bench.evaluation.evaluate import columns, evaluate
 from bench.evaluation.stages import Verdicts, run_attack
-from bench.models.registry import build
+from bench.models.build import build
 from tests.bench.jobs import StopAt, in_pieces
 
 THREAT = ThreatModel("linf", 0.15)

@@ -13,7 +13,7 @@ import pytest
 
 from bench.core import files as store
 from bench.core.progress import Progress
-from bench.data.registry import Parts, load
+from bench.data.splits import Parts, load
 from bench.distributed.team import Team
 from bench.errors import BenchError, UsageError
 from bench.evaluation.evaluate import evaluate_job

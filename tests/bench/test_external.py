@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.config.settings import combined
 from bench.core import files as store
-from bench.data.registry import load, to_float
+from bench.data.splits import load, to_float
 from bench.errors import BenchError, UsageError
 from bench.evaluation.external import adopt
 from bench.models.checkpoints import save_weights

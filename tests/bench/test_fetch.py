@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench.config.settings import RunSettings
-from bench.data.registry import DATASETS, Raw
+from bench.data.raw import Raw
+from bench.data.registry import DATASETS
 from bench.errors import BenchError, UsageError
 from bench.plan.planner import make_plan
 

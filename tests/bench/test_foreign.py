@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.data.registry import to_float
+from bench.data.splits import to_float
 from bench.errors import UsageError
+from bench.models.build import build
 from bench.models.checkpoints import fit, load_weights
-from bench.models.registry import build
 
 DATA = Path(os.environ["BENCH_DATA"])
 BUILDERS = Path(__file__).with_name("foreign.py")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from attacks.fast.prepared import Prepared
 from bench.core import device as devices
 from bench.core.pass_counter import Counter
+from bench.models.build import build
 from bench.models.checkpoints import load_weights
-from bench.models.registry import build
 from bench.plan.jobs import TrainJob
 from bench.training.fast_forms import Folding, Forms, Network, keep_ends_exact
 from bench.training.trainer import Trainer, train

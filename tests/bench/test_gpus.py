@@ -12,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli.app import main
-from bench.config.settings import combined, from_file
+from bench.config.config_file import from_file
+from bench.config.settings import combined
 from bench.core import device
 from bench.core.plugins import load_plugins
 from bench.errors import UsageError
+from bench.launch.display import Display
 from bench.launch.launcher import _hand_out, _Worker, launch
 from bench.launch.scheduler import Schedule, Site
-from bench.launch.worker import Display
 from bench.plan.jobs import EvalJob, Job, Plan, title
 from bench.plan.planner import make_plan
 from tests.bench.jobs import job_of, own_registrations, small, tree

@@ -14,9 +14,9 @@ import pytest
 from bench.config.settings import combined
 from bench.core import files as store
 from bench.core.plugins import load_plugins
+from bench.launch.display import Display
 from bench.launch.launcher import launch
 from bench.launch.scheduler import Report, Schedule, Site
-from bench.launch.worker import Display
 from bench.plan.jobs import Job, Plan, title
 from bench.plan.planner import make_plan
 from tests.bench.jobs import job_of, own_registrations, plan, small, tree

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.memory import keep_freed
+from bench.core.device import keep_freed
 
 MAPPED = """
 import ctypes, resource, sys, torch
-from bench.memory import keep_freed
+from bench.core.device import keep_freed
 
 class Info(ctypes.Structure):  # glibc's mallinfo; hblks counts what was taken from the system piece by piece
     _fields_ = [(name, ctypes.c_int) for name in "arena ordblks smblks hblks a b c d e f".split()]

@@ -15,13 +15,14 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from bench.core.files import read_json
-from bench.core.out_of_memory import Cut, is_exact, joined, out_of_memory, part_of
+from bench.core.out_of_memory import Cut, out_of_memory
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.launch.preflight import preflight
 from bench.launch.scheduler import Site
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import Plan, TrainJob
+from bench.training.microbatch import is_exact, joined, part_of
 from bench.training.trainer import Trainer, train
 from methods.base import Adversarial, Batch
 from tests.bench.jobs import StopAt, description, history, in_pieces, job_of, parts_of, plan, train_all, tree

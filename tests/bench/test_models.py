@@ -9,7 +9,9 @@ from torch import nn
 
 from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
-from bench.models.registry import MODELS, Normalized, build, builder, resolve
+from bench.models import Normalized
+from bench.models.build import build, builder
+from bench.models.registry import MODELS, resolve
 
 
 def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:

@@ -12,8 +12,9 @@ from PIL import Image
 from bench.config.settings import RunSettings, combined
 from bench.data import image_folder as photos
 from bench.data import npz
-from bench.data.registry import DATASETS, Raw, load
-from bench.data.splits import limit, to_float
+from bench.data.raw import Raw
+from bench.data.registry import DATASETS
+from bench.data.splits import limit, load, to_float
 from bench.errors import BenchError, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.plan.planner import make_plan

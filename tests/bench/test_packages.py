@@ -14,9 +14,10 @@ from torch import Tensor
 
 from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
-from bench.models import packages
+from bench.models import Normalized, packages
+from bench.models.build import build
 from bench.models.checkpoints import fit
-from bench.models.registry import MODELS, Normalized, build, resolve, source
+from bench.models.registry import MODELS, resolve, source
 from bench.report import load_results
 from tests.bench.jobs import COMMAND, bench, plan
 

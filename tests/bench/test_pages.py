@@ -210,7 +210,7 @@ def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_pages_and_table_need_no_torch() -> None:
     code = (
-        "import sys\nfrom bench import describe\n"
+        "import sys\nfrom bench.catalog import listing as describe\n"
         "describe.listed('methods', 'markdown')\nprint(describe.shown('awp:absld', 'markdown')[:11])\n"
         "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))\n"
     )

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from attacks.registry import ATTACKS
 from bench.cli.app import main
 from bench.config import protocols
+from bench.config.config_file import from_file
 from bench.config.protocols import PROTOCOLS, belonging, step_length
-from bench.config.settings import combined, from_file
+from bench.config.settings import combined
 from bench.errors import UsageError
 from bench.report import render
 from tests.bench.jobs import plan, settings

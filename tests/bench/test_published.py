@@ -146,5 +146,5 @@ def test_texts_fit_on_a_line_of_a_note() -> None:
 
 def test_the_files_are_installed_with_the_package() -> None:
     setup = ConfigParser()
-    setup.read(FOLDER.parents[1] / "setup.cfg", encoding="utf-8")
+    setup.read(FOLDER.parents[2] / "setup.cfg", encoding="utf-8")
     assert setup["options.package_data"]["bench.results.published"] == "*.csv"

@@ -317,7 +317,7 @@ def test_a_class_without_samples_is_named(tmp_path: Path) -> None:
 
 def test_importing_the_report_is_light() -> None:
     code = (
-        "import sys, bench.report.tables.main, bench.report.figures.plots;"
+        "import sys, bench.report.tables.main, bench.report.plots.figures;"
         "import bench.report.integrity, bench.report.views.compare;"
         "print([name for name in ('torch', 'pandas', 'pyarrow', 'matplotlib', 'scipy') if name in sys.modules])"
     )

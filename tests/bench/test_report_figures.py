@@ -10,8 +10,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.report import figures
-from bench.report.figures.history import state_figure, states, training_figure
-from bench.report.figures.plots import class_figure, fairness_figure
+from bench.report.plots.figures import class_figure, fairness_figure
+from bench.report.plots.history import state_figure, states, training_figure
 from bench.report.tables.build import build_tables
 from tests.bench.trees import Spec, demo, write_run
 

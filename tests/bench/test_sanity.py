@@ -19,10 +19,10 @@ from attacks.fgsm import FGSM
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from bench.core.progress import Progress
-from bench.data.registry import load, to_float
+from bench.data.splits import load, to_float
 from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, predict, run_attack
-from bench.models.registry import build
+from bench.models.build import build
 from bench.report import by_class, compare, load_results, render, verify
 from tests.attacks.masked import HugeLogits, QuantisedInput, Softmax
 from tests.bench.trees import Spec, write_run

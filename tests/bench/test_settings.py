@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.config.settings import RunSettings, combined, from_file, radius, scalar
+from bench.config.config_file import from_file
+from bench.config.settings import RunSettings, combined
+from bench.core.values import radius, scalar
 from bench.errors import UsageError
 from methods.registry import METHODS
 from tests.bench.jobs import job_of, plan

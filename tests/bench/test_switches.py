@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.config.settings import from_file
+from bench.config.config_file import from_file
 from bench.config.speedups import NONE, SWITCHES, USUAL, parse, switched_on
 from bench.errors import UsageError
 from bench.plan.planner import make_plan

@@ -12,7 +12,7 @@ import torch
 
 from attacks.passes import Passes
 from bench.core import files as store
-from bench.data.registry import Part, Parts
+from bench.data.splits import Part, Parts
 from bench.errors import BenchError, Interrupted
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import Plan, TrainJob

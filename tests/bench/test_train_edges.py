@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bench.core import files as store
 from bench.core.progress import Progress
-from bench.data.registry import Part, Parts, load
+from bench.data.splits import Part, Parts, load
 from bench.errors import BenchError
 from bench.launch.scheduler import Site
 from bench.launch.worker import run_job
+from bench.models.build import build
 from bench.models.checkpoints import save_weights
-from bench.models.registry import build
 from bench.training.trainer import train
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.pgd_at import PGDAT

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench.data.splits import load
+from bench.models.build import build
 from bench.models.checkpoints import save_weights
-from bench.models.registry import build
 
 
 @pytest.fixture(scope="session")

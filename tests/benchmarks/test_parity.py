@@ -10,8 +10,8 @@ import torch
 
 from bench.data.splits import load
 from bench.errors import UsageError
+from bench.models.build import build
 from bench.models.checkpoints import save_weights
-from bench.models.registry import build
 from benchmarks import parity, subjects, units
 from benchmarks.attacked import Effort
 from benchmarks.subjects import Rounded, Subject

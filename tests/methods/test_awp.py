@@ -14,7 +14,7 @@ from torch import nn
 from attacks.contexts import mode
 from bench.conformance.loop import Loop, Scene
 from bench.conformance.material import difference, values
-from bench.core.out_of_memory import part_of
+from bench.training.microbatch import part_of
 from methods.base import Adversarial
 from methods.compositions.awp import perturbed_tensors
 from methods.registry import METHODS

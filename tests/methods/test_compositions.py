@@ -14,8 +14,8 @@ from attacks.plugins.registry import UnknownName
 from bench.conformance.material import difference, values
 from methods.base import Adversarial, Method, Terms
 from methods.compositions.awp import AWP
-from methods.compositions.wrapper import Wrapper, compose
 from methods.registry import COMPOSITIONS, METHODS
+from methods.wrapper import Wrapper, compose
 from tests.bench.jobs import own_registrations
 from tests.methods.drills import loop_of
 

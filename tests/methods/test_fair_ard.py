@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
 from methods.base import Method
-from methods.compositions.fair_weight import FairWeight
 from methods.fair_ard import FairARD, FairMTARD, FairRSLAD
+from methods.fair_weight import FairWeight
 from methods.registry import METHODS
 from tests.bench.jobs import job_of, plan
 from tests.methods import formulas

@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.conformance.material import difference, values
 from methods.base import Adversarial, Terms
-from methods.compositions.fair_weight import KAPPA, FairWeight, Kappa
+from methods.fair_weight import KAPPA, FairWeight, Kappa
 from methods.registry import METHODS
 from tests.methods.drills import BATCH, K, loop_of
 from tests.methods.scripted import CLASSES, Scripted, make_context, random_logits

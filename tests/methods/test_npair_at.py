@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference, images, modes, values
+from bench.models.build import build
 from bench.models.normalized import Normalized
-from bench.models.registry import MODELS, build
+from bench.models.registry import MODELS
 from methods.base import Adversarial
 from methods.features import with_features
 from methods.npair_at import NPairAT, n_pair

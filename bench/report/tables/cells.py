@@ -11,7 +11,6 @@ import numpy as np
 from bench import metrics
 from bench.metrics import Bools, Floats, Ints
 from bench.report.tables.columns import Column
-from bench.report.tables.sanity import Sanity
 from bench.results.tree import Run
 
 
@@ -145,3 +144,16 @@ class Table:
     def competitors(self, column: Column) -> list[Row]:
         """Rows that are compared with one another in a column: those with a figure, teachers aside."""
         return [row for row in self.rows if column in row.cells and not row.is_teacher]
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """What the checks of all evaluations of a row come to.
+
+    Attributes:
+        mark: the worst of their marks.
+        reasons: sentences of the checks that were not passed, each check once.
+    """
+
+    mark: str
+    reasons: tuple[str, ...] = ()

@@ -172,3 +172,8 @@ def _value_text(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return "(" + ", ".join(_value_text(item) for item in value) + ")"
     return str(value)
+
+
+def plain(attack: str) -> str:
+    """An attack's name for comparing: our own AutoAttack and the reference's are one attack."""
+    return canonical(attack).removesuffix("_reference")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from bench.config.protocols import PROTOCOLS, Protocol
 from bench.report.tables.cells import Table
-from bench.report.tables.columns import TITLES, Column, protocols, threat_text, titles
-from bench.report.views.quoted import plain
+from bench.report.tables.columns import TITLES, Column, plain, protocols, threat_text, titles
 from bench.results.outcomes import CLEAN
 
 

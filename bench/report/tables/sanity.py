@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from bench.report.tables.cells import Row, Sanity
 from bench.results.tree import Evaluation
-
-if TYPE_CHECKING:
-    from bench.report.tables.cells import Row
 
 # From best to worst, with what stands behind the name of a row.
 SIGNS = {"reliable": "", "suspicious": "†", "unreliable": "‡"}
-
-
-@dataclass(frozen=True)
-class Sanity:
-    """What the checks of all evaluations of a row come to.
-
-    Attributes:
-        mark: the worst of their marks.
-        reasons: sentences of the checks that were not passed, each check once.
-    """
-
-    mark: str
-    reasons: tuple[str, ...] = ()
 
 
 def worst(evaluations: Iterable[Evaluation]) -> Sanity | None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from bench.report.formats.sheet import DASH, Entry, Head, Sheet, figure_text, number, reporter, spread_text
 from bench.report.tables.build import Filters, build_tables
 from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import TITLES, Column, threat_text, titles
+from bench.report.tables.columns import TITLES, Column, plain, threat_text, titles
 from bench.report.tables.main import table_sheet
 from bench.report.views.quoted import (
     Quote,
     below,
     comparable,
-    plain,
     quotes,
     same_attack,
     same_checkpoint,

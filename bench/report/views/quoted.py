@@ -15,7 +15,7 @@ from typing import Any
 from attacks.plugins.registry import canonical
 from bench.config.protocols import step_length
 from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import Column
+from bench.report.tables.columns import Column, plain
 from bench.results import published
 from bench.results.outcomes import CLEAN
 from bench.results.published import Figure, PublishedTable
@@ -67,11 +67,6 @@ class Quote:
         rivals = [other for other in columns if other is not column and plain(other.attack) == plain(column.attack)]
         left = [figure for figure in there if not any(same_attack(figure, other) for other in rivals)]
         return left[0] if left else None
-
-
-def plain(attack: str) -> str:
-    """An attack's name for comparing: our own AutoAttack and the reference's are one attack."""
-    return canonical(attack).removesuffix("_reference")
 
 
 def quotes(source: str, table: Table) -> list[Quote]:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from attacks.plugins.registry import suggestion
-from bench.config.settings import radius
+from bench.core.values import radius
 from bench.errors import UsageError
 
 FOLDER = Path(__file__).parent

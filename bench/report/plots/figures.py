@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bench import metrics
-from bench.report.figures.history import state_figure, training_figure
-from bench.report.figures.style import BESIDE, COLOURMAP, PAGE, canvas, grid, legend_below, look, save, styled, wrapped
+from bench.report.plots.history import state_figure, training_figure
+from bench.report.plots.style import BESIDE, COLOURMAP, PAGE, canvas, grid, legend_below, look, save, styled, wrapped
 from bench.report.tables.build import Filters, build_tables
 from bench.report.tables.cells import Row, Table
 from bench.report.tables.columns import Column, threat_text, titles

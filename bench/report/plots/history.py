@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.metrics import Floats
-from bench.report.figures.style import BESIDE, COLOURMAP, DASHES, PAGE, canvas, grid, legend_below, stroke, wrapped
+from bench.report.plots.style import BESIDE, COLOURMAP, DASHES, PAGE, canvas, grid, legend_below, stroke, wrapped
 from bench.report.tables.cells import Row, Table
 from bench.report.tables.main import table_title
 from bench.report.views.by_class import class_titles

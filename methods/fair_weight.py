@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import HIDDEN, Adversarial, Batch, Context, Terms
-from methods.compositions.wrapper import Wrapper
 from methods.losses import class_means, class_sums, of_class
 from methods.registry import COMPOSITIONS
+from methods.wrapper import Wrapper
 
 KAPPA = "fair_kappa"
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from attacks.passes import Passes
 from methods.base import Method
-from methods.registry import joined
+from methods.joined import joined
 
 
 class Wrapper(Method):

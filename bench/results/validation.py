@@ -1,4 +1,4 @@
-"""Values as they come from files and callers: read and checked, with errors that say what was expected."""
+"""Validation of outcome arrays and of the Parquet columns they are stored in."""
 
 from __future__ import annotations
 

@@ -1,0 +1,195 @@
+"""The commands that compute: `bench run`, `bench evaluate` and `bench merge`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.cli.common import note, settings_from, site_of
+from bench.cli.options import EVALUATION_OPTIONS, RESULTS, TRAINING_OPTIONS, comma_list, options, plugin_option
+from bench.data.registry import DATASETS
+from bench.errors import BenchError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from bench.config.settings import RunSettings
+    from bench.distributed.team import Team
+    from bench.launch.scheduler import Report
+    from bench.plan.jobs import Plan
+
+
+@click.command()
+@options(
+    TRAINING_OPTIONS,
+    click.option("--dry-run", is_flag=True, help="Print jobs, passes, a rough time and disk; do nothing."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+@EVALUATION_OPTIONS
+def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
+    """Train methods, attack the checkpoints, print the table. Running it again finishes what is missing."""
+    from bench.launch.torchrun import joined
+
+    settings = settings_from(flags)
+    with joined(settings, site_of(settings)) as (device, team):
+        if team is not None:
+            _run(settings, device, team, dry_run, quiet)
+
+
+def _run(settings: RunSettings, device: str, team: Team, dry_run: bool, quiet: bool) -> None:
+    from bench.evaluation.status import remember
+    from bench.plan.plan_text import plan_text
+    from bench.plan.planner import make_plan
+
+    plan = make_plan(settings, device, team.size)
+    for sentence in (*DATASETS.notes(settings.dataset), *plan.notes):
+        note(sentence)
+    if dry_run:
+        click.echo(plan_text(plan, Path(settings.out)))
+        return
+    from bench.launch.preflight import preflight
+
+    preflight(plan, site_of(settings), note)
+    remember(plan, Path(settings.out))
+    report = _launch(plan, settings, quiet, team=team)
+    if not report.interrupted:
+        _write_cards(Path(settings.out) / job.folder for job in plan.train)
+    _conclude(plan, settings, report)
+
+
+@click.command()
+@options(
+    click.option("--checkpoint", metavar="FILE[#ENTRY]", help="Weights: safetensors, or .pt without code."),
+    click.option("--model", help="Its architecture; `bench list models`, also robustbench:ID."),
+    click.option("--robustbench", metavar="ID", help="A model of the RobustBench zoo instead."),
+    click.option("--mean", callback=comma_list(float), metavar="LIST", help="Its normalisation, per channel."),
+    click.option("--std", callback=comma_list(float), metavar="LIST", help="Likewise."),
+    click.option("--label", help="Its name in tables.  [the file's]"),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+@EVALUATION_OPTIONS
+def evaluate(
+    checkpoint: str | None, model: str | None, robustbench: str | None, mean: tuple[float, ...],
+    std: tuple[float, ...], label: str | None, quiet: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
+    from bench.launch.torchrun import joined
+
+    settings = settings_from(flags)
+    if len(settings.seeds) > 1:
+        raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
+    with joined(settings, site_of(settings)) as (_, team):
+        if team is not None:
+            for sentence in DATASETS.notes(settings.dataset):
+                note(sentence)
+            chosen = _adopted(settings, checkpoint, model, robustbench, mean, std, label)
+            report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], team=team)
+            _conclude(chosen, settings, report)
+
+
+def _adopted(
+    settings: RunSettings, checkpoint: str | None, model: str | None, robustbench: str | None,
+    mean: tuple[float, ...], std: tuple[float, ...], label: str | None,
+) -> Plan:  # fmt: skip
+    """The evaluations of a checkpoint that was trained elsewhere."""
+    from bench.config.settings import model_name
+    from bench.evaluation import external
+    from bench.plan.jobs import Plan
+
+    if robustbench is not None:
+        if checkpoint or model or mean or std:
+            raise UsageError(
+                "--robustbench: takes the place of --checkpoint, --model, --mean and --std; leave those out"
+            )
+        _, jobs = external.adopt_zoo(settings, robustbench, label=label)
+    elif checkpoint is None or model is None:
+        raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
+    else:
+        known, others = model_name(model), external.others_in(checkpoint)
+        if others:
+            note(f"{checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that")
+        _, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
+    return Plan((), jobs)
+
+
+@click.command()
+@RESULTS
+@options(
+    click.option("--out", type=click.Path(file_okay=False), help="Where to put everything.  [the first of RESULTS]"),
+    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    plugin_option(),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)  # fmt: skip
+def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) -> None:
+    """Put the shards in RESULTS together, by default results; finish what is complete, say what is missing."""
+    from bench.core import device
+    from bench.evaluation.shards import collect
+    from bench.plan.jobs import Plan
+
+    folders = [Path(folder) for folder in results or ("results",)]
+    settings = settings_from({**flags, "out": out or str(folders[0]), "workers": 1, "config": None, "sets": ()})
+    found = collect(folders, Path(settings.out))
+    for name in {job.device for job in found.complete}:
+        device.resolve(name)
+    plan = Plan((), tuple(found.complete))
+    report = _launch(plan, settings, quiet, done=[job.run_key for job in plan.evaluate])
+    if found.finished and not report.finished and not found.lacking:
+        click.echo(f"nothing left to put together; {found.finished} evaluations are finished", err=True)
+    for sentence in found.lacking:
+        click.echo(f"not finished: {sentence}", err=True)
+    _write_cards(path.parent for path in sorted(Path(settings.out).glob("*/*/*/*/run.json")))
+    _conclude(plan, settings, report)
+    if found.lacking:
+        raise BenchError(f"merge: {len(found.lacking)} of the evaluations lack blocks")
+
+
+def _write_cards(folders: Iterable[Path]) -> None:
+    from bench.evaluation.cards import of_teachers
+
+    of_teachers(folders)
+
+
+def _launch(
+    plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = (), team: Team | None = None
+) -> Report:
+    from bench.core.device import side_by_side
+    from bench.launch.display import Bars, Lines
+    from bench.launch.launcher import launch
+
+    name = next((job.device for job in plan.jobs), "cpu")
+    workers, gpus = side_by_side(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
+    display = Bars() if sys.stderr.isatty() and not quiet else Lines()
+    with display:
+        return launch(plan, site_of(settings), workers=workers, gpus=gpus, display=display, done=done, team=team)
+
+
+def _print_table(plan: Plan, settings: RunSettings) -> None:
+    """The table of this plan's runs alone."""
+    from bench import report as reports
+
+    folders = dict.fromkeys(Path(settings.out) / job.run for job in plan.evaluate)
+    finished = [folder for folder in folders if any(folder.glob("eval/*/done"))]
+    if finished:
+        click.echo(reports.render(finished))
+
+
+def _conclude(plan: Plan, settings: RunSettings, report: Report) -> None:
+    """Print what a launch has come to.
+
+    Raises:
+        Interrupted: if it was asked to stop.
+        BenchError: if a job failed.
+    """
+    if report.interrupted:
+        raise Interrupted("saved; run the same command again to go on")
+    if settings.shard is None:
+        _print_table(plan, settings)
+    elif not report.failures:
+        hint = f"when all are, `bench merge {settings.out}` finishes them"
+        click.echo(f"shard {settings.shard} is stored; {hint}", err=True)
+    for name, sentence in report.failures.items():
+        click.echo(f"failed: {name}: {sentence}", err=True)
+    if report.failures:
+        raise BenchError(f"{len(report.failures)} of the jobs failed; the others are stored, run again to retry")

@@ -1,0 +1,33 @@
+"""Values written as text: numbers, fractions such as 8/255, true and false, lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def radius(text: str | float) -> float:
+    """A number, also written as a fraction: "8/255".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(text, str) and "/" in text:
+        above, _, below = text.partition("/")
+        return float(above) / float(below)
+    return float(text)
+
+
+def scalar(text: str) -> Any:
+    """A value from the command line: a number, a fraction, true or false, none, a tuple, else the text itself."""
+    word = text.strip()
+    constants = {"true": True, "false": False, "none": None}
+    if word.lower() in constants:
+        return constants[word.lower()]
+    if "," in word:
+        return tuple(scalar(part) for part in word.strip("()[]").split(",") if part.strip())
+    for convert in (int, radius):
+        try:
+            return convert(word)
+        except (ValueError, ZeroDivisionError):
+            continue
+    return word

@@ -1,0 +1,102 @@
+"""What a results folder holds, misses, and what failed in it: the text of `bench status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.core import files as store
+from bench.errors import UsageError
+from bench.evaluation import blocks as pairs
+from bench.plan.jobs import PARTIAL, Plan, blocks_of, title
+
+PLANS = ".plans"
+
+
+def remember(plan: Plan, out: Path) -> None:
+    """Note what a plan is made of, so that `bench status` can say what is missing."""
+    jobs = [{"title": title(job), "folder": job.folder.as_posix()} for job in plan.jobs]
+    folder = out / PLANS
+    with store.locked(folder, wait=True):
+        store.write_json(folder / f"{store.key_of({'jobs': jobs})}.json", {"jobs": jobs})
+
+
+def _missing(results: Path) -> list[str]:
+    """Planned jobs that have left nothing in the folder yet."""
+    plans = sorted((results / PLANS).glob("*.json"))
+    jobs = {job["folder"]: job["title"] for plan in plans for job in store.read_json(plan)["jobs"]}
+    return [name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))]
+
+
+def status_text(results: Path) -> str:
+    """What a results folder holds, misses, and what failed.
+
+    Raises:
+        UsageError: if there is no such folder.
+    """
+    if not results.is_dir():
+        raise UsageError(f"status: no folder {results}; run `bench run` first, or name the folder it wrote to")
+    runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
+    lines = []
+    for folder in runs:
+        run = store.read_json(folder / "run.json")
+        state = _state(folder, run)
+        name = f"{run['dataset']} {run['model']} {run['label']} seed {run['seed']} ({folder.name})"
+        lines.append(f"{name}: {state}")
+        for evaluation in sorted((folder / "eval").glob("*")):
+            line = _evaluation_line(evaluation)
+            if line:
+                lines.append(f"  {line}")
+    for failure in sorted(results.glob(f"*/*/*/*/{store.FAILED}")):
+        if not (failure.parent / "run.json").is_file():
+            lines.append(f"{failure.parent.relative_to(results).as_posix()}: failed: {store.failure(failure.parent)}")
+    failed = sum("failed" in line for line in lines)
+    missing = _missing(results)
+    lines += [f"missing: {name}" for name in missing]
+    counts = [f"{len(runs)} runs", *([f"{failed} failed"] if failed else [])]
+    counts += [f"{len(missing)} planned jobs not begun"] if missing else []
+    return "\n".join([f"{results}: {', '.join(counts)}", *lines])
+
+
+def _state(folder: Path, run: Mapping[str, Any]) -> str:
+    if store.is_done(folder):
+        return "done"
+    sentence = store.failure(folder)
+    if sentence is not None:
+        return f"failed: {sentence}"
+    history = folder / "history.jsonl"
+    epochs = len(history.read_text().splitlines()) if history.is_file() else 0
+    return f"{epochs} of {run['epochs']} epochs"
+
+
+def _evaluation_line(folder: Path) -> str | None:
+    if store.is_done(folder):
+        facts = store.read_json(folder / "eval.json")
+        return f"{facts['attack']} on {facts['checkpoint']}, eps {facts['eps']:.4g}, n {facts['n']}: done"
+    sentence = store.failure(folder)
+    if sentence is not None:
+        return f"{folder.name}: failed: {sentence}"
+    partial = folder / PARTIAL
+    stored = len([file for file in partial.glob("*-*.json") if not file.name.startswith(pairs.CLEAN)])
+    failed = _failed_parts(partial)
+    if not (partial / pairs.NOTE).is_file():
+        text = f"{folder.name}: unfinished, {stored} stage blocks stored"
+        return "; ".join([text, *failed]) if stored or failed else None
+    note = pairs.read_note(partial)
+    blocks = f"{stored} of {note.blocks * len(note.stages)} stage blocks stored"
+    return "; ".join([f"{title(note.job)} ({folder.name}): unfinished, {blocks}", *_shards(note, partial), *failed])
+
+
+def _shards(note: pairs.Note, partial: Path) -> list[str]:
+    """Which shards are missing of an evaluation; nothing if none was ever begun."""
+    missing, lines = set(note.missing(partial)), []
+    for count in sorted({count for _, count in pairs.parts_begun(partial)}):
+        due = [f"{i}/{count}" for i in range(1, count + 1) if missing & set(blocks_of((i, count), note.blocks))]
+        lines.append(f"missing: --shard {', '.join(due)}" if due else "every shard is there: bench merge")
+    return lines
+
+
+def _failed_parts(partial: Path) -> list[str]:
+    homes = {f"{i}/{count}": partial / f"part-{i}-of-{count}" for i, count in pairs.parts_begun(partial)}
+    return [f"{name} failed: {sentence}" for name, home in homes.items() if (sentence := store.failure(home))]

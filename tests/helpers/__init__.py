@@ -1,0 +1,1 @@
+"""What tests share: small plans and results, networks, planted faults, and the structure of the code."""
