@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.data.splits import Parts, load
-from tests.bench.jobs import small, train_all
+from tests.helpers.jobs import small, train_all
 
-collect_ignore = [] if os.environ.get("BENCH_DATA") else ["test_foreign.py"]
+collect_ignore = [] if os.environ.get("BENCH_DATA") else ["models/test_foreign.py"]
 
 
 @pytest.fixture(scope="session")

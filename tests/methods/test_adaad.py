@@ -16,10 +16,10 @@ from bench.conformance.material import difference
 from methods.adaad import AdaAD
 from methods.base import Method
 from methods.rslad import RSLAD
-from tests.bench.jobs import job_of, plan
-from tests.methods import formulas
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.formulas import Array
+from tests.helpers.jobs import job_of, plan
+from tests.helpers.scripted import CLASSES, make_batch, make_context, random_logits
 
 BATCH = make_batch(4)
 

@@ -12,7 +12,7 @@ from methods.absld import ABSLD
 from methods.base import Adversarial, Batch, Method
 from methods.recipes import Recipe, digits
 from methods.registry import METHODS
-from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
 
 
 def test_rows_select_what_is_trained_on() -> None:

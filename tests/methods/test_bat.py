@@ -18,9 +18,9 @@ from bench.conformance.material import Operations, images, network
 from bench.core.pass_counter import Counter
 from methods.base import Adversarial, Batch
 from methods.bat import BAT, Exits
-from tests.methods import formulas
-from tests.methods.drills import ADV, BATCH, CLEAN, Y, build, counted, what_differs_after_resuming
-from tests.methods.scripted import Scripted, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.drills import ADV, BATCH, CLEAN, Y, build, counted, what_differs_after_resuming
+from tests.helpers.scripted import Scripted, make_context, random_logits
 
 CLASSES, SAMPLES, EPS, STEP = 5, 64, 0.5, 0.06
 LAST = random_logits(5)

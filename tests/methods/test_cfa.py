@@ -17,8 +17,7 @@ from methods.base import Batch
 from methods.cfa import CFA
 from methods.pgd_at import PGDAT
 from methods.trades import TRADES
-from tests.bench.jobs import plan
-from tests.methods.drills import (
+from tests.helpers.drills import (
     ADV,
     BATCH,
     CLEAN,
@@ -32,7 +31,8 @@ from tests.methods.drills import (
     trained,
     what_differs_after_resuming,
 )
-from tests.methods.scripted import CLASSES, Scripted, make_context
+from tests.helpers.jobs import plan
+from tests.helpers.scripted import CLASSES, Scripted, make_context
 
 BASES = {"at": 0.5, "trades": 0.3, "fat": 0.7}
 HOSTS = list(BASES)

@@ -16,11 +16,11 @@ from methods.base import Adversarial, Batch, Context, Terms
 from methods.dafa import DAFA, distance_weights
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
-from tests.bench.jobs import plan
-from tests.methods import formulas
-from tests.methods.drills import ADV, BATCH, CLEAN, Y, build, counted, first_epoch, trained, what_differs_after_resuming
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Scripted, make_context
+from tests.helpers import formulas
+from tests.helpers.drills import ADV, BATCH, CLEAN, Y, build, counted, first_epoch, trained, what_differs_after_resuming
+from tests.helpers.formulas import Array
+from tests.helpers.jobs import plan
+from tests.helpers.scripted import CLASSES, Scripted, make_context
 
 HOSTS = ["trades", "at"]
 ONES = torch.ones(CLASSES, dtype=torch.float64)

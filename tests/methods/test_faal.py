@@ -17,9 +17,9 @@ from methods.faal import FAAL, worst_case
 from methods.mart import mart
 from methods.pgd_at import PGDAT
 from methods.trades import TRADES
-from tests.methods import formulas
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV = random_logits(0), random_logits(1)

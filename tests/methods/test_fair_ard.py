@@ -15,9 +15,9 @@ from methods.base import Method
 from methods.fair_ard import FairARD, FairMTARD, FairRSLAD
 from methods.fair_weight import FairWeight
 from methods.registry import METHODS
-from tests.bench.jobs import job_of, plan
-from tests.methods import formulas
-from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.jobs import job_of, plan
+from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, TEACHER, NATURAL = random_logits(0), random_logits(2), random_logits(3)

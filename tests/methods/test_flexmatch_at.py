@@ -17,10 +17,10 @@ from bench.core.pass_counter import Counter
 from methods.base import HIDDEN, Adversarial, Batch, Terms
 from methods.flexmatch_at import FlexMatchAT
 from methods.registry import METHODS
-from tests.methods import formulas
-from tests.methods.drills import fixed_split
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.drills import fixed_split
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 N = len(BATCH.y)

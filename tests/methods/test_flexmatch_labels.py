@@ -14,8 +14,8 @@ from torch import Tensor
 from bench.conformance.loop import Loop
 from bench.training.trainer import Trainer
 from methods.flexmatch_at import FlexMatchAT, stratified
-from tests.bench.jobs import description, history, job_of, parts_of, small, tree
-from tests.methods.drills import fixed_split
+from tests.helpers.drills import fixed_split
+from tests.helpers.jobs import description, history, job_of, parts_of, small, tree
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 1.0])

@@ -12,9 +12,9 @@ import torch
 from methods.ard import ARD
 from methods.base import Adversarial, Method
 from methods.registry import METHODS
-from tests.methods import formulas
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
 
 CLEAN, ADV, TEACHER = random_logits(0), random_logits(1), random_logits(2, scale=4.0)
 BATCH = make_batch()

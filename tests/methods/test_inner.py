@@ -18,9 +18,9 @@ from methods.base import Method
 from methods.frl import FRLRemargin
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
-from tests.methods import formulas
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()

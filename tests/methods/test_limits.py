@@ -16,8 +16,8 @@ from methods.base import Adversarial, Batch, Method, Terms
 from methods.frl import FRL
 from methods.registry import METHODS
 from methods.trades import TRADES
-from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
-from tests.planted import AliasedTemperatures
+from tests.helpers.planted import AliasedTemperatures
+from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV, TEACHER = random_logits(0), random_logits(1), random_logits(2)

@@ -10,7 +10,7 @@ from methods.base import Adversarial, Batch, Context
 from methods.mart import MART, mart
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
-from tests.methods.drills import build, counted, gradients, trained, what_differs_after_resuming
+from tests.helpers.drills import build, counted, gradients, trained, what_differs_after_resuming
 
 
 def test_without_margin_and_divergence_it_is_adversarial_cross_entropy() -> None:

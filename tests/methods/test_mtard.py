@@ -14,9 +14,9 @@ from bench.training.trainer import train
 from methods.adaad import AdaAD
 from methods.base import Adversarial, Method, Terms
 from methods.mtard import MTARD
-from tests.bench.jobs import StopAt, history, in_pieces, job_of, parts_of, small, train_all, tree
-from tests.methods import formulas
-from tests.methods.scripted import Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.jobs import StopAt, history, in_pieces, job_of, parts_of, small, train_all, tree
+from tests.helpers.scripted import Constant, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV, TEACHER, NATURAL = (random_logits(seed) for seed in range(4))

@@ -18,8 +18,8 @@ from bench.models.registry import MODELS
 from methods.base import Adversarial
 from methods.features import with_features
 from methods.npair_at import NPairAT, n_pair
-from tests.methods import formulas
-from tests.methods.scripted import CLASSES, make_batch, make_context
+from tests.helpers import formulas
+from tests.helpers.scripted import CLASSES, make_batch, make_context
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()

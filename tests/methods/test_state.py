@@ -16,9 +16,9 @@ from methods.base import Adversarial, Terms
 from methods.frl import FRL, FRLRemargin, projected, weights
 from methods.losses import class_means, class_sums
 from methods.registry import METHODS
-from tests.methods import formulas
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers import formulas
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()

@@ -15,8 +15,8 @@ from bench.conformance.loop import Loop
 from bench.conformance.material import difference
 from methods.trades import TRADES
 from methods.wat import WAT
-from tests.methods import formulas
-from tests.methods.drills import (
+from tests.helpers import formulas
+from tests.helpers.drills import (
     build,
     class_mean,
     counted,
@@ -25,8 +25,8 @@ from tests.methods.drills import (
     trained,
     what_differs_after_resuming,
 )
-from tests.methods.formulas import Array
-from tests.methods.scripted import CLASSES, Scripted, make_context, random_logits
+from tests.helpers.formulas import Array
+from tests.helpers.scripted import CLASSES, Scripted, make_context, random_logits
 
 HELD_OUT = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 4, 4])
 VIEWS = [(random_logits(10 + k, len(HELD_OUT)), random_logits(20 + k, len(HELD_OUT))) for k in range(3)]

@@ -1,0 +1,218 @@
+"""Pages and the table of methods say what the classes do, and read as Markdown."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from torch import Tensor
+
+from bench.catalog import pages, reading
+from bench.cli.app import main
+from bench.conformance import special
+from bench.conformance.loop import Loop
+from bench.errors import UsageError
+from methods.base import HIDDEN, Method
+from methods.registry import COMPOSITIONS, METHODS
+from tests.helpers.jobs import own_registrations
+
+NAMES = METHODS.names()
+HOME = Path(__file__).resolve().parents[3]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")]
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The rows of the first table whose head begins with a word."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"| {head}"))
+    found = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        found.append(cells(line))
+    return [found[0], *found[2:]]
+
+
+def traced(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], Tensor]:
+    """The calls of the shared ascent in one step of training, and the labels of that step."""
+    asked: list[dict[str, Any]] = []
+    own = Method.ascend
+
+    def record(model: Any, x: Tensor, objective: Any, **options: Any) -> Tensor:
+        asked.append({**options, "objective": objective})
+        return x.clone()
+
+    def watch(*args: Any, **options: Any) -> Tensor:
+        found = own(*args, **options)
+        asked[-1]["own"] = {kind for kind in ("eps", "step_size") if options.get(kind) is not None}
+        return found
+
+    monkeypatch.setattr("methods.base.ascend", record)
+    monkeypatch.setattr(Method, "ascend", watch)
+    loop = Loop(METHODS[name](num_classes=3, **special(METHODS, name).arguments), 3)
+    batch = loop.begin(1).batch()
+    loop.perturb(batch)
+    return asked, batch.y
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_of_the_attack_is_what_is_asked_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = reading.inner(METHODS, name)
+    asked, y = traced(name, monkeypatch)
+    assert bool(asked) is bool(inner.starts), "a method attacks if and only if its table says how"
+    logits = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0))
+    for call in asked:
+        start = call["start"] if isinstance(call["start"], str) else "own"
+        assert start in inner.starts and call["bn"] in inner.bn
+        assert call["own"] <= set(inner.own)
+        if inner.objectives == ("CE",):
+            known = y != HIDDEN
+            found = call["objective"](logits, torch.arange(len(y)))
+            torch.testing.assert_close(
+                found[known], F.cross_entropy(logits, y, reduction="none", ignore_index=-1)[known]
+            )
+
+
+def test_the_objective_names_whose_prediction_is_left() -> None:
+    read = {name: reading.inner(METHODS, name).objectives for name in ("trades", "frl", "rslad", "absld", "ard")}
+    own, taught = ("KL from its own clean prediction",), ("KL from the teacher's prediction",)
+    assert read == {"trades": own, "frl": own, "rslad": taught, "absld": taught, "ard": ("CE",)}
+    assert reading.inner(METHODS, "flexmatch_at").host == "pgd_at"
+    assert reading.inner(METHODS, "awp:trades") == reading.inner(METHODS, "trades")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_has_formula_state_cost_options_recipes_and_departures(name: str) -> None:
+    text, method = pages.page(name), METHODS[name]()
+    titles = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    assert titles == [name, "Formula", "State", "Cost", "Options", "Recipes", "Defaults", "Departures"]
+    assert "**Inner problem.** " in text and "**Outer problem.** " in text
+    options = {row[0].strip("`"): row for row in rows(text, "option")[1:]}
+    assert list(options) == [setting for setting in method.settings() if setting not in ("num_classes", "norm")]
+    assert all(meaning for _, _, meaning in options.values()), "every option is explained in a docstring"
+    head, now, beyond = rows(text, "passes")
+    passes, plain = method.passes().as_dict(), METHODS["pgd_at"]().passes().as_dict()
+    kinds = {text: kind for kind, text in pages.KINDS.items()}
+    for title, value, over in zip(head[1:], now[1:], beyond[1:], strict=True):
+        assert float(value) == passes[kinds[title]] and float(over) == float(value) - plain[kinds[title]]
+    assert rows(text, " | `")[0][1:] == [f"`{recipe}`" for recipe in pages.known(method.recipes)]
+    for table in (lines for lines in text.split("\n\n") if lines.startswith("|")):
+        assert len({len(cells(line)) for line in table.splitlines()}) == 1
+
+
+def test_the_table_has_every_method_with_what_its_class_declares() -> None:
+    head, *lines = rows(pages.table(), "method")
+    found = {line[0].strip("`"): dict(zip(head, line, strict=True)) for line in lines}
+    assert list(found) == NAMES
+    for name, line in found.items():
+        method = METHODS[name]()
+        assert line["teachers"] == ", ".join(method.teachers)
+        assert line["starts from"].strip("`") == (method.warm_start or "")
+        assert line["state"].replace("`", "") == ", ".join(method.reported)
+        assert line[""] and line["recipes"].startswith("paper")
+    assert {name for name, line in found.items() if line["held out"]} >= {"frl", "frl_remargin"}
+    costs = {name: line["cost"] for name, line in found.items()}
+    assert costs["natural"] == "-10F -10Bx" and costs["pgd_at"] == "0" and costs["trades"] == "+2F +1Bw"
+    assert costs["rslad"] == "+1F +1Bw +1T" and costs["ham"] == "at most 0" and costs["npair_at"] == "+1F +1Bw"
+    around = rows(pages.table(), "name")[1:]
+    assert [line[0].strip("`") for line in around] == [f"{name}:METHOD" for name in COMPOSITIONS]
+
+
+def test_the_page_of_a_composition_tells_both_halves() -> None:
+    text = pages.page("AWP:Trades")
+    assert text.startswith("# awp:trades") and "## Around trades" in text
+    assert "## Departures, trades" in text
+    assert {"`gamma`", "`beta`"} <= {row[0] for row in rows(text, "option")}
+    alone = pages.page("awp")
+    assert [row[0] for row in rows(alone, "option")[1:]] == [f"`{name}`" for name in COMPOSITIONS.own_settings("awp")]
+
+
+def test_head_comments_are_cut_at_their_sections_alone() -> None:
+    doc = """Title: with a colon.
+
+    A paragraph.
+    Inner problem:  maximise  a * b
+                    over x.
+    State:          none.
+    """
+    before, named = reading.sections("\n".join(line.removeprefix("    ") for line in doc.splitlines()))
+    assert before == "Title: with a colon.\n\nA paragraph."
+    assert named == {"Inner problem": "maximise a * b over x.", "State": "none."}
+
+
+def test_text_is_no_markup() -> None:
+    assert pages._prose("2 * a * b <- c[y](x)") == r"2 \* a \* b \<- c[y\](x)"
+    assert pages._sentence("none.") == "None." and pages._sentence("minimise  5 x") == "Minimise 5 x"
+    for symbol in ("beta 6; 76 epochs", "p(x) stays", "w_k is one", "tau moves", "labelled_fraction 0.1"):
+        assert pages._sentence(symbol) == symbol
+    assert pages._cell("a | b") == r"a \| b"
+
+
+def test_what_is_no_method_has_no_page() -> None:
+    for name in ("pgd", "digits", "nothing"):
+        with pytest.raises(UsageError, match=f"pages are made of methods and compositions, {name} is neither"):
+            pages.page(name)
+    result = CliRunner().invoke(main, ["list", "attacks", "--format", "markdown"])
+    assert result.exit_code == 2 and "there is a table of methods, none of attacks" in result.output
+
+
+PLUGIN = '''"""Mine, after nobody.
+
+Inner problem:  maximise  CE(S(x'), y).
+Outer problem:  minimise  mean CE(S(x'), y).
+State:          none.
+Defaults:       none.
+Departures:     none.
+"""
+
+from attacks import objectives
+from methods import Adversarial, Method, register
+
+
+@register("paged")
+class Paged(Method):
+    """A method of one's own.
+
+    Args:
+        push: how hard, from 0
+            to 1.
+    """
+
+    def __init__(self, *, push=0.5, **inner):
+        super().__init__(**inner)
+        self.push = push
+
+    def perturb(self, model, batch, ctx):
+        where = "zero"
+        return Adversarial(self.ascend(model, batch.x, objectives.cross_entropy(batch.y), ctx, start=where))
+'''
+
+
+def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "paged_method.py"
+    file.write_text(PLUGIN)
+    with own_registrations(monkeypatch):
+        result = CliRunner().invoke(main, ["show", "paged", "--format", "markdown", "--plugin", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "| `push` | `0.5` | how hard, from 0 to 1. |" in result.output
+    assert "| `eps` | `0.03137` | its radius, in the units of x. |" in result.output
+    assert "as the source says: CE, zero start, eval mode" in result.output
+
+
+def test_pages_and_table_need_no_torch() -> None:
+    code = (
+        "import sys\nfrom bench.catalog import listing as describe\n"
+        "describe.listed('methods', 'markdown')\nprint(describe.shown('awp:absld', 'markdown')[:11])\n"
+        "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("# awp:absld\n[]\n", "")
