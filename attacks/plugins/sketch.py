@@ -259,17 +259,6 @@ def lineage(sketch: Sketch) -> list[tuple[ast.ClassDef, ast.Module]]:
     return next((_line_of(node, tree) for node in nodes if _registration(node, sketch.name, scope) is not None), [])
 
 
-def find_function(name: str, tree: ast.Module) -> tuple[ast.FunctionDef, ast.Module] | None:
-    """A function of a module, or one that it imports from a module of the suite, with the module that defines it."""
-    for node in _statements(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return node, tree
-        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == name for a in node.names):
-            home = _suite_tree(node.module)
-            return None if home is None else find_function(name, home)
-    return None
-
-
 def _statements(tree: ast.Module) -> list[ast.stmt]:
     """What stands in a module, what it says to type checkers alone included: the packages import lazily."""
     return [inner for node in tree.body for inner in ([node] if not isinstance(node, ast.If) else node.body)]

@@ -1,4 +1,4 @@
-"""Pages and a table on the training methods, in Markdown, from the registry, the head comments and the source."""
+"""Pages and a table on the training methods, in Markdown, from the registry and the head comments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from attacks.passes import Passes
 from attacks.plugins.registry import Registry
 from attacks.plugins.sketch import Sketch
-from bench.catalog import reading
+from bench.catalog.docstrings import arguments, around, sections
 from bench.errors import UsageError
 from methods.recipes import Recipe, known
 from methods.registry import COMPOSITIONS, METHODS
@@ -28,11 +28,9 @@ PROBLEMS = ("Inner problem", "Outer problem")
 GREEK = ("alpha", "beta", "gamma", "delta", "eps", "eta", "lambda", "sigma", "tau")
 GIVEN = ("num_classes", "norm")  # by the data set and the threat model of the run
 LEGEND = """\
-State: what the history records, one value for each class. Attack: what the inner problem maximises, where it starts,
-the mode of the model in it, and what the method works out itself, such as a radius for each class; more than one word
-where a setting decides. Cost: passes for each training sample and step beyond adversarial training at default settings,
-F forward, Bx gradient to the input, Bw to the weights, T forward of a teacher, Tx gradient through one. Held out:
-whether the method looks at held-out training samples as it trains."""
+State: what the history records, one value for each class. Cost: passes for each training sample and step beyond
+adversarial training at default settings, F forward, Bx gradient to the input, Bw to the weights, T forward of a
+teacher, Tx gradient through one."""
 
 
 def page(name: str) -> str:
@@ -48,13 +46,13 @@ def page(name: str) -> str:
     if name not in registry:
         raise UsageError(f"--format markdown: pages are made of methods and compositions, {name} is neither")
     name = registry.resolve(name)
-    sketch, texts = registry.sketch(name), reading.arguments(reading.parts(registry, name))
-    heads = reading.around(sketch.doc)
+    sketch, texts = registry.sketch(name), arguments(registry, name)
+    heads = around(sketch.doc)
     blocks = [f"# {name}"]
     for other, text in heads.items():
         blocks += _about(text, other, _own_words(sketch) if len(heads) == 1 else "")
     if registry is METHODS:
-        blocks += ["## Cost", _cost(name, sketch), _facts(name, sketch), "## Options"]
+        blocks += ["## Cost", _cost(name, sketch), _facts(sketch), "## Options"]
         blocks += [_options(name, sketch.settings, texts), "## Recipes", _recipes(sketch)]
     else:
         blocks += ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.own_settings(name), texts)]
@@ -65,9 +63,9 @@ def page(name: str) -> str:
 
 def table() -> str:
     """All methods in one table, and what compositions add to them."""
-    head = ("method", "", "teachers", "starts from", "state", "attack", "cost", "held out", "recipes")
+    head = ("method", "", "teachers", "starts from", "state", "cost", "recipes")
     rows = [_row(name, METHODS.sketch(name)) for name in METHODS]
-    around = [
+    compositions = [
         (f"`{name}:METHOD`", _cell(COMPOSITIONS.sketch(name).summary), _difference(f"{name}:pgd_at", "pgd_at"))
         for name in COMPOSITIONS
     ]
@@ -77,7 +75,7 @@ def table() -> str:
             _table(head, rows),
             LEGEND,
             "# What can be put around any of them",
-            _table(("name", "", "cost around `pgd_at`"), around),
+            _table(("name", "", "cost around `pgd_at`"), compositions),
         ]
     )
 
@@ -89,16 +87,14 @@ def _row(name: str, sketch: Sketch) -> tuple[str, ...]:
         ", ".join(sketch.fact("teachers", ())),
         f"`{start}`" if (start := sketch.fact("warm_start")) else "",
         ", ".join(f"`{state}`" for state in sketch.fact("reported", ())),
-        _attack(reading.inner(METHODS, name)),
         ("at most " if sketch.fact("drops_rows") else "") + _difference(name, "pgd_at"),
-        "yes" if reading.steers(reading.parts(METHODS, name)) else "",
         ", ".join(known(sketch.fact("recipes", {}))),
     )
 
 
 def _about(doc: str, other: str, own: str) -> list[str]:
     """Title, formula and state of one head comment; `other` is what a composition is around."""
-    before, named = reading.sections(doc)
+    before, named = sections(doc)
     formula = [f"**{problem}.** {_sentence(named[problem])}" for problem in PROBLEMS if problem in named]
     title, level = ([f"## Around {other}"], "###") if other else ([], "##")
     return [*title, _prose(before), own, *([f"{level} Formula"] if formula else []), *formula, *_sections(doc, other)]
@@ -106,7 +102,7 @@ def _about(doc: str, other: str, own: str) -> list[str]:
 
 def _sections(doc: str, other: str, *, later: bool = False) -> list[str]:
     """The sections of a head comment beside the formula, those before the tables of a page or those behind them."""
-    due = {k: v for k, v in reading.sections(doc)[1].items() if k not in PROBLEMS and (k == "State") is not later}
+    due = {k: v for k, v in sections(doc)[1].items() if k not in PROBLEMS and (k == "State") is not later}
     suffix = f", {other}" if other and later else ""
     level = "###" if other and not later else "##"
     return [block for title, text in due.items() for block in (f"{level} {title}{suffix}", _sentence(text))]
@@ -130,30 +126,17 @@ def _cost(name: str, sketch: Sketch) -> str:
     )
 
 
-def _facts(name: str, sketch: Sketch) -> str:
+def _facts(sketch: Sketch) -> str:
     """What else a run has to provide, and what it records."""
-    inner, teachers, reported = reading.inner(METHODS, name), sketch.fact("teachers", ()), sketch.fact("reported", ())
+    teachers, reported = sketch.fact("teachers", ()), sketch.fact("reported", ())
     lines = [f"Teachers: {', '.join(teachers)}." if teachers else "No teacher."]
     start = sketch.fact("warm_start")
     lines += [f"Starts from the weights of a run of `{start}`." if start else "Starts from scratch."]
-    if reading.steers(reading.parts(METHODS, name)):
-        lines += ["Looks at held-out training samples as it trains, other ones than those that select the checkpoint."]
-    if inner.objectives or inner.starts:
-        lines += [f"Attack in training, as the source says: {_attack(inner)}."]
     if reported:
         lines += [f"Recorded after each epoch: {', '.join(f'`{state}`' for state in reported)}."]
     if sketch.fact("couples_batch"):
         lines += ["The loss of a sample depends on the others of its batch, so a batch is not cut into smaller ones."]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _attack(inner: reading.Inner) -> str:
-    stated = ((inner.objectives, ""), (inner.starts, " start"), (inner.bn, " mode"))
-    names = {"eps": "radius", "step_size": "step"}
-    words = [" or ".join(values) + suffix for values, suffix in stated if values]
-    words += [f"own {' and '.join(names[word] for word in inner.own)}"] if inner.own else []
-    text = ", ".join(words).replace("_", " ")
-    return f"that of `{inner.host}`: {text}" if inner.host else text
 
 
 def _options(name: str, settings: Mapping[str, Any], texts: Mapping[str, str]) -> str:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 from click.testing import CliRunner
-from torch import Tensor
 
-from bench.catalog import pages, reading
+from bench.catalog import docstrings, pages
 from bench.cli.app import main
-from bench.conformance import special
-from bench.conformance.loop import Loop
 from bench.errors import UsageError
-from methods.base import HIDDEN, Method
 from methods.registry import COMPOSITIONS, METHODS
 from tests.helpers.jobs import own_registrations
 
@@ -40,54 +33,6 @@ def rows(text: str, head: str) -> list[list[str]]:
             break
         found.append(cells(line))
     return [found[0], *found[2:]]
-
-
-def traced(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], Tensor]:
-    """The calls of the shared ascent in one step of training, and the labels of that step."""
-    asked: list[dict[str, Any]] = []
-    own = Method.ascend
-
-    def record(model: Any, x: Tensor, objective: Any, **options: Any) -> Tensor:
-        asked.append({**options, "objective": objective})
-        return x.clone()
-
-    def watch(*args: Any, **options: Any) -> Tensor:
-        found = own(*args, **options)
-        asked[-1]["own"] = {kind for kind in ("eps", "step_size") if options.get(kind) is not None}
-        return found
-
-    monkeypatch.setattr("methods.base.ascend", record)
-    monkeypatch.setattr(Method, "ascend", watch)
-    loop = Loop(METHODS[name](num_classes=3, **special(METHODS, name).arguments), 3)
-    batch = loop.begin(1).batch()
-    loop.perturb(batch)
-    return asked, batch.y
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_read_of_the_attack_is_what_is_asked_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = reading.inner(METHODS, name)
-    asked, y = traced(name, monkeypatch)
-    assert bool(asked) is bool(inner.starts), "a method attacks if and only if its table says how"
-    logits = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0))
-    for call in asked:
-        start = call["start"] if isinstance(call["start"], str) else "own"
-        assert start in inner.starts and call["bn"] in inner.bn
-        assert call["own"] <= set(inner.own)
-        if inner.objectives == ("CE",):
-            known = y != HIDDEN
-            found = call["objective"](logits, torch.arange(len(y)))
-            torch.testing.assert_close(
-                found[known], F.cross_entropy(logits, y, reduction="none", ignore_index=-1)[known]
-            )
-
-
-def test_the_objective_names_whose_prediction_is_left() -> None:
-    read = {name: reading.inner(METHODS, name).objectives for name in ("trades", "frl", "rslad", "absld", "ard")}
-    own, taught = ("KL from its own clean prediction",), ("KL from the teacher's prediction",)
-    assert read == {"trades": own, "frl": own, "rslad": taught, "absld": taught, "ard": ("CE",)}
-    assert reading.inner(METHODS, "flexmatch_at").host == "pgd_at"
-    assert reading.inner(METHODS, "awp:trades") == reading.inner(METHODS, "trades")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,7 +64,6 @@ def test_the_table_has_every_method_with_what_its_class_declares() -> None:
         assert line["starts from"].strip("`") == (method.warm_start or "")
         assert line["state"].replace("`", "") == ", ".join(method.reported)
         assert line[""] and line["recipes"].startswith("paper")
-    assert {name for name, line in found.items() if line["held out"]} >= {"frl", "frl_remargin"}
     costs = {name: line["cost"] for name, line in found.items()}
     assert costs["natural"] == "-10F -10Bx" and costs["pgd_at"] == "0" and costs["trades"] == "+2F +1Bw"
     assert costs["rslad"] == "+1F +1Bw +1T" and costs["ham"] == "at most 0" and costs["npair_at"] == "+1F +1Bw"
@@ -144,7 +88,7 @@ def test_head_comments_are_cut_at_their_sections_alone() -> None:
                     over x.
     State:          none.
     """
-    before, named = reading.sections("\n".join(line.removeprefix("    ") for line in doc.splitlines()))
+    before, named = docstrings.sections("\n".join(line.removeprefix("    ") for line in doc.splitlines()))
     assert before == "Title: with a colon.\n\nA paragraph."
     assert named == {"Inner problem": "maximise a * b over x.", "State": "none."}
 
@@ -205,7 +149,6 @@ def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 0, result.output
     assert "| `push` | `0.5` | how hard, from 0 to 1. |" in result.output
     assert "| `eps` | `0.03137` | its radius, in the units of x. |" in result.output
-    assert "as the source says: CE, zero start, eval mode" in result.output
 
 
 def test_pages_and_table_need_no_torch() -> None:
