@@ -20,7 +20,7 @@ from bench.core.values import radius
 from bench.data.registry import DATASETS
 from bench.data.splits import Part, Parts, limit, load, to_float
 from bench.errors import UsageError
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights
 from bench.plan.jobs import BLOCK
 

@@ -17,7 +17,7 @@ from bench.config.speedups import NONE
 from bench.core.pass_counter import Counter
 from bench.core.seeding import derive, forked
 from bench.data.splits import Part, Parts, load, to_float
-from bench.models.build import build
+from bench.models.builders import build
 from bench.plan.planner import make_plan
 from bench.training.fast_forms import Forms
 from bench.training.trainer import Trainer

@@ -14,6 +14,9 @@ import pytest
 
 import attacks
 import bench
+import bench.data
+import bench.models
+import bench.report
 import methods
 from attacks.registry import ATTACKS
 from methods.registry import COMPOSITIONS, METHODS
@@ -148,8 +151,11 @@ def test_every_registered_module_registers_its_names() -> None:
 
 
 def test_the_public_names_are_there() -> None:
-    for package in (attacks, methods, bench):
+    modules = structure.modules()
+    for package in (attacks, methods, bench, bench.data, bench.models, bench.report):
         for name in package.__all__:
             assert getattr(package, name) is not None
+            is_module = f"{package.__name__}.{name}" in modules
+            assert is_module == (name in ("losses", "metrics", "objectives")), "importing it would hide the function"
         with pytest.raises(AttributeError, match=f"module {package.__name__!r} has no attribute 'nothing'"):
             package.nothing  # noqa: B018

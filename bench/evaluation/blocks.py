@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.core import files as store
+from bench.core import files
 from bench.errors import BenchError
 from bench.plan.jobs import PARTIAL, EvalJob
 
@@ -26,14 +26,14 @@ def read(folder: Path | None, stage: str, block: int) -> dict[str, Any] | None:
     """A stored pair, or None: its predictions and the passes it took."""
     if folder is None or not (path := folder / file_name(stage, block)).is_file():
         return None
-    return store.read_json(path)
+    return files.read_json(path)
 
 
 def write(folder: Path | None, stage: str, block: int, done: Mapping[str, Any]) -> None:
     """Store a pair; without a folder nothing is stored."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        store.write_text(folder / file_name(stage, block), json.dumps(done))
+        files.write_text(folder / file_name(stage, block), json.dumps(done))
 
 
 def clear(evaluation: Path) -> None:
@@ -91,7 +91,7 @@ class Note:
             return
         job = asdict(self.job.whole) | {"run": self.job.run.as_posix()}
         facts = {"job": job, "weights": self.weights, "stages": list(self.stages), "blocks": self.blocks}
-        store.write_json(folder / NOTE, facts)
+        files.write_json(folder / NOTE, facts)
 
 
 def read_note(folder: Path) -> Note:
@@ -100,7 +100,7 @@ def read_note(folder: Path) -> Note:
     Raises:
         BenchError: if it is missing or broken, or the folder is not the one that it describes.
     """
-    facts = store.read_json(folder / NOTE)
+    facts = files.read_json(folder / NOTE)
     try:
         fields = dict(facts["job"])
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["settings"].items()}

@@ -19,7 +19,7 @@ from torch import nn
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.core import device as devices
-from bench.core import files as store
+from bench.core import files
 from bench.data.registry import DATASETS
 from bench.data.splits import Parts, limit, to_float
 from bench.errors import UsageError
@@ -113,17 +113,17 @@ def of_run(folder: Path) -> Card:
     Raises:
         BenchError: if the folder holds no finished run.
     """
-    run = store.read_json(folder / "run.json")
+    run = files.read_json(folder / "run.json")
     weights = folder / "last.safetensors"
     own = f"trained by this suite, recipe {run['recipe']}, seed {run['seed']}"
     card: Card = {
         "format": FORMAT, "name": run["label"] if run["role"] == "student" else f"{run['label']} on {run['model']}",
         "source": own if run["recipe"] is not None else run["checkpoint"],
-        "run": run["key"], "files": {weights.name: store.file_hash(weights)} if weights.is_file() else {},
+        "run": run["key"], "files": {weights.name: files.file_hash(weights)} if weights.is_file() else {},
         "licence": NOT_STATED, "model": run["model"],
         "settings": run["settings"], "train_size": run["data"]["train_size"],
     }  # fmt: skip
-    finished = [path.parent for path in sorted(folder.glob("eval/*/eval.json")) if store.is_done(path.parent)]
+    finished = [path.parent for path in sorted(folder.glob("eval/*/eval.json")) if files.is_done(path.parent)]
     card["measured"] = [entry for path in finished if (entry := _of_evaluation(path, run)) is not None]
     return card
 
@@ -131,7 +131,7 @@ def of_run(folder: Path) -> Card:
 def of_teachers(folders: Iterable[Path]) -> None:
     """Write the cards of those runs that trained a teacher, as far as they are finished and were evaluated."""
     for folder in folders:
-        if store.is_done(folder) and store.read_json(folder / "run.json")["role"] == "teacher":
+        if files.is_done(folder) and files.read_json(folder / "run.json")["role"] == "teacher":
             card = of_run(folder)
             if card["measured"]:
                 write_run(folder, card)
@@ -166,7 +166,7 @@ def _place(source: Mapping[str, str], dataset: str, norm: str, data_dir: Path) -
 
         first = next(iter(zoo_files(source["zoo"], dataset, norm, data_dir / "zoo")))
         return first.with_name(first.name.partition(".pt")[0] + SUFFIX)
-    file, entry = store.file_and_entry(source["file"])
+    file, entry = files.file_and_entry(source["file"])
     return file.with_name(file.name + (f"#{entry}" if entry else "") + SUFFIX)
 
 
@@ -176,16 +176,16 @@ def _about(source: Mapping[str, str], teacher: nn.Module, dataset: str, norm: st
     if "zoo" in source:
         from bench.models.robustbench import zoo_files, zoo_licence
 
-        files = zoo_files(source["zoo"], dataset, norm, data_dir / "zoo")
-        card |= {"source": f"robustbench:{source['zoo']}", "addresses": list(files.values())}
+        paths = zoo_files(source["zoo"], dataset, norm, data_dir / "zoo")
+        card |= {"source": f"robustbench:{source['zoo']}", "addresses": list(paths.values())}
         licence = zoo_licence(source["zoo"], dataset, norm)
     else:
-        file, entry = store.file_and_entry(source["file"])
-        files = {file: ""}
+        file, entry = files.file_and_entry(source["file"])
+        paths = {file: ""}
         card |= {"source": str(file), "entry": entry, "others": list(other_entries(source["file"]))}
         found = sorted(path.name for pattern in LICENCES for path in file.parent.glob(pattern))
         licence = f"see {found[0]} beside it" if found else NOT_STATED
-    card |= {"files": {file.name: store.file_hash(file) for file in files}, "licence": licence}
+    card |= {"files": {file.name: files.file_hash(file) for file in paths}, "licence": licence}
     return card | {
         "weights": weights_hash(teacher.state_dict()),
         "model": source.get("model", f"robustbench:{source.get('zoo')}"),
@@ -215,7 +215,7 @@ def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Car
 
 def _of_evaluation(folder: Path, run: Mapping[str, Any]) -> Card | None:
     """What one finished evaluation of the last checkpoint found; without a date, since equal runs have equal files."""
-    facts = store.read_json(folder / "eval.json")
+    facts = files.read_json(folder / "eval.json")
     if facts["checkpoint"] != "last":
         return None
     outcomes = Outcomes.read(folder)
@@ -259,7 +259,7 @@ def _read(file: Path) -> Card | None:
     """A card that was written before; None if there is none, or another program's file."""
     if not file.is_file():
         return None
-    card = store.read_json(file)
+    card = files.read_json(file)
     if card.get("format") != FORMAT or not isinstance(card.get("measured"), list):
         raise UsageError(f"{file}: expected a card of this suite, got something else; move it out of the way")
     return card
@@ -270,8 +270,8 @@ def _write(place: Path, card: Card, instead: Path) -> Path:
     for target in (place, instead / place.name):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            store.write_text(target.with_suffix(".md"), text(card))
-            store.write_json(target, card)
+            files.write_text(target.with_suffix(".md"), text(card))
+            files.write_json(target, card)
             return target
         except OSError as error:
             refused = error

@@ -16,7 +16,7 @@ from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.config.stop_rules import Rule
 from bench.core import device as devices
-from bench.core import files as store
+from bench.core import files
 from bench.core.out_of_memory import Cut
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
@@ -24,7 +24,7 @@ from bench.errors import BenchError
 from bench.evaluation import blocks as pairs
 from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
-from bench.models.build import network
+from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights
 from bench.plan.jobs import BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.results.outcomes import Outcomes
@@ -109,12 +109,12 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
         BenchError: if the weights do not fit, or the attack misbehaves.
         Interrupted: if asked to stop.
     """
-    timer = store.Timer()
+    timer = files.Timer()
     folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
     made = network(job.model, job.dataset, job.norm, parts.num_classes, *parts.image[:2])
     model = fit(made, load_weights(file), where=str(file)).to(job.device)
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
-    x, weights = to_float(test.x), store.file_hash(file)
+    x, weights = to_float(test.x), files.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
     stages, _ = due_stages(attack, job.attack, class_count(model, x, job.device))
     pairs.Note(job, weights, tuple(stages), -(-len(test) // job.block)).keep(folder / PARTIAL)
@@ -125,7 +125,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     )  # fmt: skip
     if job.part is None:
         _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
-        described = store.read_json(out / job.run / "run.json")
+        described = files.read_json(out / job.run / "run.json")
         searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
         implementation = getattr(attack, "implementation", "native") + searched
         facts = _facts(job, verdicts, parts, described, implementation, weights)
@@ -133,13 +133,13 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
-        store.write_json(folder / "eval.json", {**facts, **checked})
+        files.write_json(folder / "eval.json", {**facts, **checked})
     row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
     if job.part is not None:
         row |= {"what": "part of an evaluation", "part": list(job.part)}
-    store.append_line(folder / "timing.jsonl", row)
+    files.append_line(folder / "timing.jsonl", row)
     if job.part is None:
-        store.mark_done(folder)
+        files.mark_done(folder)
         pairs.clear(folder)  # not before: whoever ended in between would lose what took longest
     return folder
 

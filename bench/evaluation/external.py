@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from bench.config.defaults import usual_eps
 from bench.config.settings import RunSettings
 from bench.core import device as devices
-from bench.core import files as store
+from bench.core import files
 from bench.data.splits import Parts, load
 from bench.errors import UsageError
-from bench.models.build import network
+from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights, other_entries, save_weights, weights_hash
 from bench.models.registry import folder_name, source
 from bench.models.teachers import check_model
@@ -68,7 +68,7 @@ def others_in(checkpoint: Path | str) -> tuple[str, ...]:
     Raises:
         UsageError, BenchError: see `bench.models.checkpoints.load_weights`.
     """
-    return () if store.file_and_entry(checkpoint)[1] else other_entries(checkpoint)
+    return () if files.file_and_entry(checkpoint)[1] else other_entries(checkpoint)
 
 
 def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
@@ -93,16 +93,16 @@ def store_model(
     weights: dict[str, Tensor] = dict(model.state_dict())
     key, own = weights_hash(weights)[:16], source(model_name)
     if own:
-        key = store.key_of({"weights": key, "model_source": own})
+        key = files.key_of({"weights": key, "model_source": own})
     folder = Path(parts.name, folder_name(model_name), METHOD, key)
-    with store.locked(Path(run.out) / folder, wait=True):
-        if not store.is_done(Path(run.out) / folder):
+    with files.locked(Path(run.out) / folder, wait=True):
+        if not files.is_done(Path(run.out) / folder):
             save_weights(Path(run.out) / folder / "last.safetensors", weights)
-            store.write_json(
+            files.write_json(
                 Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, origin)
             )
-            store.mark_done(Path(run.out) / folder)
-        described = store.read_json(Path(run.out) / folder / "run.json")
+            files.mark_done(Path(run.out) / folder)
+        described = files.read_json(Path(run.out) / folder / "run.json")
         parts.require_same(described["data"], "test_hash", label)
     jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
     return folder, jobs

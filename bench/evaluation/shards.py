@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.core import files as store
+from bench.core import files
 from bench.errors import BenchError, UsageError
 from bench.evaluation import blocks as pairs
 from bench.plan.jobs import PARTIAL, EvalJob, blocks_of, title
@@ -51,17 +51,17 @@ def collect(results: Sequence[Path], out: Path) -> Collected:
         if not root.is_dir():
             raise UsageError(f"merge: no folder {root}; name the folders that the shards wrote to")
     places = list({root.resolve(): root for root in (out, *results) if root.is_dir()}.values())
-    runs = _by_name(places, f"{RUNS}/{store.DONE}")
+    runs = _by_name(places, f"{RUNS}/{files.DONE}")
     evaluations = _by_name(places, f"{RUNS}/eval/*/*")
     for sources in runs.values():
         for checkpoint in sorted({file.name for source in sources for file in source.glob("*.safetensors")}):
             _agree([source / checkpoint for source in sources], TRAIN_ONCE)
     for sources in evaluations.values():
-        _agree([source / OUTCOMES for source in sources if store.is_done(source)], "one of them is damaged")
+        _agree([source / OUTCOMES for source in sources if files.is_done(source)], "one of them is damaged")
         _agree_on_weights(sources)
         for name in sorted({file.name for source in sources for file in _stored(source)} - {pairs.NOTE}):
-            files = [source / PARTIAL / name for source in sources]
-            _agree(files, "the machines round differently: leave out the folder of one and run its shard on the other")
+            paths = [source / PARTIAL / name for source in sources]
+            _agree(paths, "the machines round differently: leave out the folder of one and run its shard on the other")
     for run, sources in runs.items():
         _copy(sources[0], out / run)
     found = Collected()
@@ -79,10 +79,10 @@ def _by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list[Path]]:
     return found
 
 
-def _agree(files: Sequence[Path], remedy: str) -> None:
-    there = [file for file in files if file.is_file()]
+def _agree(paths: Sequence[Path], remedy: str) -> None:
+    there = [file for file in paths if file.is_file()]
     for file in there[1:]:
-        if store.file_hash(file) != store.file_hash(there[0]):
+        if files.file_hash(file) != files.file_hash(there[0]):
             raise BenchError(f"merge: expected equal files, got others in {there[0]} and {file}; {remedy}")
 
 
@@ -101,17 +101,17 @@ def _unfinished(sources: Sequence[Path]) -> list[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a finished folder, without what lies in folders below, unless it is finished there."""
-    if store.is_done(target):
+    if files.is_done(target):
         return
-    with store.locked(target, wait=True):
-        files = [file for file in sorted(source.iterdir()) if file.is_file() and not file.name.startswith(".")]
-        for file in sorted(files, key=lambda file: file.name == store.DONE):
-            store.write_bytes(target / file.name, file.read_bytes())
+    with files.locked(target, wait=True):
+        paths = [file for file in sorted(source.iterdir()) if file.is_file() and not file.name.startswith(".")]
+        for file in sorted(paths, key=lambda file: file.name == files.DONE):
+            files.write_bytes(target / file.name, file.read_bytes())
 
 
 def _bring(sources: Sequence[Path], target: Path, found: Collected) -> None:
     """Bring one evaluation to where it belongs, finished or in pairs."""
-    finished = next((source for source in sources if store.is_done(source)), None)
+    finished = next((source for source in sources if files.is_done(source)), None)
     if finished is not None:
         _copy(finished, target)
         pairs.clear(target)
@@ -136,7 +136,7 @@ def _copy_pairs(source: Path, target: Path) -> None:
         return
     (target / PARTIAL).mkdir(parents=True, exist_ok=True)
     for file in new:
-        store.write_bytes(target / PARTIAL / file.name, file.read_bytes())
+        files.write_bytes(target / PARTIAL / file.name, file.read_bytes())
     for name in GROWING:
         if (source / name).is_file():
             with open(target / name, "ab") as grown:
@@ -145,8 +145,8 @@ def _copy_pairs(source: Path, target: Path) -> None:
 
 def _stored(source: Path) -> Iterator[Path]:
     """The pairs of an evaluation, the note about them last."""
-    files = sorted((source / PARTIAL).glob("*.json"))
-    yield from sorted(files, key=lambda file: file.name == pairs.NOTE)
+    paths = sorted((source / PARTIAL).glob("*.json"))
+    yield from sorted(paths, key=lambda file: file.name == pairs.NOTE)
 
 
 def _lacking(note: pairs.Note, missing: Sequence[int], sources: Sequence[Path]) -> str:

@@ -21,7 +21,7 @@ from attacks.contexts import mode
 from attacks.fast.prepared import Prepared
 from attacks.threat import ThreatModel, distance
 from bench.config.stop_rules import Rule
-from bench.core import files as store
+from bench.core import files
 from bench.core.out_of_memory import Cut
 from bench.core.pass_counter import Counter
 from bench.core.progress import Progress
@@ -150,7 +150,7 @@ class _Walk:
         self.example = every[0]  # of the whole evaluation, so that every part searches the same model
         self.own = torch.cat([*self.blocks.values(), torch.empty(0, dtype=torch.int64)])
         self.prefix = "" if self.part is None else "part {}/{}: ".format(*self.part)
-        self.timer = store.Timer()
+        self.timer = files.Timer()
         self._prepared: Prepared | None = None
         self.cut = Cut(f"attack {self.name}", tell=self.progress.line)
 
@@ -261,7 +261,7 @@ class _Walk:
         if len(due) == 0:
             return {"prediction": [], "passes": dict.fromkeys(self.verdicts.passes, 0)}
         self.progress.check()
-        searched, timer = self.searched(stage), store.Timer()
+        searched, timer = self.searched(stage), files.Timer()
 
         def work() -> dict[str, Any]:
             spans = self.cut.spans(len(due))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.core import files as store
+from bench.core import files
 from bench.errors import UsageError
 from bench.evaluation import blocks as pairs
 from bench.plan.jobs import PARTIAL, Plan, blocks_of, title
@@ -18,14 +18,14 @@ def remember(plan: Plan, out: Path) -> None:
     """Note what a plan is made of, so that `bench status` can say what is missing."""
     jobs = [{"title": title(job), "folder": job.folder.as_posix()} for job in plan.jobs]
     folder = out / PLANS
-    with store.locked(folder, wait=True):
-        store.write_json(folder / f"{store.key_of({'jobs': jobs})}.json", {"jobs": jobs})
+    with files.locked(folder, wait=True):
+        files.write_json(folder / f"{files.key_of({'jobs': jobs})}.json", {"jobs": jobs})
 
 
 def _missing(results: Path) -> list[str]:
     """Planned jobs that have left nothing in the folder yet."""
     plans = sorted((results / PLANS).glob("*.json"))
-    jobs = {job["folder"]: job["title"] for plan in plans for job in store.read_json(plan)["jobs"]}
+    jobs = {job["folder"]: job["title"] for plan in plans for job in files.read_json(plan)["jobs"]}
     return [name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))]
 
 
@@ -40,7 +40,7 @@ def status_text(results: Path) -> str:
     runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
     lines = []
     for folder in runs:
-        run = store.read_json(folder / "run.json")
+        run = files.read_json(folder / "run.json")
         state = _state(folder, run)
         name = f"{run['dataset']} {run['model']} {run['label']} seed {run['seed']} ({folder.name})"
         lines.append(f"{name}: {state}")
@@ -48,9 +48,9 @@ def status_text(results: Path) -> str:
             line = _evaluation_line(evaluation)
             if line:
                 lines.append(f"  {line}")
-    for failure in sorted(results.glob(f"*/*/*/*/{store.FAILED}")):
+    for failure in sorted(results.glob(f"*/*/*/*/{files.FAILED}")):
         if not (failure.parent / "run.json").is_file():
-            lines.append(f"{failure.parent.relative_to(results).as_posix()}: failed: {store.failure(failure.parent)}")
+            lines.append(f"{failure.parent.relative_to(results).as_posix()}: failed: {files.failure(failure.parent)}")
     failed = sum("failed" in line for line in lines)
     missing = _missing(results)
     lines += [f"missing: {name}" for name in missing]
@@ -60,9 +60,9 @@ def status_text(results: Path) -> str:
 
 
 def _state(folder: Path, run: Mapping[str, Any]) -> str:
-    if store.is_done(folder):
+    if files.is_done(folder):
         return "done"
-    sentence = store.failure(folder)
+    sentence = files.failure(folder)
     if sentence is not None:
         return f"failed: {sentence}"
     history = folder / "history.jsonl"
@@ -71,10 +71,10 @@ def _state(folder: Path, run: Mapping[str, Any]) -> str:
 
 
 def _evaluation_line(folder: Path) -> str | None:
-    if store.is_done(folder):
-        facts = store.read_json(folder / "eval.json")
+    if files.is_done(folder):
+        facts = files.read_json(folder / "eval.json")
         return f"{facts['attack']} on {facts['checkpoint']}, eps {facts['eps']:.4g}, n {facts['n']}: done"
-    sentence = store.failure(folder)
+    sentence = files.failure(folder)
     if sentence is not None:
         return f"{folder.name}: failed: {sentence}"
     partial = folder / PARTIAL
@@ -99,4 +99,4 @@ def _shards(note: pairs.Note, partial: Path) -> list[str]:
 
 def _failed_parts(partial: Path) -> list[str]:
     homes = {f"{i}/{count}": partial / f"part-{i}-of-{count}" for i, count in pairs.parts_begun(partial)}
-    return [f"{name} failed: {sentence}" for name, home in homes.items() if (sentence := store.failure(home))]
+    return [f"{name} failed: {sentence}" for name, home in homes.items() if (sentence := files.failure(home))]

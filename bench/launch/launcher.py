@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress
 from bench.distributed.team import Team
 from bench.launch.display import Display, Shown
@@ -167,7 +167,7 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: S
         worker.process.join()
         sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
         (site.out / job.home).mkdir(parents=True, exist_ok=True)
-        store.write_text(site.out / job.home / store.FAILED, sentence + "\n")
+        files.write_text(site.out / job.home / files.FAILED, sentence + "\n")
         schedule.end(job, "failed", sentence)
         display.ended(job, sentence)
         return

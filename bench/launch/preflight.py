@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.config.defaults import teacher_flag
-from bench.core import files as store
+from bench.core import files
 from bench.core.seeding import forked
 from bench.data.splits import Parts, limit, load
 from bench.errors import UsageError
 from bench.evaluation.cards import Conditions, ensure
 from bench.launch.scheduler import Site
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.teachers import load_teacher
 from bench.plan.jobs import EvalJob, Plan, TrainJob
 from bench.training.step import least_part, why_whole
@@ -43,7 +43,7 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
         UsageError: for the first thing that cannot work.
         BenchError: if a given teacher is refused.
     """
-    missing = [job for job in plan.jobs if not store.is_done(site.out / job.folder)]
+    missing = [job for job in plan.jobs if not files.is_done(site.out / job.folder)]
     if not missing:
         return
     for job in missing:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.core import files as store
+from bench.core import files
 from bench.data.registry import DATASETS
 from bench.evaluation import blocks as pairs
 from bench.plan.jobs import EvalJob, Job, Plan, TrainJob, title
@@ -75,7 +75,7 @@ class Schedule:
             *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
         ]
         for job in jobs:
-            if store.is_done(site.out / job.folder):
+            if files.is_done(site.out / job.folder):
                 if isinstance(job, EvalJob):
                     pairs.clear(site.out / job.folder)  # left by a process that was killed as it cleared them
                 self.done.add(job.id)

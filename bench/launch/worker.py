@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress, log_to
 from bench.distributed.team import Team
 from bench.errors import BenchError, Interrupted
@@ -53,10 +53,10 @@ def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) 
         "done", "busy", "interrupted" or "failed", and the sentence of a failure.
     """
     folder = site.out / job.folder
-    if store.is_done(folder):
+    if files.is_done(folder):
         return "done", None
     with _held(job, site) as held:
-        if store.is_done(folder):
+        if files.is_done(folder):
             return "done", None
         if not held:
             return "busy", None
@@ -68,7 +68,7 @@ def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) 
                 return "interrupted", None
             except Exception as error:
                 return "failed", _failure(job, site, error)
-        (site.out / job.home / store.FAILED).unlink(missing_ok=True)
+        (site.out / job.home / files.FAILED).unlink(missing_ok=True)
     return "done", None
 
 
@@ -92,7 +92,7 @@ def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
             train(job, parts, site.out, site.data_dir, progress, download=site.download, team=team)
     else:
         parts = load(job.dataset, site.data_dir, download=site.download)
-        described = store.read_json(site.out / job.run / "run.json")
+        described = files.read_json(site.out / job.run / "run.json")
         parts.require_same(described["data"], "test_hash", job.title)
         evaluate_job(job, parts, site.out, progress)
 
@@ -105,12 +105,12 @@ def _held(job: Job, site: Site) -> Iterator[bool]:
     are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
     """
     with ExitStack() as locks:
-        held = locks.enter_context(store.locked(site.out / job.home, wait=False))
+        held = locks.enter_context(files.locked(site.out / job.home, wait=False))
         if held and isinstance(job, EvalJob) and job.part is None:
             homes = sorted((site.out / job.folder / PARTIAL).glob("part-*-of-*"))
-            held = all(locks.enter_context(store.locked(home, wait=False)) for home in homes)
+            held = all(locks.enter_context(files.locked(home, wait=False)) for home in homes)
         elif held and isinstance(job, EvalJob):
-            with store.locked(site.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
+            with files.locked(site.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
                 held = free
         yield held
 
@@ -123,5 +123,5 @@ def _failure(job: Job, site: Site, error: Exception) -> str:
     logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
     if not isinstance(error, BenchError):
         sentence += f" (details in {site.out / job.folder / 'log.txt'})"
-    store.write_text(site.out / job.home / store.FAILED, sentence + "\n")
+    files.write_text(site.out / job.home / files.FAILED, sentence + "\n")
     return sentence

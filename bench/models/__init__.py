@@ -8,9 +8,9 @@ from typing import Any
 _HOMES = {
     "MODELS": "registry",
     "Builder": "registry",
-    "build": "registry",
-    "builder": "registry",
-    "network": "registry",
+    "build": "builders",
+    "builder": "builders",
+    "network": "builders",
     "resolve": "registry",
     "folder_name": "registry",
     "source": "registry",

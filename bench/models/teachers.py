@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.contexts import mode
 from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
-from bench.models.build import network
+from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights
 
 PROBE = 500

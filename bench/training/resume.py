@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core import files as store
+from bench.core import files
 from bench.distributed.team import Team
 from bench.errors import BenchError
 
@@ -47,7 +47,7 @@ def save_state(
             return
     buffer = io.BytesIO()
     torch.save({"tensors": tensors, "position": json.dumps(position)}, buffer)
-    store.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path, device: torch.device, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

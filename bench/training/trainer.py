@@ -15,7 +15,7 @@ from attacks.base import Attack
 from attacks.draws import PartGenerator
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
-from bench.core import files as store
+from bench.core import files
 from bench.core.out_of_memory import Cut, smallest
 from bench.core.pass_counter import Counter
 from bench.core.progress import Progress
@@ -24,7 +24,7 @@ from bench.data.augmentation import augment
 from bench.data.splits import Part, Parts, to_float
 from bench.distributed.team import Team
 from bench.errors import BenchError, Interrupted
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights, save_weights
 from bench.plan.jobs import TrainJob
 from bench.training.epoch_sums import Tally
@@ -128,17 +128,17 @@ class Trainer:
             self._resume()
             self._describe()
             for epoch in range(self.position[0], self.ctx.epochs):
-                timer = store.Timer()
+                timer = files.Timer()
                 self._epoch(epoch)
                 if self.team.leads:
                     row = {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
-                    store.append_line(self.folder / "timing.jsonl", row)
+                    files.append_line(self.folder / "timing.jsonl", row)
         if self.team.leads:
             save_weights(self.folder / "last.safetensors", self._weights())
-            store.write_lines(self.folder / "history.jsonl", self.history)
+            files.write_lines(self.folder / "history.jsonl", self.history)
         self._describe()
         if self.team.leads:
-            store.mark_done(self.folder)
+            files.mark_done(self.folder)
 
     def _epoch(self, epoch: int) -> None:
         ctx, first = self.ctx, self.position[1] if epoch == self.position[0] else 0
@@ -177,7 +177,7 @@ class Trainer:
         self.history.append(row)
         self._save(epoch + 1, 0)
         if self.team.leads:
-            store.write_lines(self.folder / "history.jsonl", self.history)
+            files.write_lines(self.folder / "history.jsonl", self.history)
         self.progress.update(epoch + 1, ctx.epochs, _running(row))
 
     def _set_rate(self, epoch: int, step: int) -> None:
@@ -287,7 +287,7 @@ class Trainer:
         if not path.is_file():
             return
         if (self.folder / "run.json").is_file():
-            self.parts.require_same(store.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
+            self.parts.require_same(files.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
         groups, position = load_state(path, self.device, self.team.rank)
         try:
             self.model.load_state_dict(groups["model"])
@@ -323,7 +323,7 @@ class Trainer:
                 passes=passes, processes=self.team.describe(self.stepping.normed), arithmetic=self.forms.facts,
                 cut=cut, exact=is_exact(self.model),
             )  # fmt: skip
-            store.write_json(self.folder / "run.json", record)
+            files.write_json(self.folder / "run.json", record)
 
 
 def build_method(job: TrainJob, num_classes: int) -> Method:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.data.splits import load
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import save_weights
 
 

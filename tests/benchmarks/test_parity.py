@@ -10,7 +10,7 @@ import torch
 
 from bench.data.splits import load
 from bench.errors import UsageError
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import save_weights
 from benchmarks import parity, subjects, units
 from benchmarks.attacked import Effort

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference, images, modes, values
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.normalized import Normalized
 from bench.models.registry import MODELS
 from methods.base import Adversarial

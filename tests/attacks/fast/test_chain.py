@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from attacks.fast.chain import Chain, chained
 from attacks.fast.layers import Banded, Before, Blocked, Cast, Convolution, Linear, Phased
 from attacks.fast.prepared import Prepared
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.normalized import Normalized
 from tests.helpers.watched import stream
 

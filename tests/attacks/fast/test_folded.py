@@ -13,7 +13,7 @@ from attacks import objectives
 from attacks.ascent import ascend
 from attacks.fast.chain import Chain
 from attacks.fast.folded import Folded
-from bench.models.build import build
+from bench.models.builders import build
 
 
 def images(n: int, channels: int, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from attacks.fast.prepared import Prepared, padded_size
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.core.pass_counter import Counter
-from bench.models.build import build
+from bench.models.builders import build
 from tests.helpers.watched import labelled, robust, stream
 
 

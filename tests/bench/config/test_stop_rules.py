@@ -20,7 +20,7 @@ from attacks.passes import Passes
 from attacks.threat import ThreatModel
 from bench.config.settings import combined
 from bench.config.stop_rules import Bounds, Rule
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress
 from bench.errors import UsageError
 from bench.evaluation.live import Pace, bounds, duration
@@ -277,7 +277,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 
 
 def facts_of(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    found = [store.read_json(path) | {"method": path.parts[-5]} for path in out.rglob("eval.json")]
+    found = [files.read_json(path) | {"method": path.parts[-5]} for path in out.rglob("eval.json")]
     return {(facts["method"], facts["attack"]): facts for facts in found}
 
 

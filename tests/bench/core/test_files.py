@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.core import files as store
+from bench.core import files
 from bench.errors import BenchError
 
 # A process that takes a folder's lock, says so, and holds it until it is killed.
@@ -40,27 +40,27 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
 
 def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.json"
-    store.write_json(file, {"epochs": 1})
+    files.write_json(file, {"epochs": 1})
 
     def crash(source: Path, target: Path) -> None:
         raise OSError("power cut")
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="power cut"):
-        store.write_json(file, {"epochs": 2})
-    assert store.read_json(file) == {"epochs": 1}
+        files.write_json(file, {"epochs": 2})
+    assert files.read_json(file) == {"epochs": 1}
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "state.pt"
-    store.write_bytes(file, b"old")
+    files.write_bytes(file, b"old")
 
     def crash(descriptor: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
-        store.write_bytes(file, b"new, and half of it")
+        files.write_bytes(file, b"new, and half of it")
     assert file.read_bytes() == b"old"
 
 
@@ -78,7 +78,7 @@ def test_the_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(os, "replace", noted_replace)
-    store.write_text(tmp_path / "done", "")
+    files.write_text(tmp_path / "done", "")
     assert calls == ["fsync", "replace"]
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
 
@@ -86,16 +86,16 @@ def test_the_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypat
 def test_what_a_crash_left_behind_is_removed_with_the_next_lock(tmp_path: Path) -> None:
     (tmp_path / ".state.pt.tmp").write_bytes(b"half")
     (tmp_path / "state.pt").write_bytes(b"whole")
-    with store.locked(tmp_path, wait=False) as held:
+    with files.locked(tmp_path, wait=False) as held:
         assert held
-        assert {path.name for path in tmp_path.iterdir()} - {store.LOCK} == {"state.pt"}
+        assert {path.name for path in tmp_path.iterdir()} - {files.LOCK} == {"state.pt"}
 
 
 def test_a_held_folder_is_left_alone_and_its_half_written_files_too(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
         (tmp_path / ".state.pt.tmp").write_bytes(b"being written by the holder")
-        with store.locked(tmp_path, wait=False) as held:
+        with files.locked(tmp_path, wait=False) as held:
             assert not held
         assert (tmp_path / ".state.pt.tmp").is_file()
     finally:
@@ -104,36 +104,36 @@ def test_a_held_folder_is_left_alone_and_its_half_written_files_too(tmp_path: Pa
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     end(holder(tmp_path), signal.SIGKILL)
-    with store.locked(tmp_path, wait=False) as held:
+    with files.locked(tmp_path, wait=False) as held:
         assert held
 
 
 def test_a_lock_is_released_when_the_work_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), store.locked(tmp_path, wait=False):
+    with pytest.raises(RuntimeError), files.locked(tmp_path, wait=False):
         raise RuntimeError
-    with store.locked(tmp_path, wait=False) as held:
+    with files.locked(tmp_path, wait=False) as held:
         assert held
 
 
 def test_a_folder_counts_only_with_its_marker_and_success_clears_a_failure(tmp_path: Path) -> None:
-    store.write_text(tmp_path / store.FAILED, "it broke\n")
-    assert not store.is_done(tmp_path)
-    assert store.failure(tmp_path) == "it broke"
-    store.mark_done(tmp_path)
-    assert store.is_done(tmp_path)
-    assert store.failure(tmp_path) is None
+    files.write_text(tmp_path / files.FAILED, "it broke\n")
+    assert not files.is_done(tmp_path)
+    assert files.failure(tmp_path) == "it broke"
+    files.mark_done(tmp_path)
+    assert files.is_done(tmp_path)
+    assert files.failure(tmp_path) is None
 
 
 def test_keys_are_sixteen_digits_of_the_content_whatever_its_order() -> None:
-    key = store.key_of({"a": 1, "b": [0.1, None]})
-    assert key == store.key_of({"b": [0.1, None], "a": 1})
+    key = files.key_of({"a": 1, "b": [0.1, None]})
+    assert key == files.key_of({"b": [0.1, None], "a": 1})
     assert key == "e4a9ad4b96810689"
-    assert key != store.key_of({"a": 1, "b": [0.2, None]})
+    assert key != files.key_of({"a": 1, "b": [0.2, None]})
 
 
 def test_floats_survive_the_way_to_disk_bit_for_bit(tmp_path: Path) -> None:
     numbers = [0.1 + 0.2, 1 / 3, 5e-324, 1e308, -0.0]
-    store.write_lines(tmp_path / "history.jsonl", [{"x": x} for x in numbers])
+    files.write_lines(tmp_path / "history.jsonl", [{"x": x} for x in numbers])
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["x"].hex() for line in lines] == [x.hex() for x in numbers]
 
@@ -147,4 +147,4 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: str | None, 
     if content is not None:
         file.write_text(content)
     with pytest.raises(BenchError, match=f"^{file}: {sentence}"):
-        store.read_json(file)
+        files.read_json(file)

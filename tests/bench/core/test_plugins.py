@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from attacks.registry import ATTACKS
 from bench.cli.app import main
-from bench.core import files as store
+from bench.core import files
 from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from methods.registry import METHODS
@@ -173,7 +173,7 @@ def test_a_plugin_trains_in_worker_processes_and_stands_in_the_table(plugin: Pat
     assert "smooth-at (smoothing=0.2)" in result.stdout
     (folder,) = (path.parent for path in out.glob("*/*/*/*/run.json"))
     assert folder.parts[-4:-1] == ("digits", "tiny", "smooth-at")
-    assert description(folder)["source"] == store.file_hash(plugin)
+    assert description(folder)["source"] == files.file_hash(plugin)
     assert [sum(row["state"]["seen"]) for row in history(folder)] == [200, 400]
     (evaluation,) = (path.parent for path in folder.glob("eval/*/done"))
-    assert store.read_json(evaluation / "eval.json")["attack"] == "noise"
+    assert files.read_json(evaluation / "eval.json")["attack"] == "noise"

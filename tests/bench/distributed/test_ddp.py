@@ -18,13 +18,13 @@ from click.testing import CliRunner
 
 from bench.cli.app import main
 from bench.config.settings import combined
-from bench.core import files as store
+from bench.core import files
 from bench.distributed import control as ranks
 from bench.distributed.control import Place, place
 from bench.distributed.team import Team
 from bench.errors import BenchError
 from bench.launch.scheduler import Site
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import load_weights, save_weights
 from bench.plan.jobs import Plan, TrainJob
 from bench.plan.plan_text import plan_text
@@ -137,7 +137,7 @@ def test_processes_that_run_out_of_memory_go_on_in_parts(
 def test_evaluations_go_side_by_side_in_parts(compared: tuple[Path, Plan, Path, Plan]) -> None:
     out, several, _, _ = compared
     for job in several.evaluate:
-        assert store.is_done(out / job.folder)
+        assert files.is_done(out / job.folder)
         rows = [line for line in (out / job.folder / "timing.jsonl").read_text().splitlines() if "part of" in line]
         assert len(rows) in (0, 2), "whole where there are enough, else half for each process"
     assert any("part of" in path.read_text() for path in out.rglob("timing.jsonl"))

@@ -16,7 +16,7 @@ from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.data.splits import load, to_float
 from bench.evaluation.stages import run_attack
-from bench.models.build import build
+from bench.models.builders import build
 
 ATTACKED = {
     "fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "cw": {"steps": 8}, "apgd-ce": {"steps": 10},

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from bench.core import device as devices
-from bench.core import files as store
+from bench.core import files
 from bench.data.splits import Part, Parts, load, to_float
 from bench.evaluation import cards
 from bench.evaluation.cards import Conditions, ensure, of_run, text
 from bench.evaluation.evaluate import evaluate
 from bench.models import Normalized
 from bench.models import robustbench as zoo
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import save_weights, weights_hash
 from tests.bench.models.test_robustbench import Tiny, entries, random_model
 from tests.helpers.jobs import bench
@@ -77,7 +77,7 @@ def card_of(file: Path, *more: str) -> dict[str, Any]:
     """What `bench card` writes about a file."""
     result = bench("card", file, "--model", BUILDER, "--limit", "50", "--eps", "0.03", *more)
     assert result.exit_code == 0, result.output
-    written: dict[str, Any] = store.read_json(file.with_name(file.name + ".card.json"))
+    written: dict[str, Any] = files.read_json(file.with_name(file.name + ".card.json"))
     assert result.stdout.strip() == text(written).strip()
     assert file.with_name(file.name + ".card.md").read_text().strip() == text(written).strip()
     return written
@@ -85,7 +85,7 @@ def card_of(file: Path, *more: str) -> dict[str, Any]:
 
 def test_the_card_of_a_file_says_what_was_measured(file: Path, fitted: nn.Module) -> None:
     card = card_of(file)
-    assert card["files"] == {"teacher.pt": store.file_hash(file)}
+    assert card["files"] == {"teacher.pt": files.file_hash(file)}
     assert card["weights"] == weights_hash(fitted.state_dict())
     assert (card["licence"], card["model"], card["parameters"]) == ("not stated", BUILDER, 650)
     assert (card["entry"], card["others"]) == (None, ["ema"])
@@ -134,7 +134,7 @@ def test_a_given_teacher_gets_its_card_before_it_teaches(file: Path, tmp_path: P
     result = bench(*arguments)
     assert result.exit_code == 0, result.output
     assert "note: teacher.pt: its card takes PGD of 20 steps on 30 test samples, once" in result.stderr
-    card = store.read_json(file.parent / "teacher.pt.card.json")
+    card = files.read_json(file.parent / "teacher.pt.card.json")
     assert [entry["n"] for entry in card["measured"]] == [30]
     assert bench(*arguments, "--attacks", "pgd").exit_code == 0
     assert measured == [30]
@@ -148,8 +148,8 @@ def test_a_folder_that_is_not_ours_to_write_to(
             raise PermissionError(13, "Permission denied")
         whole(path, data)
 
-    whole = store.write_bytes
-    monkeypatch.setattr(store, "write_bytes", refused)
+    whole = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", refused)
     arguments = ["card", file, "--model", BUILDER, "--limit", "20", "--out", tmp_path / "out"]
     for _ in range(2):
         result = bench(*arguments)
@@ -235,7 +235,7 @@ def test_a_network_of_the_zoo_has_its_card_in_the_cache(tmp_path: Path, monkeypa
     source = {"zoo": "tiny2020net", "label": "robustbench:tiny2020net"}
     card, where = ensure(source, tiny, parts, Conditions("linf", 8 / 255), out=tmp_path / "out", data_dir=tmp_path)
     assert where == place / "Tiny2020Net.card.json"
-    assert card["files"] == {"Tiny2020Net.pt": store.file_hash(place / "Tiny2020Net.pt")}
+    assert card["files"] == {"Tiny2020Net.pt": files.file_hash(place / "Tiny2020Net.pt")}
     assert card["licence"] == "MIT License"
     assert "- Address: https://drive.google.com/uc?id=the-id" in text(card)
     assert [entry["n"] for entry in card["measured"]] == [40]
@@ -261,9 +261,9 @@ def test_a_trained_teachers_card_comes_from_its_evaluations(tmp_path: Path) -> N
     result = bench(*arguments, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("digits/small_cnn_wide/trades/*")
-    card = store.read_json(folder / "card.json")
+    card = files.read_json(folder / "card.json")
     assert card == of_run(folder)
-    assert card["files"] == {"last.safetensors": store.file_hash(folder / "last.safetensors")}
+    assert card["files"] == {"last.safetensors": files.file_hash(folder / "last.safetensors")}
     assert card["source"].startswith("trained by this suite, recipe digits_teacher, seed 0")
     assert {entry["attack"] for entry in card["measured"]} == {"fgsm", "pgd"}
     for entry in card["measured"]:

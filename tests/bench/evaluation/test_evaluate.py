@@ -18,12 +18,12 @@ from attacks.passes import Passes
 from attacks.pgd import PGD
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.core import files as store
+from bench.core import files
 from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
 from bench.evaluation.evaluate import columns, evaluate
 from bench.evaluation.stages import Verdicts, run_attack
-from bench.models.build import build
+from bench.models.builders import build
 from tests.helpers.jobs import StopAt, in_pieces
 
 THREAT = ThreatModel("linf", 0.15)
@@ -231,7 +231,7 @@ def test_stopped_after_every_stored_block_the_outcome_is_the_same(
     whole = run(model, samples)
     ends: list[Verdicts] = []
     stops = in_pieces(lambda progress: ends.append(run(model, samples, folder=tmp_path, progress=progress)))
-    attacked = [file for file in tmp_path.glob("*.json") if store.read_json(file).get("passes", {}).get("forward")]
+    attacked = [file for file in tmp_path.glob("*.json") if files.read_json(file).get("passes", {}).get("forward")]
     assert stops == len(attacked) - 1 >= 8
     assert same(ends[0], whole)
     assert ends[0].passes == whole.passes

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress
 from bench.data.splits import Parts, load
 from bench.distributed.team import Team
@@ -34,7 +34,7 @@ def jobs(**changes: Any) -> dict[str, EvalJob]:
 def test_an_evaluation_writes_what_happened_to_every_sample(short_run: Path, digits: Parts) -> None:
     job = jobs()["autoattack"]
     folder = evaluate_job(job, load("digits"), short_run)
-    facts = store.read_json(folder / "eval.json")
+    facts = files.read_json(folder / "eval.json")
     assert facts["key"] == job.key == folder.name
     assert (facts["n"], facts["test_subset"], facts["block"], facts["epoch"]) == (60, 60, 20, 3)
     assert (facts["norm"], facts["eps"], facts["seed"], facts["checkpoint"]) == ("linf", 0.15, 0, "last")
@@ -42,13 +42,13 @@ def test_an_evaluation_writes_what_happened_to_every_sample(short_run: Path, dig
     assert facts["left_out"] == {}
     assert facts["attack_settings"] == {"steps": 4, "targets": 3, "queries": 20}
     assert (facts["implementation"], facts["revision"], facts["source"]) == ("native", job.revision, "")
-    assert facts["weights"] == store.file_hash(short_run / job.run / "last.safetensors")
+    assert facts["weights"] == files.file_hash(short_run / job.run / "last.safetensors")
     assert facts["passes"]["forward"] > facts["passes"]["input_grad"] > 0
     table = pq.ParquetFile(folder / "outcomes.parquet").read().to_pydict()
     assert table["index"] == digits.test.index.tolist()
     assert table["label"] == digits.test.y.tolist()
     assert table["autoattack_robust"] == table["autoattack/square_robust"]
-    assert store.is_done(folder)
+    assert files.is_done(folder)
     assert not (folder / "partial").exists()
     outcomes = Outcomes.read(folder)
     robust = [outcomes.average(f"autoattack/{stage}") for stage in facts["stages"]]
@@ -74,7 +74,7 @@ def test_the_block_size_is_part_of_the_key(short_run: Path) -> None:
     folders = [evaluate_job(job, parts, short_run) for job in (twenty, sixty)]
     first, second = (Outcomes.read(folder) for folder in folders)
     assert np.array_equal(first.clean, second.clean)
-    assert [store.read_json(folder / "eval.json")["block"] for folder in folders] == [20, 60]
+    assert [files.read_json(folder / "eval.json")["block"] for folder in folders] == [20, 60]
 
 
 def test_weights_of_another_network_are_refused(short_run: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_evaluation_ends_with_sanity_checks_of_the_model(short_run: Path) -> 
     entries = {}
     for name in ("pgd", "autoattack", "fgsm"):
         folder = evaluate_job(jobs()[name], load("digits"), short_run)
-        entries[name] = store.read_json(folder / "eval.json").get("sanity")
+        entries[name] = files.read_json(folder / "eval.json").get("sanity")
     assert entries["fgsm"] is None
     assert (entries["pgd"]["mark"], entries["pgd"]["samples"]) == ("reliable", 20)
     stages = ("black_box", "black_box_class")
@@ -98,7 +98,7 @@ def test_a_faster_search_is_another_evaluation_and_says_so(short_run: Path, digi
     usual, faster = jobs(attacks=("pgd",))["pgd"], jobs(attacks=("pgd",), prepare=("bf16", "channels-last"))["pgd"]
     assert faster.prepare == ("bf16", "channels_last") and faster.key != usual.key
     out = shutil.copytree(short_run, tmp_path / "out")
-    facts = [store.read_json(evaluate_job(job, digits, out) / "eval.json") for job in (usual, faster)]
+    facts = [files.read_json(evaluate_job(job, digits, out) / "eval.json") for job in (usual, faster)]
     assert [entry["implementation"] for entry in facts] == ["native", "native, searched on: bf16 channels_last"]
     outcomes = [Outcomes.read(out / job.folder) for job in (usual, faster)]
     assert abs(outcomes[0].average("pgd") - outcomes[1].average("pgd")) < 0.1
@@ -118,9 +118,9 @@ def test_results_on_other_data_are_not_gone_on_with(what: str, short_run: Path, 
     job = found.evaluate[0] if what == "evaluation" else found.train[0]
     folder = tmp_path / found.train[0].folder
     shutil.copytree(short_run / found.train[0].folder, folder, ignore=shutil.ignore_patterns("eval"))
-    described = store.read_json(folder / "run.json")
+    described = files.read_json(folder / "run.json")
     described["data"] |= {"hash": "0" * 64, "test_hash": "0" * 64}
-    store.write_json(folder / "run.json", described)
+    files.write_json(folder / "run.json", described)
     with pytest.raises(BenchError, match=r"expected the data that its results belong to \((test_)?hash 000000000000\)"):
         work(job, Site(tmp_path, Path("data")), Progress(), Team())
     assert not (folder / "eval" / job.key).exists()

@@ -11,7 +11,7 @@ from click.testing import Result
 from torch import nn
 
 from bench.config.settings import combined
-from bench.core import files as store
+from bench.core import files
 from bench.data.splits import load, to_float
 from bench.errors import BenchError, UsageError
 from bench.evaluation.external import adopt
@@ -196,5 +196,5 @@ def test_a_foreign_teacher_file_teaches(fitted: dict[str, torch.Tensor], tmp_pat
     assert result.exit_code == 0, result.output
     facts = description(run_of(tmp_path / "results"))
     assert facts["teachers"]["robust"]["label"] == "teacher.safetensors"
-    assert facts["teachers"]["robust"]["sha256"] == store.file_hash(tmp_path / "teacher.safetensors")
+    assert facts["teachers"]["robust"]["sha256"] == files.file_hash(tmp_path / "teacher.safetensors")
     assert facts["passes"]["teacher"]["forward"] == 150

@@ -22,7 +22,7 @@ from bench.core.progress import Progress
 from bench.data.splits import load, to_float
 from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, predict, run_attack
-from bench.models.build import build
+from bench.models.builders import build
 from bench.report import by_class, compare, load_results, render, verify
 from tests.helpers.masked import HugeLogits, QuantisedInput, Softmax
 from tests.helpers.trees import Spec, write_run

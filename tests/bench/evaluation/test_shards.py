@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.config.settings import combined
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress
 from bench.errors import UsageError
 from bench.evaluation import blocks as pairs
@@ -133,11 +133,11 @@ def test_with_all_pairs_stored_nothing_is_attacked_again(out: Path, monkeypatch:
 def test_a_kill_before_the_end_loses_no_pair(out: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job, _) = jobs().evaluate
     with monkeypatch.context() as planted:
-        planted.setattr(store, "mark_done", killed)
+        planted.setattr(files, "mark_done", killed)
         with pytest.raises(Killed):
             run_job(job, site(out), Progress())
     folder = out / job.folder
-    assert not store.is_done(folder)
+    assert not files.is_done(folder)
     assert pairs.read_note(folder / PARTIAL).missing(folder / PARTIAL) == []
     evaluate(jobs().evaluate, out)
     assert tree(out) == tree(whole)
@@ -151,7 +151,7 @@ def test_what_a_kill_after_the_end_leaves_is_cleared_by_the_next_command(
         planted.setattr(pairs, "clear", killed)
         with pytest.raises(Killed):
             run_job(job, site(out), Progress())
-    assert store.is_done(out / job.folder) and (out / job.folder / PARTIAL).is_dir()
+    assert files.is_done(out / job.folder) and (out / job.folder / PARTIAL).is_dir()
     assert evaluate(jobs().evaluate, out) == [title(other)]
     assert tree(out) == tree(whole)
 
@@ -167,7 +167,7 @@ def killed(folder: Path) -> None:
 def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
     evaluate(shards(2)[:1], out)
     (note,) = out.rglob(pairs.NOTE)
-    store.write_json(note, store.read_json(note) | {"weights": "0" * 64})
+    files.write_json(note, files.read_json(note) | {"weights": "0" * 64})
     report = launch(jobs(), site(out), workers=1, done=[jobs().evaluate[0].run_key])
     (sentence,) = report.failures.values()
     assert (
@@ -177,11 +177,11 @@ def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
 
 def test_parts_go_side_by_side_and_the_whole_waits_for_them(out: Path) -> None:
     first, second = (jobs(shard=f"{i}/2").evaluate[0] for i in (1, 2))
-    with store.locked(out / first.home, wait=False):
+    with files.locked(out / first.home, wait=False):
         assert run_job(first, site(out), Progress())[0] == "busy"
         assert run_job(first.whole, site(out), Progress())[0] == "busy"
         assert run_job(second, site(out), Progress())[0] == "done"
-    with store.locked(out / first.folder, wait=False):
+    with files.locked(out / first.folder, wait=False):
         assert run_job(first, site(out), Progress())[0] == "busy"
     assert run_job(first.whole, site(out), Progress())[0] == "done"
     assert run_job(first, site(out), Progress())[0] == "done"
@@ -274,7 +274,7 @@ def two(machines: list[Path], tmp_path: Path) -> list[Path]:
 
 def results_of(folder: Path) -> dict[str, str]:
     """Every file but the notes about plans, and the lock of a run that was copied instead of trained."""
-    hidden = (".plans", store.LOCK)
+    hidden = (".plans", files.LOCK)
     return {name: digest for name, digest in tree(folder).items() if not {*Path(name).parts} & {*hidden}}
 
 
@@ -328,8 +328,8 @@ def test_folders_that_contradict_one_another_are_refused_and_nothing_is_written(
 ) -> None:
     (file,) = two[0].rglob("pgd-0.json")
     other = two[1] / file.relative_to(two[0])
-    done = store.read_json(file)
-    store.write_json(other, done | {"prediction": done["prediction"][::-1]})
+    done = files.read_json(file)
+    files.write_json(other, done | {"prediction": done["prediction"][::-1]})
     result = bench("merge", *two, "--out", tmp_path / "merged")
     assert result.exit_code == 1
     assert f"merge: expected equal files, got others in {file} and {other}; the machines round differ" in result.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.core import files as store
+from bench.core import files
 from bench.core.files import locked
 from tests.helpers.jobs import COMMAND, tree
 
@@ -64,7 +64,7 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def unfinished(out: Path, pattern: str) -> list[Path]:
-    return [folder for folder in out.glob(pattern) if folder.is_dir() and not store.is_done(folder)]
+    return [folder for folder in out.glob(pattern) if folder.is_dir() and not files.is_done(folder)]
 
 
 def epochs(folder: Path) -> int:
@@ -166,7 +166,7 @@ def test_a_killed_shard_goes_on_and_shards_merge_to_the_same_files(
 
 def free(out: Path) -> bool:
     """Whether nobody holds a folder below."""
-    for lock in out.rglob(store.LOCK):
+    for lock in out.rglob(files.LOCK):
         with locked(lock.parent, wait=False) as held:
             if not held:
                 return False
@@ -174,7 +174,7 @@ def free(out: Path) -> bool:
 
 
 def stamps(out: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != store.LOCK}
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != files.LOCK}
 
 
 def test_workers_end_with_their_parent_and_two_commands_share_what_is_left(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.config.settings import combined
-from bench.core import files as store
+from bench.core import files
 from bench.core.plugins import load_plugins
 from bench.launch.display import Display
 from bench.launch.launcher import launch
@@ -84,7 +84,7 @@ def test_every_job_of_a_plan_is_done_and_shown(mixed: Plan, here: tuple[Path, Re
     jobs: list[Job] = [*mixed.train, *mixed.evaluate]
     assert sorted(report.finished) == sorted(map(title, jobs))
     assert (report.skipped, report.failures, report.interrupted) == (0, {}, False)
-    assert all(store.is_done(out / job.folder) for job in jobs)
+    assert all(files.is_done(out / job.folder) for job in jobs)
     assert sorted(display.ends) == sorted((title(job), None) for job in jobs)
     assert all(done == total for done, total in display.last.values())
     assert set(display.last) == {title(job) for job in jobs}
@@ -133,12 +133,12 @@ def test_worker_processes_leave_the_same_files_and_outlive_one_anothers_failures
     log = out / job_of(more, "raises").folder / "log.txt"
     assert report.failures["train raises seed 0"] == f"RuntimeError: no such thing (details in {log})"
     assert "Traceback" in log.read_text()
-    assert store.failure(log.parent) == report.failures["train raises seed 0"]
+    assert files.failure(log.parent) == report.failures["train raises seed 0"]
     assert {name: sentence for name, sentence in display.ends if sentence} == report.failures
     reference = tree(here[0])
     assert {name: digest for name, digest in tree(out).items() if name in reference} == reference
     assert all(Path(name).parts[2] in ("dies", "raises") for name in set(tree(out)) - set(reference))
-    assert not any(store.is_done(out / job.folder) for job in more.evaluate if job.run_key in _keys(more, "dies"))
+    assert not any(files.is_done(out / job.folder) for job in more.evaluate if job.run_key in _keys(more, "dies"))
 
 
 def _keys(plan: Plan, method: str) -> set[str]:
@@ -180,10 +180,10 @@ def test_a_job_that_is_held_elsewhere_is_waited_for(tmp_path: Path) -> None:
     taken = threading.Event()
 
     def hold() -> None:
-        with store.locked(folder, wait=True):
+        with files.locked(folder, wait=True):
             taken.set()
             time.sleep(1.5)
-            store.mark_done(folder)
+            files.mark_done(folder)
 
     holder = threading.Thread(target=hold)
     holder.start()

@@ -19,7 +19,7 @@ from bench.models import Normalized
 from bench.models.architectures.resnet import BasicBlock
 from bench.models.architectures.small_resnet import SmallResNet
 from bench.models.architectures.wide_resnet import WideResNet
-from bench.models.build import build, network
+from bench.models.builders import build, network
 from bench.models.checkpoints import fit, load_weights, other_entries, weights_hash
 
 Weights = dict[str, Tensor]

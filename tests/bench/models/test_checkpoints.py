@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError, UsageError
 from bench.models import Normalized
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights, save_weights, weights_hash
 
 Weights = dict[str, Tensor]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.data.splits import to_float
 from bench.errors import UsageError
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights
 from tests.helpers import foreign
 

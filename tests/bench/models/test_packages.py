@@ -15,7 +15,7 @@ from torch import Tensor
 from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
 from bench.models import Normalized, packages
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import fit
 from bench.models.registry import MODELS, resolve, source
 from bench.report import load_results

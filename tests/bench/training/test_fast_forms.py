@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.fast.prepared import Prepared
 from bench.core import device as devices
 from bench.core.pass_counter import Counter
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import TrainJob
 from bench.training.fast_forms import Folding, Forms, Network, keep_ends_exact

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attacks.passes import Passes
-from bench.core import files as store
+from bench.core import files
 from bench.data.splits import Part, Parts
 from bench.errors import BenchError, Interrupted
 from bench.models.checkpoints import load_weights
@@ -69,9 +69,9 @@ def test_stopped_after_every_single_step_a_run_ends_in_the_same_bytes(
     alone(job, whole, undisturbed, tmp_path)
     stops = in_pieces(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
     assert stops == EPOCHS * 3 - 1, "one session for each of the nine steps"
-    files = tree(undisturbed / job.folder)
-    assert {"run.json", "history.jsonl", "last.safetensors", "state.pt", "done"} <= set(files)
-    assert tree(tmp_path / job.folder) == files
+    stored = tree(undisturbed / job.folder)
+    assert {"run.json", "history.jsonl", "last.safetensors", "state.pt", "done"} <= set(stored)
+    assert tree(tmp_path / job.folder) == stored
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_stopped_once_anywhere_a_run_ends_in_the_same_bytes(look: int, selected:
     found = small(methods=("pgd_at",), select="best")
     with pytest.raises(Interrupted, match="run the same command"):
         train_all(found, tmp_path, StopAt(look))
-    assert not store.is_done(tmp_path / found.train[0].folder)
+    assert not files.is_done(tmp_path / found.train[0].folder)
     train_all(found, tmp_path)
     assert "best.safetensors" in tree(selected / found.train[0].folder)
     assert tree(tmp_path) == tree(selected)
@@ -234,7 +234,7 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_recorded_score(selected
         judged = row["validation"]
         assert judged["score"] == pytest.approx(judged["pgd"] + judged["worst"])
         assert judged["worst"] <= judged["pgd"] <= judged["clean"]
-    best, last = (store.file_hash(folder / f"{name}.safetensors") for name in ("best", "last"))
+    best, last = (files.file_hash(folder / f"{name}.safetensors") for name in ("best", "last"))
     assert (best == last) == (scores.index(max(scores)) == EPOCHS - 1)
 
 

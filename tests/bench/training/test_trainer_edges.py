@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.core import files as store
+from bench.core import files
 from bench.core.progress import Progress
 from bench.data.splits import Part, Parts, load
 from bench.errors import BenchError
 from bench.launch.scheduler import Site
 from bench.launch.worker import run_job
-from bench.models.build import build
+from bench.models.builders import build
 from bench.models.checkpoints import save_weights
 from bench.training.trainer import train
 from methods.base import Adversarial, Batch, Context, Terms
@@ -51,8 +51,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path: Path) 
     assert sentence is not None
     assert sentence.startswith("natural (recipe.lr=1e+30) seed 0: the loss is not finite in epoch 0, by step 3; lower")
     assert "--set natural.recipe.lr=" in sentence
-    assert store.failure(tmp_path / job.folder) == sentence
-    assert not store.is_done(tmp_path / job.folder)
+    assert files.failure(tmp_path / job.folder) == sentence
+    assert not files.is_done(tmp_path / job.folder)
 
 
 def test_ham_that_would_never_start_mining_is_refused(tmp_path: Path) -> None:

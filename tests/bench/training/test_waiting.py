@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import BenchError, Interrupted
-from bench.models.build import build
+from bench.models.builders import build
 from bench.training.trainer import FINITE_EVERY, Trainer
 from methods.registry import METHODS
 from tests.helpers.jobs import StopAt, parts_of, plan

@@ -10,7 +10,7 @@ from torch import nn
 from attacks.plugins.registry import UnknownName
 from bench.errors import BenchError, UsageError
 from bench.models import Normalized
-from bench.models.build import build, builder
+from bench.models.builders import build, builder
 from bench.models.registry import MODELS, resolve
 
 
