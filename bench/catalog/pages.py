@@ -1,9 +1,9 @@
-"""Pages and a table on the training methods, in Markdown, from the registry and the head comments."""
+"""Markdown pages on what is registered, and the table of methods, from the registries and the head comments."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import importlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,18 @@ from typing import Any
 from attacks.passes import Passes
 from attacks.plugins.registry import Registry
 from attacks.plugins.sketch import Sketch
+from bench.catalog import markdown
 from bench.catalog.docstrings import arguments, around, sections
-from bench.errors import UsageError
+from bench.config.protocols import PROTOCOLS, radius_text
+from bench.data.registry import Datasets
 from methods.recipes import Recipe, known
 from methods.registry import COMPOSITIONS, METHODS
 
+REGISTRIES = {
+    "methods": ("methods.registry", "METHODS"), "compositions": ("methods.registry", "COMPOSITIONS"),
+    "attacks": ("attacks.registry", "ATTACKS"), "datasets": ("bench.data.registry", "DATASETS"),
+    "models": ("bench.models.registry", "MODELS"), "reporters": ("bench.report.formats.sheet", "REPORTERS"),
+}  # fmt: skip
 KINDS = {
     "forward": "forward",
     "input_grad": "input gradient",
@@ -25,40 +32,48 @@ KINDS = {
 }
 SHORT = dict(zip(KINDS, ("F", "Bx", "Bw", "T", "Tx"), strict=True))
 PROBLEMS = ("Inner problem", "Outer problem")
-GREEK = ("alpha", "beta", "gamma", "delta", "eps", "eta", "lambda", "sigma", "tau")
-GIVEN = ("num_classes", "norm")  # by the data set and the threat model of the run
+GIVEN = ("num_classes", "norm", "threat")  # by the data set and the threat model of the run
 LEGEND = """\
 State: what the history records, one value for each class. Cost: passes for each training sample and step beyond
 adversarial training at default settings, F forward, Bx gradient to the input, Bw to the weights, T forward of a
 teacher, Tx gradient through one."""
+RECIPES = """\
+Schedule, batch, augmentation and settings are those of the source. Training part and selection are this suite's, which
+holds samples out and never selects on the test set; papers do so, or select nothing: --select test or last, and, where
+a method does not steer by held-out samples, --set {name}.recipe.holdout=false."""
 
 
-def page(name: str) -> str:
-    """What is known of a method or a composition: formula, state, cost, options, recipes, departures.
+def registry_of(kind: str) -> Registry[Any]:
+    """The registry of a kind, imported when it is asked for."""
+    module, name = REGISTRIES[kind]
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
+    return registry
+
+
+def page(kind: str, name: str, *, terminal: bool = False) -> str:
+    """Everything that is known of one thing: description, cost, options, recipes, departures.
 
     Args:
-        name: "trades", "awp:trades", or a composition alone, "awp".
-
-    Raises:
-        UsageError: if it is neither.
+        kind: "methods", "compositions", "attacks", "datasets", "models" or "protocols".
+        name: as it is registered, such as "trades", "awp:trades" or, of compositions, "awp".
+        terminal: laid out for a terminal, with the kind, the full path of the source and remarks for whoever runs it.
     """
-    registry: Registry[Any] = COMPOSITIONS if name in COMPOSITIONS and ":" not in name else METHODS
-    if name not in registry:
-        raise UsageError(f"--format markdown: pages are made of methods and compositions, {name} is neither")
-    name = registry.resolve(name)
-    sketch, texts = registry.sketch(name), arguments(registry, name)
-    heads = around(sketch.doc)
-    blocks = [f"# {name}"]
-    for other, text in heads.items():
-        blocks += _about(text, other, _own_words(sketch) if len(heads) == 1 else "")
-    if registry is METHODS:
-        blocks += ["## Cost", _cost(name, sketch), _facts(sketch), "## Options"]
-        blocks += [_options(name, sketch.settings, texts), "## Recipes", _recipes(sketch)]
+    titled = terminal or kind not in ("methods", "compositions")
+    title = f"# {name} ({kind.removesuffix('s')})" if titled else f"# {name}"
+    if kind == "protocols":
+        blocks = _protocol(name)
     else:
-        blocks += ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.own_settings(name), texts)]
-    for other, text in heads.items():
-        blocks += _sections(text, other, later=True)
-    return "\n\n".join(filter(None, [*blocks, _source(sketch)]))
+        registry = registry_of(kind)
+        sketch = registry.sketch(name)
+        heads = around(sketch.doc)
+        own = _own_words(sketch) if terminal or len(heads) == 1 else ""
+        blocks = [block for other, text in heads.items() for block in _about(text, other, "" if other else own)]
+        blocks += _tables(kind, registry, sketch)
+        blocks += [block for other, text in heads.items() for block in _sections(text, other, later=True)]
+        source = _source(sketch, terminal=terminal, has_revision=kind not in ("datasets", "models"))
+        blocks += [*(_remarks(kind, sketch) if terminal else ()), source]
+    text = "\n\n".join([title, *filter(None, blocks)])
+    return markdown.for_terminal(text) if terminal else text
 
 
 def table() -> str:
@@ -66,16 +81,16 @@ def table() -> str:
     head = ("method", "", "teachers", "starts from", "state", "cost", "recipes")
     rows = [_row(name, METHODS.sketch(name)) for name in METHODS]
     compositions = [
-        (f"`{name}:METHOD`", _cell(COMPOSITIONS.sketch(name).summary), _difference(f"{name}:pgd_at", "pgd_at"))
+        (f"`{name}:METHOD`", markdown.cell(COMPOSITIONS.sketch(name).summary), _short(_added_passes(name)))
         for name in COMPOSITIONS
     ]
     return "\n\n".join(
         [
             "# Methods",
-            _table(head, rows),
+            markdown.table(head, rows),
             LEGEND,
             "# What can be put around any of them",
-            _table(("name", "", "cost around `pgd_at`"), compositions),
+            markdown.table(("name", "", "cost around `pgd_at`"), compositions),
         ]
     )
 
@@ -83,11 +98,11 @@ def table() -> str:
 def _row(name: str, sketch: Sketch) -> tuple[str, ...]:
     return (
         f"`{name}`",
-        _cell(_prose(str(sketch.fact("own_doc", "")).partition("\n")[0] or sketch.summary).rstrip(".")),
+        markdown.cell(markdown.prose(str(sketch.fact("own_doc", "")).partition("\n")[0] or sketch.summary).rstrip(".")),
         ", ".join(sketch.fact("teachers", ())),
         f"`{start}`" if (start := sketch.fact("warm_start")) else "",
         ", ".join(f"`{state}`" for state in sketch.fact("reported", ())),
-        ("at most " if sketch.fact("drops_rows") else "") + _difference(name, "pgd_at"),
+        ("at most " if sketch.fact("drops_rows") else "") + _short(_minus(sketch.call("passes", {}), _plain(sketch))),
         ", ".join(known(sketch.fact("recipes", {}))),
     )
 
@@ -95,29 +110,70 @@ def _row(name: str, sketch: Sketch) -> tuple[str, ...]:
 def _about(doc: str, other: str, own: str) -> list[str]:
     """Title, formula and state of one head comment; `other` is what a composition is around."""
     before, named = sections(doc)
-    formula = [f"**{problem}.** {_sentence(named[problem])}" for problem in PROBLEMS if problem in named]
+    formula = [f"**{problem}.** {markdown.sentence(named[problem])}" for problem in PROBLEMS if problem in named]
     title, level = ([f"## Around {other}"], "###") if other else ([], "##")
-    return [*title, _prose(before), own, *([f"{level} Formula"] if formula else []), *formula, *_sections(doc, other)]
+    formula_title = [f"{level} Formula"] if formula else []
+    return [*title, markdown.prose(before), own, *formula_title, *formula, *_sections(doc, other)]
 
 
 def _sections(doc: str, other: str, *, later: bool = False) -> list[str]:
-    """The sections of a head comment beside the formula, those before the tables of a page or those behind them."""
-    due = {k: v for k, v in sections(doc)[1].items() if k not in PROBLEMS and (k == "State") is not later}
+    """The sections of a head comment beside the formula: State before the tables of a page, the others behind them."""
+    chosen = {k: v for k, v in sections(doc)[1].items() if k not in PROBLEMS and (k == "State") is not later}
     suffix = f", {other}" if other and later else ""
     level = "###" if other and not later else "##"
-    return [block for title, text in due.items() for block in (f"{level} {title}{suffix}", _sentence(text))]
+    return [block for title, text in chosen.items() for block in (f"{level} {title}{suffix}", markdown.sentence(text))]
 
 
 def _own_words(sketch: Sketch) -> str:
-    return _prose(str(sketch.fact("own_doc", "")).partition("\n\nArgs:")[0])
+    """The docstring of the class or function, without its arguments, where it is not the head comment itself."""
+    own = str(sketch.fact("own_doc", ""))
+    paragraphs = [text for text in own.split("\n\n") if not text.startswith("Args:")]
+    return "" if own.strip() == sketch.doc.strip() else markdown.prose("\n\n".join(paragraphs))
 
 
-def _cost(name: str, sketch: Sketch) -> str:
-    passes = METHODS.sketch(name).call("passes", {})
+def _tables(kind: str, registry: Registry[Any], sketch: Sketch) -> list[str]:
+    """Cost, options and recipes, or the facts of a data set or a model."""
+    name, texts = sketch.name, arguments(registry, sketch.name)
+    if kind == "methods":
+        options = _options(name, sketch.settings, texts)
+        return ["## Cost", _cost(sketch), _needs(sketch), "## Options", options, "## Recipes", _recipes(sketch)]
+    if kind == "compositions":
+        return ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.own_settings(name), texts)]
+    if kind == "attacks":
+        passes = sketch.call("passes", {}, 10).as_dict()
+        used = [what for what in KINDS if passes[what]]
+        cost = markdown.table([KINDS[what] for what in used], [[f"{passes[what]:g}" for what in used]])
+        blocks = ["## Cost", "Passes for each sample at 10 classes, at most.", cost]
+        return [*blocks, "## Options", _options(name, sketch.settings, texts)]
+    facts = {key: value for key, value in sketch.facts.items() if key not in ("own_doc", "any_size")}
+    if isinstance(registry, Datasets) and sketch.fact("any_size"):
+        facts = {"size": f"{facts['image'][1]}; another by name: {registry.other_sizes(name)}", **facts}
+    lines = (f"{key.replace('_', ' ')}: {markdown.prose(markdown.value(value))}" for key, value in facts.items())
+    return ["## Facts", markdown.bullets(lines)]
+
+
+def _protocol(name: str) -> list[str]:
+    protocol = PROTOCOLS[name]
+    attacks = [(f"`{attack}`", protocol.attack_text(attack)) for attack in protocol.attacks]
+    facts = [f"Published checkpoints: {protocol.checkpoint}.", f"Read in: {protocol.source}."]
+    facts += [f"Doubtful: {doubt}." for doubt in protocol.doubts]
+    return [
+        f"{protocol.summary}.",
+        "## Attacks",
+        f"In Linf, at eps {radius_text(protocol.eps)}. On data of another usual radius that radius is taken, and steps "
+        "keep their ratio to it; --eps outranks both.",
+        markdown.table(("attack", "settings"), attacks),
+        markdown.bullets(markdown.prose(fact) for fact in facts),
+        f"Use it with `--protocol {name}`; `--attacks` takes a part of it.",
+    ]
+
+
+def _cost(sketch: Sketch) -> str:
+    passes = sketch.call("passes", {})
     over = _minus(passes, _plain(sketch))
     used = [kind for kind in KINDS if passes.as_dict()[kind] or over.as_dict()[kind]]
     most = ", at most" if sketch.fact("drops_rows") else ""
-    return _table(
+    return markdown.table(
         ("passes for each training sample and step" + most, *(KINDS[kind] for kind in used)),
         [
             ("at default settings", *(f"{passes.as_dict()[kind]:g}" for kind in used)),
@@ -126,7 +182,7 @@ def _cost(name: str, sketch: Sketch) -> str:
     )
 
 
-def _facts(sketch: Sketch) -> str:
+def _needs(sketch: Sketch) -> str:
     """What else a run has to provide, and what it records."""
     teachers, reported = sketch.fact("teachers", ()), sketch.fact("reported", ())
     lines = [f"Teachers: {', '.join(teachers)}." if teachers else "No teacher."]
@@ -136,13 +192,16 @@ def _facts(sketch: Sketch) -> str:
         lines += [f"Recorded after each epoch: {', '.join(f'`{state}`' for state in reported)}."]
     if sketch.fact("couples_batch"):
         lines += ["The loss of a sample depends on the others of its batch, so a batch is not cut into smaller ones."]
-    return "\n".join(f"- {line}" for line in lines)
+    return markdown.bullets(lines)
 
 
 def _options(name: str, settings: Mapping[str, Any], texts: Mapping[str, str]) -> str:
-    shown = {key: value for key, value in settings.items() if key not in GIVEN}
-    rows = [(f"`{key}`", f"`{_value(value)}`", _cell(_prose(texts.get(key, "")))) for key, value in shown.items()]
-    return f"Changed with `--set {name}.OPTION=VALUE`.\n\n" + _table(("option", "default", "meaning"), rows)
+    rows = [
+        (f"`{key}`", f"`{markdown.value(value)}`", markdown.cell(markdown.prose(texts.get(key, ""))))
+        for key, value in settings.items()
+        if key not in GIVEN
+    ]
+    return f"Changed with `--set {name}.OPTION=VALUE`.\n\n" + markdown.table(("option", "default", "meaning"), rows)
 
 
 def _recipes(sketch: Sketch) -> str:
@@ -151,16 +210,28 @@ def _recipes(sketch: Sketch) -> str:
     for name in (f.name for f in fields(Recipe)):
         values = [getattr(recipe, name) for recipe in recipes.values()]
         if any(value is False or value not in ((), None, "", {}, 0.0) for value in values):
-            rows.append((name.replace("_", " "), *(_cell(_prose(_value(value, empty=""))) for value in values)))
+            cells = (markdown.cell(markdown.prose(markdown.value(value, empty=""))) for value in values)
+            rows.append((name.replace("_", " "), *cells))
     head = ("", *(f"`{name}`" for name in recipes))
-    return "Chosen with `--recipe NAME`; epochs count from 0.\n\n" + _table(head, rows)
+    return "Chosen with `--recipe NAME`; epochs count from 0.\n\n" + markdown.table(head, rows)
 
 
-def _source(sketch: Sketch) -> str:
+def _remarks(kind: str, sketch: Sketch) -> list[str]:
+    """What somebody who runs it should know besides."""
+    if kind == "methods":
+        return [RECIPES.format(name=sketch.name).replace("\n", " ")]
+    if kind == "compositions":
+        added = _added_passes(sketch.name).as_dict()
+        words = ", ".join(f"{n:g} {KINDS[what]}" for what, n in added.items() if n)
+        return [f"Passes for each sample and step that it adds, around pgd_at: {words or 'none'}."]
+    return []
+
+
+def _source(sketch: Sketch, *, terminal: bool, has_revision: bool) -> str:
     if sketch.source is None:
         return ""
-    where = "/".join(Path(sketch.source).parts[-2:])
-    return f"Source: `{where}`, revision {sketch.fact('revision', 1)}."
+    where = str(sketch.source) if terminal else f"`{'/'.join(Path(sketch.source).parts[-2:])}`"
+    return f"Source: {where}" + (f", revision {sketch.fact('revision', 1)}." if has_revision else ".")
 
 
 def _plain(sketch: Sketch) -> Passes:
@@ -169,42 +240,14 @@ def _plain(sketch: Sketch) -> Passes:
     return plain
 
 
+def _added_passes(composition: str) -> Passes:
+    sketch = METHODS.sketch(f"{composition}:pgd_at")
+    return _minus(sketch.call("passes", {}), _plain(sketch))
+
+
 def _minus(a: Passes, b: Passes) -> Passes:
     return a + b * -1
 
 
-def _difference(name: str, other: str) -> str:
-    steps = {"steps": METHODS.sketch(name).settings.get("steps", 10)}
-    over = _minus(METHODS.sketch(name).call("passes", {}), METHODS.sketch(other).call("passes", steps))
-    return " ".join(f"{value:+g}{SHORT[kind]}" for kind, value in over.as_dict().items() if value) or "0"
-
-
-def _value(value: Any, empty: str = "()") -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(map(_value, value)) or empty
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _prose(text: str) -> str:
-    """Text of the source as Markdown: a line for each paragraph, and no sign of a formula is taken for a mark."""
-    paragraphs = [re.sub(r"\s+", " ", paragraph).strip() for paragraph in re.split(r"\n\s*\n", text)]
-    return "\n\n".join(re.sub(r"([*<]|\](?=\())", r"\\\1", paragraph) for paragraph in paragraphs if paragraph)
-
-
-def _sentence(text: str) -> str:
-    """Prose with a capital, unless it begins with a symbol or the name of a setting."""
-    first = re.match(r"m[ai][xn]imise\b|[a-z]{2,}\b(?=[.,:;]? *[A-Za-z]|\.$|'s)", text)
-    return _prose(text[:1].upper() + text[1:] if first and first[0] not in GREEK else text)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _short(passes: Passes) -> str:
+    return " ".join(f"{value:+g}{SHORT[kind]}" for kind, value in passes.as_dict().items() if value) or "0"

@@ -21,10 +21,10 @@ KINDS = ("methods", "compositions", "attacks", "datasets", "models", "reporters"
 @FORM
 def list_(kind: str, plugins: tuple[str, ...], form: str) -> None:
     """Names of what is registered, each with one line; for methods also what can be put around them."""
-    from bench.catalog import listing as describe
+    from bench.catalog import listing
 
     load_plugins(plugins)
-    click.echo(describe.listed(kind, form))
+    click.echo(listing.list_kind(kind, form))
 
 
 @click.command()
@@ -33,10 +33,10 @@ def list_(kind: str, plugins: tuple[str, ...], form: str) -> None:
 @FORM
 def show(name: str, plugins: tuple[str, ...], form: str) -> None:
     """What a method, composition, attack, data set, model or protocol is: defaults, recipes, departures, doubts."""
-    from bench.catalog import listing as describe
+    from bench.catalog import listing
 
     load_plugins(plugins)
-    click.echo(describe.shown(name, form))
+    click.echo(listing.show(name, form))
 
 
 @click.command()

@@ -48,6 +48,14 @@ class Protocol:
             own["step_size"] *= eps / self.eps
         return own
 
+    def attack_text(self, attack: str) -> str:
+        """The settings of an attack in words."""
+        stated = self.settings(attack, self.eps)
+        if "steps" not in stated:
+            return "standard"
+        length = radius_text(step_length(attack, stated, self.eps) or 0.0)
+        return f"{stated['steps']} step{'s' * (stated['steps'] > 1)} of {length}, start {stated['start']}"
+
     def radius(self, eps: float | None, usual: float | None) -> float:
         """The radius it is run at: the one asked for, else its own, else that of data unlike CIFAR."""
         if eps is not None:
@@ -165,11 +173,12 @@ def asked(names: Sequence[str], attacks: Sequence[str] | None, eps: float | None
 
 def scaled(names: Sequence[str], eps: float | None, usual: float | None) -> list[str]:
     """A sentence for each protocol that runs at another radius than its own."""
-    radii = {name: PROTOCOLS[name].radius(eps, usual) for name in names}
+    pairs = [(protocol, protocol.radius(eps, usual)) for protocol in (PROTOCOLS[name] for name in names)]
     return [
-        f"protocol {name}: made for eps {_radius(PROTOCOLS[name].eps)}, its steps are scaled to eps {_radius(radius)}"
-        for name, radius in radii.items()
-        if not math.isclose(radius, PROTOCOLS[name].eps, rel_tol=1e-9)
+        f"protocol {protocol.name}: made for eps {radius_text(protocol.eps)}, "
+        f"its steps are scaled to eps {radius_text(radius)}"
+        for protocol, radius in pairs
+        if not math.isclose(radius, protocol.eps, rel_tol=1e-9)
     ]
 
 
@@ -236,34 +245,7 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
-def list_text() -> str:
-    """Names with one line each."""
-    width = max(map(len, PROTOCOLS))
-    return "\n".join(f"{protocol.name:<{width}}  {protocol.summary}" for protocol in _ALL)
-
-
-def show_text(name: str) -> str:
-    """Everything that is known of one protocol, its doubts included."""
-    protocol = PROTOCOLS[name]
-    lines = [f"{name} (protocol)", "", f"{protocol.summary}.", "", f"Attacks (Linf, eps {_radius(protocol.eps)}):"]
-    lines += [f"  {attack}: {_settings(attack, protocol)}" for attack in protocol.attacks]
-    lines += ["", f"Published checkpoints: {protocol.checkpoint}.", f"Read in: {protocol.source}."]
-    lines += [f"Doubtful: {doubt}." for doubt in protocol.doubts]
-    lines += [
-        "On data of another usual radius that radius is taken, and steps keep their ratio to it; --eps outranks both.",
-        f"Use it with --protocol {name}; --attacks takes a part of it.",
-    ]
-    return "\n".join(lines)
-
-
-def _settings(attack: str, protocol: Protocol) -> str:
-    own = protocol.settings(attack, protocol.eps)
-    if "steps" not in own:
-        return "standard"
-    length = step_length(attack, own, protocol.eps)
-    return f"{own['steps']} step{'s' * (own['steps'] > 1)} of {_radius(length or 0.0)}, start {own['start']}"
-
-
-def _radius(value: float) -> str:
+def radius_text(value: float) -> str:
+    """A radius as people write it: 8/255, or a decimal number."""
     whole = value * 255
     return f"{round(whole)}/255" if math.isclose(whole, round(whole), rel_tol=1e-9) else f"{value:g}"

@@ -1,4 +1,4 @@
-"""Pages and the table of methods say what the classes do, and read as Markdown."""
+"""Pages and the table of methods say what the classes do, in Markdown and on a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.catalog import docstrings, pages
+from bench.catalog import docstrings, markdown, pages
+from bench.catalog.listing import show
 from bench.cli.app import main
-from bench.errors import UsageError
 from methods.registry import COMPOSITIONS, METHODS
 from tests.helpers.jobs import own_registrations
 
@@ -37,7 +37,7 @@ def rows(text: str, head: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_has_formula_state_cost_options_recipes_and_departures(name: str) -> None:
-    text, method = pages.page(name), METHODS[name]()
+    text, method = pages.page("methods", name), METHODS[name]()
     titles = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     assert titles == [name, "Formula", "State", "Cost", "Options", "Recipes", "Defaults", "Departures"]
     assert "**Inner problem.** " in text and "**Outer problem.** " in text
@@ -72,11 +72,11 @@ def test_the_table_has_every_method_with_what_its_class_declares() -> None:
 
 
 def test_the_page_of_a_composition_tells_both_halves() -> None:
-    text = pages.page("AWP:Trades")
+    text = show("AWP:Trades", "markdown")
     assert text.startswith("# awp:trades") and "## Around trades" in text
     assert "## Departures, trades" in text
     assert {"`gamma`", "`beta`"} <= {row[0] for row in rows(text, "option")}
-    alone = pages.page("awp")
+    alone = pages.page("compositions", "awp")
     assert [row[0] for row in rows(alone, "option")[1:]] == [f"`{name}`" for name in COMPOSITIONS.own_settings("awp")]
 
 
@@ -94,17 +94,40 @@ def test_head_comments_are_cut_at_their_sections_alone() -> None:
 
 
 def test_text_is_no_markup() -> None:
-    assert pages._prose("2 * a * b <- c[y](x)") == r"2 \* a \* b \<- c[y\](x)"
-    assert pages._sentence("none.") == "None." and pages._sentence("minimise  5 x") == "Minimise 5 x"
+    assert markdown.prose("2 * a * b <- c[y](x)") == r"2 \* a \* b \<- c[y\](x)"
+    assert markdown.sentence("none.") == "None." and markdown.sentence("minimise  5 x") == "Minimise 5 x"
     for symbol in ("beta 6; 76 epochs", "p(x) stays", "w_k is one", "tau moves", "labelled_fraction 0.1"):
-        assert pages._sentence(symbol) == symbol
-    assert pages._cell("a | b") == r"a \| b"
+        assert markdown.sentence(symbol) == symbol
+    assert markdown.cell("a | b") == r"a \| b"
 
 
-def test_what_is_no_method_has_no_page() -> None:
-    for name in ("pgd", "digits", "nothing"):
-        with pytest.raises(UsageError, match=f"pages are made of methods and compositions, {name} is neither"):
-            pages.page(name)
+@pytest.mark.parametrize(
+    ("name", "kind", "titles"),
+    [
+        ("fgsm", "attack", ["Cost", "Options", "Maximises", "Defaults"]),
+        ("cifar10", "dataset", ["Facts"]),
+        ("resnet18", "model", ["Facts"]),
+        ("robustbench", "protocol", ["Attacks"]),
+    ],
+)
+def test_everything_else_has_a_page_too(name: str, kind: str, titles: list[str]) -> None:
+    text = show(name, "markdown")
+    assert [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")] == [f"{name} ({kind})", *titles]
+
+
+def test_a_name_of_a_method_and_of_a_protocol_has_both_pages() -> None:
+    assert show("absld", "markdown") == "\n\n".join([pages.page("methods", "absld"), pages.page("protocols", "absld")])
+
+
+def test_a_page_is_laid_out_for_a_terminal() -> None:
+    text = "a \\* b\n\n| `k` | meaning |\n| --- | --- |\n| `longer` | a \\| b |\n\n- " + "word " * 30
+    plain, table, item = markdown.for_terminal(text).split("\n\n")
+    assert plain == "a * b"
+    assert table == "| `k`      | meaning |\n| -------- | --- |\n| `longer` | a | b |"
+    assert [len(line) for line in item.splitlines()] == [106, 46] and item.splitlines()[1].startswith("  word")
+
+
+def test_only_methods_have_a_table() -> None:
     result = CliRunner().invoke(main, ["list", "attacks", "--format", "markdown"])
     assert result.exit_code == 2 and "there is a table of methods, none of attacks" in result.output
 
@@ -153,8 +176,8 @@ def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_pages_and_table_need_no_torch() -> None:
     code = (
-        "import sys\nfrom bench.catalog import listing as describe\n"
-        "describe.listed('methods', 'markdown')\nprint(describe.shown('awp:absld', 'markdown')[:11])\n"
+        "import sys\nfrom bench.catalog import listing\n"
+        "listing.list_kind('methods', 'markdown')\nprint(listing.show('awp:absld', 'markdown')[:11])\n"
         "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)

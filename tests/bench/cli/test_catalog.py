@@ -49,19 +49,19 @@ def test_a_list_names_everything_with_a_line_each(kind: str) -> None:
 def test_everything_can_be_shown(name: str) -> None:
     result = bench("show", name.upper().replace("_", "-"))
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"{name} (")
+    assert result.stdout.startswith(f"# {name} (")
     assert "Source: " in result.stdout
 
 
 def test_a_method_is_shown_with_its_paper_defaults_and_departures() -> None:
     text = bench("show", "absld").stdout
     for part in (
-        "arXiv:2312.05508", "Departures:", "temperature_rate = 0.1", "rate_milestones = (214, 259, 284)",
-        "paper: epochs 300", "digits: epochs 30", "Teachers: robust",
-        "12 forward, 10 input gradient, 2 weight gradient",
+        "arXiv:2312.05508", "## Departures", "| `temperature_rate` | `0.1` ", "| `rate_milestones`  | `214, 259, 284` ",
+        "| epochs       | 300             | 30 ", "Teachers: robust.", "| at default settings                      | 1",
+        "--set absld.recipe.holdout=false",
     ):  # fmt: skip
         assert part in text
-    assert "Starts from: pgd_at" in bench("show", "frl").stdout
+    assert "Starts from the weights of a run of `pgd_at`." in bench("show", "frl").stdout
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_method_is_shown_with_its_paper_defaults_and_departures() -> None:
 )
 def test_a_data_set_is_shown_with_its_size_and_how_to_name_another(name: str, size: int, others: str) -> None:
     text = bench("show", name).stdout
-    assert f"\n  size = {size}; another by name: {others}_SIZE\n" in text
-    assert f"image = (3, {size}, {size})" in text
-    assert text.count("size =") == 1
+    assert f"\n- size: {size}; another by name: {others}_SIZE\n" in text
+    assert f"\n- image: 3, {size}, {size}\n" in text
+    assert text.count("- size:") == 1
     assert "--set" not in text  # data sets have no settings
 
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from attacks.registry import ATTACKS
+from bench.catalog.pages import page
 from bench.cli.app import main
 from bench.config import protocols
 from bench.config.config_file import from_file
@@ -271,10 +272,10 @@ def bench(*arguments: str) -> str:
 
 
 def test_the_command_lists_shows_and_takes_them() -> None:
-    assert bench("list", "protocols") == protocols.list_text() + "\n"
-    assert bench("show", "robustbench") == protocols.show_text("robustbench") + "\n"
-    shown = bench("show", "absld")
-    assert shown.startswith("absld (method)\n") and shown.endswith("\n\n" + protocols.show_text("absld") + "\n")
+    assert [line.split()[0] for line in bench("list", "protocols").splitlines()] == list(NAMES)
+    assert bench("show", "robustbench") == page("protocols", "robustbench", terminal=True) + "\n"
+    shown, protocol = bench("show", "absld"), page("protocols", "absld", terminal=True)
+    assert shown.startswith("# absld (method)\n") and shown.endswith("\n\n" + protocol + "\n")
     planned = bench("run", "--dry-run", "--methods", "pgd_at", "--protocol", "cfa", "--protocols", "robustbench,wat")
     assert re.findall("^([a-z-]+) on ", planned, flags=re.MULTILINE) == ["pgd", "autoattack", "pgd", "cw"]
 
@@ -286,8 +287,7 @@ def test_evaluate_takes_them_too() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_say_settings_and_doubts(name: str) -> None:
-    protocol, text = PROTOCOLS[name], protocols.show_text(name)
-    assert all(f"\n  {attack}: " in text for attack in protocol.attacks)
-    assert all(f"\nDoubtful: {doubt}." in text for doubt in protocol.doubts)
-    assert f"Published checkpoints: {protocol.checkpoint}." in text
-    assert [line.split()[0] for line in protocols.list_text().splitlines()] == list(NAMES)
+    protocol, text = PROTOCOLS[name], page("protocols", name)
+    assert all(f"\n| `{attack}` | " in text for attack in protocol.attacks)
+    assert all(f"\n- Doubtful: {doubt}." in text for doubt in protocol.doubts)
+    assert f"\n- Published checkpoints: {protocol.checkpoint}." in text

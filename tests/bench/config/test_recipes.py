@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.catalog.listing import show_text
+from bench.catalog.pages import page
 from bench.core.files import file_hash
 from bench.errors import UsageError
 from bench.models.checkpoints import load_weights
@@ -42,8 +42,7 @@ def test_every_method_has_a_short_recipe_beside_its_paper_and_digits(name: str) 
     scale = 0.1 / max(0.1, recipes["digits"].lr)  # on digits the rate makes up for a factor on the loss as well
     assert recipe.lr == pytest.approx(2 * paper.lr / scale)
     assert recipe.lr * recipe.weight_decay == pytest.approx(2 * paper.lr * paper.weight_decay)
-    for line in ("  paper: ", "  short: epochs ", "  digits: "):
-        assert line in show_text("methods", METHODS, name)
+    assert "| `paper` | `short` |" in page("methods", name)
 
 
 @pytest.mark.parametrize("name", METHODS.builtin)

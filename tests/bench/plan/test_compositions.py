@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench.catalog.listing import list_text, show_text
+from bench.catalog.listing import list_text
+from bench.catalog.pages import page
 from bench.cli.app import main
 from bench.conformance.loop import Loop
 from bench.core.files import file_hash
@@ -115,13 +116,13 @@ def test_lists_and_pages_name_compositions() -> None:
     listed = list_text(METHODS)
     assert [line.split()[0] for line in listed.splitlines()][-5:] == [f"{name}:METHOD" for name in COMPOSITIONS.builtin]
     assert run("list", "compositions").split()[0] == "awp"
-    page = run("show", "awp:trades")
-    for part in ("AWP, adversarial weight", "Around trades:", "TRADES (Zhang", "  gamma = 0.005", "  beta = 6",
-                 "15 forward, 10 input gradient, 4 weight gradient", "--set awp:trades.FIELD=VALUE"):  # fmt: skip
-        assert part in page
-    own = show_text("compositions", COMPOSITIONS, "awp")
-    assert "  gamma = 0.005" in own and "num_classes" not in own
-    assert "it adds, around pgd_at: 1 forward, 1 weight gradient" in own
+    text = run("show", "awp:trades")
+    for part in ("AWP, adversarial weight", "## Around trades", "TRADES (Zhang", "| `gamma`     | `0.005` ",
+                 "| `beta`      | `6` ", "| 15      | 10             | 4 |", "--set awp:trades.OPTION"):  # fmt: skip
+        assert part in text
+    own = page("compositions", "awp", terminal=True)
+    assert "| `gamma`     | `0.005` " in own and "num_classes" not in own
+    assert "it adds, around pgd_at: 1 forward, 1 weight gradient." in own
     assert "around pgd_at: none" in run("show", "EMA")
     result = CliRunner().invoke(main, ["show", "awp:tradez"])
     assert result.exit_code == 2 and "did you mean 'trades'" in result.output
