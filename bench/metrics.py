@@ -235,7 +235,8 @@ def resample(
     for k, (members, size) in enumerate(zip(order, counts, strict=True)):
         drawn = generator.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
         times = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
-        accuracy[:, :, k] = times.astype(np.float32) @ right[:, members].T / size
+        # Counts are exact in float32; a quotient is not, and NumPy 1 would divide in the type of the counts.
+        accuracy[:, :, k] = (times.astype(np.float32) @ right[:, members].T).astype(np.float64) / size
     return accuracy
 
 
@@ -326,5 +327,6 @@ def reflect(estimate: Floats, resampled: Floats, statistic: str | None, level: f
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     bounds = (-math.inf, math.inf) if statistic is None else (0.0, math.inf if statistic == "nsd" else 1.0)
     ends = np.clip([2 * estimate - high, 2 * estimate - low], *bounds)
-    # Rounding takes off what floating-point sums add to an exact zero, which decides whether a difference is settled.
-    return Interval(round(float(ends[0]), 12), round(float(ends[1]), 12))
+    # Rounding takes off what floating-point sums add to an exact zero, which decides whether a difference is settled;
+    # adding zero takes off its sign.
+    return Interval(round(float(ends[0]), 12) + 0.0, round(float(ends[1]), 12) + 0.0)

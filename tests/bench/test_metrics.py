@@ -249,3 +249,8 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
         for a in (agreeing, wild)
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_an_end_at_zero_has_no_sign() -> None:
+    ends = metrics.reflect(np.asarray(0.25), np.array([0.5, 0.5 + 1e-16, 0.5 - 1e-16, 0.5 + 4e-16]), None)
+    assert [str(end) for end in (ends.low, ends.high)] == ["0.0", "0.0"]
