@@ -55,7 +55,20 @@ def _roundings() -> list[tuple[Any, str, object]]:
     """
     backends: Any = torch.backends
     if not hasattr(backends.cuda.matmul, "fp32_precision"):
-        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+        return [(_Products(), "precision", "highest"), (backends.cudnn, "allow_tf32", False)]
     owners = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     owners += [getattr(backends.mkldnn, name) for name in ("matmul", "conv") if hasattr(backends.mkldnn, name)]
     return [(owner, "fp32_precision", "ieee") for owner in owners]
+
+
+class _Products:
+    """The precision of products as an attribute; `allow_tf32` does not tell "high" from "medium"."""
+
+    @property
+    def precision(self) -> str:
+        """One of "highest", "high" and "medium"."""
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
