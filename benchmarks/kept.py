@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from bench.core.device import keep_freed
+from bench.core.device import keep_freed_memory
 from benchmarks.tables import Page, spread
 from benchmarks.timing import Task
 from benchmarks.trained import Ground, PlainStep, SuiteStep
@@ -46,7 +46,7 @@ def table(page: Page, ground: Ground, method: str, rounds: int) -> None:
 def timed(ground: Ground, method: str, step: str, kept: bool) -> float:
     """Seconds of this process for a step, warm."""
     if kept:
-        keep_freed()
+        keep_freed_memory()
     torch.set_num_threads(ground.threads)
     task = _task(ground, method, step)
     task()

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from attacks.fast.prepared import Prepared
 from attacks.registry import ATTACKS
-from bench.core.device import keep_freed
-from bench.core.pass_counter import Counter
+from bench.core.device import keep_freed_memory
+from bench.core.pass_counter import PassCounter
 from bench.errors import UsageError
 from benchmarks import timing
 from benchmarks.subjects import Subject, add_subject_options, subjects
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print every table."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    kept = options.memory == "kept" and keep_freed()
+    kept = options.memory == "kept" and keep_freed_memory()
     libraries = {name: library(name) for name in LIBRARIES}
     page = Page("Simple attacks against torchattacks and foolbox", options.out, "libraries")
     page.surroundings("cpu", options.threads)
@@ -246,7 +246,7 @@ def per_pass(attacks: Mapping[str, tuple[nn.Module, Perturb]], x: Tensor, y: Ten
 
 def counts_of(network: nn.Module, perturb: Perturb, x: Tensor, y: Tensor) -> dict[str, int]:
     """The passes of one attack through a network, in samples."""
-    counter = Counter()
+    counter = PassCounter()
     watch = counter.watch(network, "attack")
     perturb(x, y)
     watch.remove()

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from attacks.autoattack.reference import reference_version
 from attacks.fast.prepared import Prepared
-from bench.core.device import keep_freed
-from bench.core.pass_counter import KINDS, Counter
+from bench.core.device import keep_freed_memory
+from bench.core.pass_counter import KINDS, PassCounter
 from benchmarks import switches, timing
 from benchmarks.attacked import ENSEMBLE, SIDES, STAGES, Effort, Verdicts, add_effort_options, build, predict, run
 from benchmarks.subjects import Subject, add_subject_options, comma_list, subjects
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print every table."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    kept = options.memory == "kept" and keep_freed()
+    kept = options.memory == "kept" and keep_freed_memory()
     page = Page(f"Speed of native AutoAttack against {reference_version()}", options.out, options.name)
     page.surroundings(options.device, options.threads)
     effort = Effort.of(options)
@@ -150,7 +150,7 @@ class ByHand:
 
     def __call__(self) -> None:
         """Attack once more, with the same draws."""
-        counter = Counter()
+        counter = PassCounter()
         watches = [counter.watch(network, "attack") for network in self._networks]
         stream = torch.Generator().manual_seed(0)
         for x, y in self._blocks:

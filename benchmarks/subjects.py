@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks.threat import ThreatModel
 from bench.core.files import is_done, read_json
-from bench.core.values import radius
+from bench.core.values import parse_number
 from bench.data.registry import DATASETS
 from bench.data.splits import Part, Parts, limit, load, to_float
 from bench.errors import UsageError
@@ -115,9 +115,11 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", action="append", default=[], type=_numbers, help="its normalisation, per channel")
     parser.add_argument("--std", action="append", default=[], type=_numbers, help="likewise")
     parser.add_argument("--dataset", action="append", default=[], help="its data set (default: cifar10)")
-    parser.add_argument("--checkpoint-eps", action="append", default=[], type=radius, help="its radius, e.g. 2/255")
+    parser.add_argument(
+        "--checkpoint-eps", action="append", default=[], type=parse_number, help="its radius, e.g. 2/255"
+    )
     parser.add_argument("--data-dir", default="data", help="folder of the data sets")
-    parser.add_argument("--eps", type=radius, help="radius for the runs (default: the one each was trained with)")
+    parser.add_argument("--eps", type=parse_number, help="radius for the runs (default: the one each was trained with)")
     parser.add_argument("--norm", choices=("linf", "l2"), default="linf")
     parser.add_argument("--block", type=int, help="samples attacked together (default: the data set's)")
     parser.add_argument("--methods", default="pgd_at,trades", help="what is trained on digits without folders")

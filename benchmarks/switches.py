@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks.fast.prepared import Prepared
 from attacks.threat import ThreatModel
-from bench.core.device import keep_freed
+from bench.core.device import keep_freed_memory
 from benchmarks import timing
 from benchmarks.attacked import ENSEMBLE, Effort, build, run
 from benchmarks.subjects import Subject
@@ -190,7 +190,7 @@ def share(subject: Subject, effort: Effort, samples: int, part: int, way: Way) -
     """What one process does."""
     torch.set_num_threads(way.threads)
     if way.kept:
-        keep_freed()
+        keep_freed_memory()
     x, y = subject.samples(samples)
     block = min(subject.block, math.ceil(len(y) / way.processes))
     blocks = torch.arange(len(y)).split(block)[part :: way.processes]

@@ -54,7 +54,7 @@ class Page:
     def surroundings(self, device: str, threads: int) -> None:
         """Say what the figures were measured with."""
         versions = ", ".join(f"{name} {version}" for name, version in devices.versions().items())
-        hardware = devices.describe(device, threads)
+        hardware = devices.hardware(device, threads)
         where = processor() if device == "cpu" else hardware["name"]
         self.line(f"- `{command()}`")
         self.line(f"- {where}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {device}")

@@ -40,7 +40,7 @@ Clock = Callable[[timing.Task], float]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print every table."""
     options = parser().parse_args(arguments)
-    devices.prepare(options.device, options.threads, False, steady=True)
+    devices.configure(options.device, options.threads, False, fixed_sizes=True)
     page = Page("Cost of a training step", options.out, "train_step")
     page.surroundings(options.device, options.threads)
     for ground in grounds(options):

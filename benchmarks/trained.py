@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.config.settings import RunSettings
 from bench.config.speedups import NONE
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from bench.core.seeding import derive, forked
 from bench.data.splits import Part, Parts, load, to_float
 from bench.models.builders import build
@@ -180,7 +180,7 @@ def gradients_differ(trainer: Trainer, plain: PlainStep, dtype: torch.dtype = to
     other = copy.deepcopy(model)
     script = replace(plain.scene, model=other, optimiser=_Nothing(other), teacher=_cast(plain, dtype))
     given = {role: copy.deepcopy(teacher).to(dtype) for role, teacher in plain.teachers.items()}
-    forms = Forms(model, given, x, trainer.job.train_with, counter=Counter(), warn=lambda sentence: None)
+    forms = Forms(model, given, x, trainer.job.train_with, counter=PassCounter(), warn=lambda sentence: None)
     ctx = replace(
         trainer.ctx, teachers=forms.teachers, searched=forms.searched,
         generator=torch.Generator(x.device).manual_seed(plain.seed),

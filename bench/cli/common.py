@@ -31,7 +31,7 @@ def settings_from(flags: dict[str, Any]) -> RunSettings:
     """Defaults, then the file, then the flags that were given."""
     from bench.config.config_file import from_file
     from bench.config.settings import combined
-    from bench.core.values import scalar
+    from bench.core.values import parse_value
 
     config, sets = flags.pop("config"), flags.pop("sets")
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
@@ -40,7 +40,7 @@ def settings_from(flags: dict[str, Any]) -> RunSettings:
         name, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"--set {item}: expected NAME.FIELD=VALUE")
-        overrides[name.strip()] = scalar(value)
+        overrides[name.strip()] = parse_value(value)
     given["overrides"] = overrides
     layers = [from_file(Path(config))] if config else []
     plugins = tuple(layers[0].get("plugins", ())) if layers else ()

@@ -30,10 +30,10 @@ def names(*spellings: str, help: str, convert: Callable[[str], Any] = str) -> Ca
 
 def fraction(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A callback for a number or a fraction."""
-    from bench.core.values import radius
+    from bench.core.values import parse_number
 
     try:
-        return None if value is None else radius(value)
+        return None if value is None else parse_number(value)
     except (ValueError, ZeroDivisionError):
         raise click.BadParameter(f"expected a number or a fraction such as 8/255, got {value!r}", ctx, param) from None
 

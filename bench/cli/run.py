@@ -16,7 +16,7 @@ from bench.errors import BenchError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from bench.config.settings import RunSettings
-    from bench.distributed.team import Team
+    from bench.distributed.process_group import ProcessGroup
     from bench.launch.scheduler import Report
     from bench.plan.jobs import Plan
 
@@ -33,17 +33,17 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     from bench.launch.torchrun import joined
 
     settings = settings_from(flags)
-    with joined(settings, site_of(settings)) as (device, team):
-        if team is not None:
-            _run(settings, device, team, dry_run, quiet)
+    with joined(settings, site_of(settings)) as (device, group):
+        if group is not None:
+            _run(settings, device, group, dry_run, quiet)
 
 
-def _run(settings: RunSettings, device: str, team: Team, dry_run: bool, quiet: bool) -> None:
+def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool, quiet: bool) -> None:
     from bench.evaluation.status import remember
     from bench.plan.plan_text import plan_text
     from bench.plan.planner import make_plan
 
-    plan = make_plan(settings, device, team.size)
+    plan = make_plan(settings, device, group.size)
     for sentence in (*DATASETS.notes(settings.dataset), *plan.notes):
         note(sentence)
     if dry_run:
@@ -53,7 +53,7 @@ def _run(settings: RunSettings, device: str, team: Team, dry_run: bool, quiet: b
 
     preflight(plan, site_of(settings), note)
     remember(plan, Path(settings.out))
-    report = _launch(plan, settings, quiet, team=team)
+    report = _launch(plan, settings, quiet, group=group)
     if not report.interrupted:
         _write_cards(Path(settings.out) / job.folder for job in plan.train)
     _conclude(plan, settings, report)
@@ -80,12 +80,12 @@ def evaluate(
     settings = settings_from(flags)
     if len(settings.seeds) > 1:
         raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
-    with joined(settings, site_of(settings)) as (_, team):
-        if team is not None:
+    with joined(settings, site_of(settings)) as (_, group):
+        if group is not None:
             for sentence in DATASETS.notes(settings.dataset):
                 note(sentence)
             chosen = _adopted(settings, checkpoint, model, robustbench, mean, std, label)
-            report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], team=team)
+            report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], group=group)
             _conclude(chosen, settings, report)
 
 
@@ -152,17 +152,17 @@ def _write_cards(folders: Iterable[Path]) -> None:
 
 
 def _launch(
-    plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = (), team: Team | None = None
+    plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = (), group: ProcessGroup | None = None
 ) -> Report:
-    from bench.core.device import side_by_side
+    from bench.core.device import workers_and_gpus
     from bench.launch.display import Bars, Lines
     from bench.launch.launcher import launch
 
     name = next((job.device for job in plan.jobs), "cpu")
-    workers, gpus = side_by_side(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
+    workers, gpus = workers_and_gpus(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
     display = Bars() if sys.stderr.isatty() and not quiet else Lines()
     with display:
-        return launch(plan, site_of(settings), workers=workers, gpus=gpus, display=display, done=done, team=team)
+        return launch(plan, site_of(settings), workers=workers, gpus=gpus, display=display, done=done, group=group)
 
 
 def _print_table(plan: Plan, settings: RunSettings) -> None:

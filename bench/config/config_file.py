@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.config.settings import RunSettings
-from bench.core.values import radius, scalar
+from bench.core.values import parse_number, parse_value
 from bench.errors import UsageError
 
 
@@ -68,7 +68,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
     hint = typing.get_type_hints(RunSettings)[name]
     try:
         if name == "eps":
-            return radius(value)
+            return parse_number(value)
         if name == "gpus" and not isinstance(value, bool):
             return str(value)
         if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
@@ -101,5 +101,5 @@ def _flatten(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(_flatten(f"{prefix}{name}.", value))
         else:
-            flat[f"{prefix}{name}"] = scalar(value) if isinstance(value, str) else value
+            flat[f"{prefix}{name}"] = parse_value(value) if isinstance(value, str) else value
     return flat

@@ -23,7 +23,7 @@ from bench.conformance.material import (
     streams,
     values,
 )
-from bench.core.pass_counter import KINDS, Counter
+from bench.core.pass_counter import KINDS, PassCounter
 
 SAMPLES = 12
 EPS: Mapping[Norm, float] = {"linf": 0.05, "l2": 0.25}
@@ -228,7 +228,7 @@ def fools_as_many_as_random_noise(case: AttackCase) -> None:
 
 def passes_within_the_declared(case: AttackCase) -> None:
     """No more passes per sample are made than declared."""
-    model, counter = case.model(), Counter()
+    model, counter = case.model(), PassCounter()
     x, y = case.samples(model)
     counter.watch(model, "model")
     case.run(model, x, y)

@@ -26,7 +26,7 @@ from bench.conformance.material import (
     weights,
     zero_head,
 )
-from bench.core.pass_counter import KINDS, Counter
+from bench.core.pass_counter import KINDS, PassCounter
 from bench.training.microbatch import part_of
 from methods.base import Batch, Method
 
@@ -249,7 +249,7 @@ def loss_falls_on_a_fixed_batch(case: MethodCase) -> None:
 
 def declared_passes_equal_counted(case: MethodCase) -> None:
     """A step costs the passes that are declared, in samples; a method that drops rows may cost less."""
-    loop, counter = case.loop().begin(0), Counter()
+    loop, counter = case.loop().begin(0), PassCounter()
     counter.watch(loop.model, "student")
     for teacher in loop.teachers.values():
         counter.watch(teacher, "teacher")

@@ -1,1 +1,1 @@
-"""Ground that every room stands on: files, downloads, devices, memory, streams, progress."""
+"""What every other room uses: files, downloads, devices, out-of-memory retries, random streams, progress."""

@@ -1,4 +1,4 @@
-"""Where tensors live, and the switches that numbers depend on."""
+"""Devices: resolving names, GPUs for workers, threads, determinism, memory, and hardware facts for run.json."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from bench.errors import UsageError
 
-# Of glibc's mallopt: the least to ask the system for, the free memory above which some goes back, the size of mmaps.
-TOP_PAD, TRIM_ABOVE, MAP_ABOVE = -2, -1, -3
-KEPT = {MAP_ABOVE: 32 << 20, TRIM_ABOVE: 2**31 - 1, TOP_PAD: 64 << 20}  # the first is the most that glibc takes
+# Parameters of glibc's mallopt (malloc.h) and their values; 32 MiB is the largest mmap threshold it takes.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+MALLOPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
 
-AMPERE = 8  # the first of its compute capabilities
+AMPERE = 8  # major compute capability
 PACKAGES = (
     "torch",
     "torchvision",
@@ -53,8 +53,10 @@ def resolve(name: str) -> str:
     return name
 
 
-def side_by_side(device: str, *, workers: int | None, gpus: str | None, threads: int) -> tuple[int, tuple[str, ...]]:
-    """How many jobs run side by side, and the GPUs they are bound to in turn, as CUDA_VISIBLE_DEVICES calls them.
+def workers_and_gpus(
+    device: str, *, workers: int | None, gpus: str | None, threads: int
+) -> tuple[int, tuple[str, ...]]:
+    """How many jobs run in parallel, and the GPUs they are bound to in turn, by their names in CUDA_VISIBLE_DEVICES.
 
     Args:
         device: what the run's device has resolved to.
@@ -69,19 +71,19 @@ def side_by_side(device: str, *, workers: int | None, gpus: str | None, threads:
         return workers or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1), ()
     if device != "cuda":
         raise UsageError(f"--gpus {gpus}: expected the device cuda, got {device}; leave --gpus or --device out")
-    found = visible_gpus()
-    count = len(found) if gpus == "all" else int(gpus)
-    if not 0 < count <= len(found):
+    visible = visible_gpus()
+    count = len(visible) if gpus == "all" else int(gpus)
+    if not 0 < count <= len(visible):
         raise UsageError(
-            f"--gpus {gpus}: there are {len(found)} here ({', '.join(found) or 'none'}); ask for fewer, or all"
+            f"--gpus {gpus}: there are {len(visible)} here ({', '.join(visible) or 'none'}); ask for fewer, or all"
         )
     if workers is not None and workers < count:
         raise UsageError(f"--workers {workers}: leaves some of {count} GPUs idle; ask for fewer with --gpus")
-    return workers or count, found[:count]
+    return workers or count, visible[:count]
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """All GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
+    """All GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -100,30 +102,30 @@ def has_bf16(device: str) -> bool:
     return bool(torch.cuda.get_device_properties(torch.device(device)).major >= AMPERE)
 
 
-def prepare(device: str, threads: int, deterministic: bool, *, steady: bool = False) -> None:
-    """Set threads, memory and arithmetic of this process; float32 products are never rounded to TF32.
+def configure(device: str, threads: int, deterministic: bool, *, fixed_sizes: bool = False) -> None:
+    """Set threads, memory allocation and arithmetic of this process; float32 products are never rounded to TF32.
 
     Args:
         device: what the run's device has resolved to.
         threads: on the CPU.
         deterministic: whether the run must be bit-reproducible.
-        steady: whether batches keep their size, so that it pays to try which algorithm is fastest for each size.
+        fixed_sizes: whether batches keep their size, so that cuDNN may benchmark its algorithms for each size.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.set_num_threads(threads)
-    keep_freed()
+    keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it imports the compiler: seconds
         torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = steady and not deterministic and device.startswith("cuda")
+    torch.backends.cudnn.benchmark = fixed_sizes and not deterministic and device.startswith("cuda")
 
 
-def release() -> None:
-    """Give back the GPU memory that nothing holds any longer: torch keeps it otherwise, and other processes need it."""
+def release_memory() -> None:
+    """Return unused GPU memory, which torch keeps otherwise, to the device, where other processes need it."""
     import torch
 
     gc.collect()
@@ -131,8 +133,8 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def describe(device: str, threads: int) -> dict[str, Any]:
-    """Hardware of this process, for run.json."""
+def hardware(device: str, threads: int) -> dict[str, Any]:
+    """Device, threads and operating system of this process, for run.json."""
     import torch
 
     name = (
@@ -143,13 +145,13 @@ def describe(device: str, threads: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _may_have_gpu() -> bool:
@@ -157,11 +159,11 @@ def _may_have_gpu() -> bool:
     return sys.platform in ("darwin", "win32") or any(Path("/dev", node).exists() for node in nodes)
 
 
-def keep_freed() -> bool:
-    """Have this process keep the memory that tensors free, from now on.
+def keep_freed_memory() -> bool:
+    """Have this process keep freed memory for its next tensors, from now on.
 
-    glibc takes every tensor of some size from the system and gives it back when it is freed, so that each pass of a
-    network on a CPU pays for fresh pages, a fifth of its time and more. No number depends on it.
+    glibc maps memory anew for every large tensor and unmaps it when it is freed, so that each pass of a network on a
+    CPU pays for fresh pages, a fifth of its time and more. No number depends on it.
 
     Returns:
         Whether the C library can do that; where it is not glibc nothing happens.
@@ -169,5 +171,5 @@ def keep_freed() -> bool:
     with contextlib.suppress(OSError, TypeError, AttributeError):
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 - only glibc has it
-        return all(library.mallopt(what, size) == 1 for what, size in KEPT.items())
+        return all(library.mallopt(parameter, value) == 1 for parameter, value in MALLOPT.items())
     return False

@@ -1,4 +1,4 @@
-"""Folders of results: files that appear whole or not at all, and locks that die with their process."""
+"""Files and folders of results: atomic writes, hashes, settings keys, `done` markers and locks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DONE, FAILED, LOCK = "done", "failed", ".lock"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole: to a temporary file beside it, flushed to disk, then renamed."""
+    """Write a file atomically: to a temporary file beside it, flushed to disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with open(temporary, "wb") as file:
         file.write(data)
@@ -30,17 +30,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, keys in the order given, floats in full."""
+    """Write a JSON file atomically, keys in the order given, floats in full."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object per line, whole."""
+    """Write a file with one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_and_entry(name: str | Path) -> tuple[Path, str | None]:
-    """A checkpoint's file, and what to take of it where its name ends in `#ENTRY`."""
+    """File and entry that a checkpoint's name `FILE#ENTRY` stands for; no entry for `FILE`."""
     text = str(name)
     if "#" not in text or Path(text).is_file():
         return Path(text), None
@@ -103,7 +103,7 @@ def failure(folder: Path) -> str | None:
 
 
 def mark_done(folder: Path) -> None:
-    """Write the marker that makes a folder count; last of all files."""
+    """Mark a folder as complete; to be called after all its files are written."""
     with contextlib.suppress(FileNotFoundError):
         (folder / FAILED).unlink()
     write_text(folder / DONE, "")
@@ -111,9 +111,9 @@ def mark_done(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a folder; yields False if another process holds it for longer than `patience` and `wait` is off.
+    """Lock a folder; yields False if another process holds it for longer than `patience` seconds and `wait` is off.
 
-    The lock is the kernel's and dies with its process. What a killed process left half-written is removed.
+    The lock is the kernel's and is released when its process dies, whose temporary files are then removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)

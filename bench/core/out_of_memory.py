@@ -1,7 +1,7 @@
-"""Micro-batches: what does not fit into memory at once is gone through in parts, with the result of the whole.
+"""Split a batch into micro-batches when it does not fit into memory, and try again with smaller ones.
 
-A method's two halves are pure, and its loss per sample knows the labels of the whole step; so a part is a slice.
-Without BatchNorm and dropout, which look at the samples that they get together, parts change nothing but rounding.
+A method's two halves are pure, and its loss per sample knows the labels of the whole step, so a micro-batch is a slice.
+Without BatchNorm and dropout, which depend on the samples in a batch, results equal those of the whole up to rounding.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench.core.device import release
-from bench.core.pass_counter import Counter
+from bench.core.device import release_memory
+from bench.core.pass_counter import PassCounter
 from bench.errors import BenchError
 
 Result = TypeVar("Result")
 
-# The last is what cuDNN's convolutions say when no algorithm finds room for its workspace.
-WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
+# The last is cuDNN's message when no convolution algorithm finds room for its workspace.
+MESSAGES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
 
 
-class Cut:
-    """How many samples go through a network at once.
+class BatchLimit:
+    """How many samples go through a network at once; halved whenever memory runs out.
 
     Args:
-        what: whose samples, for messages.
-        size: at most; None is all of them.
-        least: the smallest size that is tried.
-        refusal: why there can be no parts; "" if there can.
-        tell: is told when memory has run out.
-        counter: counts passes; those of what has failed are taken back.
+        what: job or attack, for messages.
+        size: the largest micro-batch; None is the whole batch.
+        least: the smallest micro-batch that is tried.
+        refusal: why a batch cannot be split; "" if it can.
+        tell: called with a message when memory has run out.
+        counter: counts passes; those of a failed attempt are taken back.
 
     Attributes:
-        since: where memory first ran out, as the caller names places; None if it never did.
+        first_at: position at which memory first ran out, such as (epoch, step); None if it never did.
     """
 
     def __init__(
@@ -44,64 +44,64 @@ class Cut:
         least: int = 1,
         refusal: str = "",
         tell: Callable[[str], None] | None = None,
-        counter: Counter | None = None,
+        counter: PassCounter | None = None,
     ) -> None:
         self.what, self.size, self.least, self.refusal, self.tell = what, size, least, refusal, tell
-        self.counter = counter or Counter()
-        self.since: list[int] | None = None
+        self.counter = counter or PassCounter()
+        self.first_at: list[int] | None = None
 
     def spans(self, n: int) -> list[tuple[int, int]]:
-        """From which sample to which each part goes; as even as they can be, none for no samples."""
+        """(start, end) of the micro-batches of n samples, as even as possible; none for no samples."""
         count = -(-n // min(n, self.size or n)) if n else 0
         edges = [n * i // count for i in range(count + 1)] if count else []
         return list(zip(edges[:-1], edges[1:], strict=True))
 
-    def spared(self, work: Callable[[], Result], n: int, place: Sequence[int] = ()) -> Result:
-        """Do what can be done again, with parts half as large whenever memory runs out.
+    def retry_smaller(self, work: Callable[[], Result], n: int, position: Sequence[int] = ()) -> Result:
+        """Call `work`; if memory runs out, call it again with micro-batches half as large.
 
         Args:
-            work: cuts n samples by `spans`, anew each time.
+            work: splits n samples by `spans`, anew at each call.
             n: samples.
-            place: where this happens, to be remembered.
+            position: see `first_at`.
 
         Raises:
-            BenchError: if there can be no parts, or no smaller ones.
+            BenchError: if the batch cannot be split, or no smaller.
         """
         before = self.counter.snapshot()
         while True:
             try:
                 return work()
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                self._halve(n, place)
+                self._halve(n, position)
             self.counter.restore(before)
-            release()  # only here, past the handler, does nothing hold on to what the attempt has allocated
+            release_memory()  # after the handler: inside it the traceback holds what the attempt has allocated
 
     def row(self) -> dict[str, int]:
-        """What the history says of an epoch: nothing where batches are whole."""
+        """Fields for an epoch in history.jsonl: none where batches are whole."""
         return {} if self.size is None else {"micro_batch": self.size}
 
     def describe(self, *, asked: int | None, exact: bool) -> dict[str, Any] | None:
-        """What run.json says; None where batches are whole.
+        """Fields for run.json; None where batches are whole.
 
         Args:
             asked: the size that the user has given.
-            exact: whether parts give what the whole gives.
+            exact: whether micro-batches give the result of the whole batch, up to rounding.
         """
         if self.size is None:
             return None
-        return {"size": self.size, "asked": asked, "out_of_memory_at": self.since, "exact": exact}
+        return {"size": self.size, "asked": asked, "out_of_memory_at": self.first_at, "exact": exact}
 
-    def state(self) -> dict[str, Any]:
-        """What a state must hold."""
-        return {"size": self.size, "since": self.since}
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on; stored in state.pt."""
+        return {"size": self.size, "since": self.first_at}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self.size, self.since = state["size"], state["since"]
+        self.size, self.first_at = state["size"], state["since"]
 
-    def _halve(self, n: int, place: Sequence[int]) -> None:
+    def _halve(self, n: int, position: Sequence[int]) -> None:
         size = min(n, self.size or n)
         if self.refusal:
             raise BenchError(f"{self.what}: out of memory with {size} samples at once; {self.refusal}") from None
@@ -111,24 +111,26 @@ class Cut:
                 "model or a device with more memory"
             ) from None
         self.size = max(self.least, -(-size // 2))
-        self.since = self.since or list(place)
+        self.first_at = self.first_at or list(position)
         if self.tell is not None:
             self.tell(f"out of memory with {size} samples at once: going on with {self.size}")
 
 
-def smallest(states: Sequence[Mapping[str, Any]]) -> Cut:
-    """What stands for the cuts of several processes: the smallest size, and where memory first ran out in any.
+def merge_limits(states: Sequence[Mapping[str, Any]]) -> BatchLimit:
+    """One limit for several processes: the smallest size, and the first position at which memory ran out in any.
 
     Args:
-        states: of the cuts, as `Cut.state` gives them; of none, nothing is cut.
+        states: what `BatchLimit.state_dict` returned in each process.
     """
-    found = Cut("all processes", min((state["size"] for state in states if state["size"] is not None), default=None))
-    found.since = min((state["since"] for state in states if state["since"] is not None), default=None)
-    return found
+    merged = BatchLimit(
+        "all processes", min((state["size"] for state in states if state["size"] is not None), default=None)
+    )
+    merged.first_at = min((state["since"] for state in states if state["since"] is not None), default=None)
+    return merged
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device or the host has run out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
     )

@@ -1,4 +1,4 @@
-"""Counts the passes through every network of a run, in samples."""
+"""Counting of forward and backward passes through the networks of a run, in samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 KINDS = ("forward", "input_grad", "backward")
 
 
-class Counter:
+class PassCounter:
     """Hooks that count forward, input-gradient and weight-gradient passes, in one column per owner.
 
     A backward pass counts as input gradient if the input of the network asks for a gradient, else as a pass to the
@@ -36,8 +36,8 @@ class Counter:
         return model.register_forward_hook(after)
 
     @contextmanager
-    def into(self, owner: str) -> Iterator[None]:
-        """Count everything in another column meanwhile: "validation"."""
+    def count_as(self, owner: str) -> Iterator[None]:
+        """Count everything in another column within this context: "validation"."""
         before, self._override = self._override, owner
         try:
             yield
@@ -48,12 +48,12 @@ class Counter:
         """The counts as they are, for `restore`."""
         return {owner: dict(column) for owner, column in self.counts.items()}
 
-    def take_in(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Add what another process has counted."""
+    def add(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Add the counts of another process."""
         for owner, column in counts.items():
-            own = self.counts.setdefault(owner, dict.fromkeys(KINDS, 0))
+            total = self.counts.setdefault(owner, dict.fromkeys(KINDS, 0))
             for kind, n in column.items():
-                own[kind] += n
+                total[kind] += n
 
     def restore(self, counts: Mapping[str, Mapping[str, int]]) -> None:
         """Go on from stored counts."""

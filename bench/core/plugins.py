@@ -1,4 +1,4 @@
-"""Plug-ins of the user's own: Python files or installed modules that register methods, attacks, data sets, models."""
+"""Loading of plug-ins: Python files or installed modules that register methods, attacks, data sets or models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job tells the person in front of it, and when it is asked to stop."""
+"""Progress of a job: running figures, log lines, and requests to stop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Progress:
     gpu: str | None = None
 
     def update(self, done: int, total: int, text: str) -> None:
-        """So many units of so many are done; `text` is the running figure."""
+        """Show that `done` of `total` units are done; `text` is the running figure."""
 
     def line(self, text: str) -> None:
-        """A line worth keeping: it goes to the run's log."""
+        """Write a line to the run's log."""
         log.info("%s", text)
 
     @property
@@ -33,25 +33,25 @@ class Progress:
         """Whether the job should save and stop."""
         return False
 
-    def check(self, agree: Callable[[bool], bool] = bool) -> None:
-        """Stop here if asked to; for places where nothing needs saving.
+    def check(self, any_rank: Callable[[bool], bool] = bool) -> None:
+        """Raise if the job should stop; for places where nothing needs saving.
 
         Args:
-            agree: asks whether any of several processes should stop.
+            any_rank: whether a flag is set in any of several processes.
 
         Raises:
             Interrupted: if the job should stop.
         """
-        if agree(self.stopping):
+        if any_rank(self.stopping):
             raise Interrupted("stopped on request; run the same command again to go on")
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append what is logged meanwhile to a file."""
+    """Append to a file what is logged within this context."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # The reference implementation of AutoAttack says under its own name what it finds odd about a model.
+    # The reference implementation of AutoAttack logs its warnings about a model under its own name.
     loggers = [logging.getLogger(name) for name in ("bench", "auto-attack")]
     for logger in loggers:
         logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Random streams that are derived, never shared: a seed and a purpose give a stream, whatever else was drawn.
+"""Random streams, each derived from a seed and a purpose, so that none depends on what another has drawn.
 
 No stream has a state that must be saved: the stream of a training step follows from the run's seed, the epoch and
 the step, so a resumed run draws what the undisturbed one would have drawn.
@@ -27,7 +27,7 @@ def generator(device: torch.device | str, seed: int, *purpose: str | int) -> tor
 
 
 def sample_generator(seed: int, *purpose: str | int, block: int, samples: Sequence[int]) -> SampleGenerator:
-    """A generator on the CPU for a block, from which each sample draws what belongs to it, whatever block it is in."""
+    """A CPU generator for a block of samples; what a sample draws does not depend on the block it is in."""
     keys = [derive(seed, *purpose, "sample", number) for number in samples]
     return SampleGenerator(derive(seed, *purpose, block), keys)
 
@@ -35,7 +35,7 @@ def sample_generator(seed: int, *purpose: str | int, block: int, samples: Sequen
 def seed_global(device: torch.device, seed: int) -> None:
     """Seed the global streams of the CPU and of a device.
 
-    `torch.manual_seed` does so for every device there might be, which takes a millisecond where there is none.
+    `torch.manual_seed` tries every kind of device, which takes a millisecond where there is none.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,12 +1,12 @@
-"""Values written as text: numbers, fractions such as 8/255, true and false, lists."""
+"""Parsing of values written as text: numbers, fractions such as 8/255, true and false, tuples."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def radius(text: str | float) -> float:
-    """A number, also written as a fraction: "8/255".
+def parse_number(text: str | float) -> float:
+    """A number from text, which may be a fraction: "8/255".
 
     Raises:
         ValueError: if it is neither.
@@ -17,15 +17,15 @@ def radius(text: str | float) -> float:
     return float(text)
 
 
-def scalar(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A value from the command line: a number, a fraction, true or false, none, a tuple, else the text itself."""
     word = text.strip()
     constants = {"true": True, "false": False, "none": None}
     if word.lower() in constants:
         return constants[word.lower()]
     if "," in word:
-        return tuple(scalar(part) for part in word.strip("()[]").split(",") if part.strip())
-    for convert in (int, radius):
+        return tuple(parse_value(part) for part in word.strip("()[]").split(",") if part.strip())
+    for convert in (int, parse_number):
         try:
             return convert(word)
         except (ValueError, ZeroDivisionError):

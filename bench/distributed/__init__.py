@@ -1,1 +1,1 @@
-"""Several processes that work together: the process group, control, DistributedDataParallel."""
+"""Training in several processes: the process group, torch.distributed, and commands from the main process."""

@@ -1,7 +1,7 @@
-"""The processes that torchrun has started: which one this is, and how the first tells the others what to do.
+"""Control of torchrun's processes: which one this is, and how the first sends jobs to the others.
 
-They talk over a connection each, apart from the one for tensors: a process that dies closes its own, however it dies,
-and nobody waits for a sum that will never come. Free of torch.
+Each of the others has a connection to the first, apart from the process group for tensors: a process that dies closes
+its connection, however it dies, and no process waits for an all-reduce that never completes. Free of torch.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from typing import Any, NoReturn
 from bench.core.progress import log
 from bench.errors import BenchError
 
-GRACE_SECONDS = 60.0  # that a process which has failed waits for the others to fail in the same place
-Outcome = tuple[str, "str | None"]
+GRACE_SECONDS = 60.0  # between the failure of one process and the end of those that wait for it in a training
+JobOutcome = tuple[str, "str | None"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of several processes this is.
+class ProcessInfo:
+    """Rank of this process among those of a torchrun.
 
     Attributes:
-        rank, size: number, from 0, and count over all machines.
-        local: number on this machine.
+        rank, size: rank, from 0, and number of processes over all machines.
+        local_rank: rank on this machine.
     """
 
     rank: int
     size: int
-    local: int
+    local_rank: int
 
     def __str__(self) -> str:
         return f"process {self.rank + 1} of {self.size}"
 
 
-def place() -> Place | None:
-    """What torchrun says of this process; None if it is alone."""
-    words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if not all(word.isdecimal() for word in words) or int(words[1]) < 2:
+def process_info() -> ProcessInfo | None:
+    """What torchrun's environment variables say of this process; None if it is alone."""
+    values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(value.isdecimal() for value in values) or int(values[1]) < 2:
         return None
-    return Place(*map(int, words))
+    return ProcessInfo(*map(int, values))
 
 
-def end(place: Place, sentence: str) -> NoReturn:
-    """End this process at once, from whatever thread, with a sentence: it may be waiting for what never comes."""
+def abort(process: ProcessInfo, sentence: str) -> NoReturn:
+    """End this process at once, from any thread: the main one may be waiting for an all-reduce that never completes."""
     log.error("%s", sentence)
-    print(f"bench: {place}: {sentence}", file=sys.stderr, flush=True)
+    print(f"bench: {process}: {sentence}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -59,7 +59,7 @@ class Leader:
     """The first process's connections to the others.
 
     Args:
-        place: of this process.
+        process: this one.
         others: a connection to each of the others, in the order of their ranks.
         grace: seconds, see `GRACE_SECONDS`.
         quit: ends this process with a sentence.
@@ -67,77 +67,77 @@ class Leader:
 
     def __init__(
         self,
-        place: Place,
+        process: ProcessInfo,
         others: Sequence[Connection],
         grace: float = GRACE_SECONDS,
-        quit: Callable[[Place, str], None] = end,
+        quit: Callable[[ProcessInfo, str], None] = abort,
     ) -> None:
-        self.place, self.others, self.grace, self.quit = place, others, grace, quit
-        self._outcomes: list[queue.Queue[Outcome]] = [queue.Queue() for _ in others]
-        self._turn: object | None = None  # the training that is open
-        self._over = False
+        self.process, self.others, self.grace, self.quit = process, others, grace, quit
+        self._outcomes: list[queue.Queue[JobOutcome]] = [queue.Queue() for _ in others]
+        self._training: object | None = None  # the one that all processes are in
+        self._dismissed = False
         for number in range(len(others)):
             threading.Thread(target=self._listen, args=(number,), daemon=True).start()
 
-    def tell(self, number: int, order: str, job: Any) -> None:
-        """Give another process, the number-th from 0, something to do."""
-        with contextlib.suppress(OSError):  # who does not listen has died, which the listening thread notices
+    def send(self, number: int, order: str, job: Any) -> None:
+        """Send an order to another process, the number-th from 0."""
+        with contextlib.suppress(OSError):  # a process that has died is noticed by the listening thread
             self.others[number].send((order, job))
 
-    def outcome(self, number: int) -> Outcome:
-        """How another process has ended what it was told."""
+    def outcome(self, number: int) -> JobOutcome:
+        """Wait for the outcome of the last order to another process."""
         return self._outcomes[number].get()
 
     @contextlib.contextmanager
-    def together(self, job: Any) -> Iterator[None]:
-        """Have every process train a job meanwhile.
+    def run_on_all(self, job: Any) -> Iterator[None]:
+        """Within this context every process trains the job.
 
         Raises:
             BenchError: if one of the others has failed.
         """
-        self._turn = object()
+        self._training = object()
         for number in range(len(self.others)):
-            self.tell(number, "train", job)
+            self.send(number, "train", job)
         try:
             yield
         except BaseException as error:
-            with self._patience(f"has failed, and the others wait for it: {error}"):
+            with self._deadline(f"has failed, and the others wait for it: {error}"):
                 for number in range(len(self.others)):
                     self.outcome(number)
             raise
         finally:
-            self._turn = None
+            self._training = None
         for number in range(len(self.others)):
-            how, sentence = self.outcome(number)
-            if how == "failed":
-                raise BenchError(f"process {number + 2} of {self.place.size}: {sentence}")
+            status, sentence = self.outcome(number)
+            if status == "failed":
+                raise BenchError(f"process {number + 2} of {self.process.size}: {sentence}")
 
     def dismiss(self) -> None:
-        """Let the others end."""
-        self._over = True
+        """Tell the other processes to end."""
+        self._dismissed = True
         for other in self.others:
             with contextlib.suppress(OSError):
                 other.send(None)
 
     def _listen(self, number: int) -> None:
-        """Pass on what another process says; its silence for good, unless it was dismissed, ends this one."""
+        """Queue the outcomes of another process; end this one if that dies before it is dismissed."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                how, sentence = self.others[number].recv()
-                if how == "failed":
-                    self._watch(number, str(sentence))
-                self._outcomes[number].put((how, sentence))
-        if not self._over:
+                status, sentence = self.others[number].recv()
+                if status == "failed":
+                    self._abort_unless_training_ends(number, str(sentence))
+                self._outcomes[number].put((status, sentence))
+        if not self._dismissed:
             self.quit(
-                self.place,
-                f"process {number + 2} of {self.place.size} has ended before its work was done; what is stored is "
+                self.process,
+                f"process {number + 2} of {self.process.size} has ended before its work was done; what is stored is "
                 "whole, run the same command again to go on",
             )
 
     @contextlib.contextmanager
-    def _patience(self, sentence: str) -> Iterator[None]:
-        """End this process with a sentence if what it does meanwhile takes too long."""
-        timer = threading.Timer(self.grace, lambda: self.quit(self.place, sentence))
+    def _deadline(self, sentence: str) -> Iterator[None]:
+        """End this process if the context takes longer than the grace period."""
+        timer = threading.Timer(self.grace, lambda: self.quit(self.process, sentence))
         timer.daemon = True
         timer.start()
         try:
@@ -145,15 +145,15 @@ class Leader:
         finally:
             timer.cancel()
 
-    def _watch(self, number: int, sentence: str) -> None:
-        """See that this process does not wait for good for one that has failed in a training; else none waits."""
-        turn = self._turn
-        if turn is None:
+    def _abort_unless_training_ends(self, number: int, sentence: str) -> None:
+        """End this process if, after the grace period, it still waits for one that has failed in a training."""
+        training = self._training
+        if training is None:
             return
 
         def give_up() -> None:
-            if self._turn is turn:
-                self.quit(self.place, f"process {number + 2} of {self.place.size} has failed: {sentence}")
+            if self._training is training:
+                self.quit(self.process, f"process {number + 2} of {self.process.size} has failed: {sentence}")
 
         timer = threading.Timer(self.grace, give_up)
         timer.daemon = True
@@ -164,23 +164,25 @@ class Follower:
     """Another process's connection to the first.
 
     Args:
-        place: of this process.
+        process: this one.
         first: the connection.
         quit: ends this process with a sentence.
     """
 
-    def __init__(self, place: Place, first: Connection, quit: Callable[[Place, str], None] = end) -> None:
-        self.place, self.first, self.quit = place, first, quit
+    def __init__(
+        self, process: ProcessInfo, first: Connection, quit: Callable[[ProcessInfo, str], None] = abort
+    ) -> None:
+        self.process, self.first, self.quit = process, first, quit
         self._orders: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def orders(self) -> Iterator[tuple[str, Any]]:
-        """What the first process tells this one to do, until it is dismissed."""
+        """Orders of the first process, until it dismisses this one."""
         while (order := self._orders.get()) is not None:
             yield order
 
-    def report(self, outcome: Outcome) -> None:
-        """Say how it ended."""
+    def report(self, outcome: JobOutcome) -> None:
+        """Send the outcome of the last order to the first process."""
         with contextlib.suppress(OSError):
             self.first.send(outcome)
 
@@ -191,4 +193,4 @@ class Follower:
                 order = self.first.recv()
                 self._orders.put(order)
             return
-        self.quit(self.place, "the first process has ended; what is stored is whole, run the same command again")
+        self.quit(self.process, "the first process has ended; what is stored is whole, run the same command again")

@@ -194,7 +194,7 @@ def _about(source: Mapping[str, str], teacher: nn.Module, dataset: str, norm: st
 
 
 def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Card:
-    devices.prepare(under.device, under.threads, under.deterministic)
+    devices.configure(under.device, under.threads, under.deterministic)
     test = limit(parts.test, n, "card")
     outcomes = evaluate(
         teacher.to(under.device), to_float(test.x), test.y,
@@ -203,13 +203,13 @@ def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Car
         class_names=parts.class_names,
     )  # fmt: skip
     teacher.to("cpu")
-    devices.release()
+    devices.release_memory()
     settings = {name: value for name, value in ATTACKS.sketch(ATTACK).settings.items() if name != "threat"}
     return {
         "attack": ATTACK, "attack_settings": settings, "seed": 0, "n": n, "of": len(parts.test),
         "date": datetime.now(timezone.utc).date().isoformat(), "class_names": list(parts.class_names),
         CLEAN: _figures(outcomes, CLEAN), "robust": _figures(outcomes, ATTACK),
-        "versions": devices.versions(), "hardware": devices.describe(under.device, under.threads),
+        "versions": devices.versions(), "hardware": devices.hardware(under.device, under.threads),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from attacks.threat import ThreatModel
 from bench.config.stop_rules import Rule
 from bench.core import device as devices
 from bench.core import files
-from bench.core.out_of_memory import Cut
+from bench.core.out_of_memory import BatchLimit
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
 from bench.errors import BenchError
@@ -85,8 +85,8 @@ def evaluate(
 
 def _predicted(model: nn.Module, x: Tensor, device: torch.device, block: int, progress: Progress) -> Tensor:
     """Predicted classes (n,) on the CPU, in blocks that are halved where memory runs out."""
-    cut = Cut("evaluate", tell=progress.line)
-    return cut.spared(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))
+    cut = BatchLimit("evaluate", tell=progress.line)
+    return cut.retry_smaller(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))
 
 
 def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
@@ -172,5 +172,5 @@ def _facts(
         "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),
         "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
-        "versions": devices.versions(), "hardware": devices.describe(job.device, job.threads), **more,
+        "versions": devices.versions(), "hardware": devices.hardware(job.device, job.threads), **more,
     }  # fmt: skip

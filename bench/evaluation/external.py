@@ -119,5 +119,5 @@ def _description(run: RunSettings, model: str, parts: Parts, label: str, key: st
             "test_hash": parts.test_hash,
         },
         "teachers": {}, "warm_start": None, "passes": {}, "versions": devices.versions(),
-        "hardware": devices.describe("cpu", run.threads),
+        "hardware": devices.hardware("cpu", run.threads),
     }  # fmt: skip

@@ -22,8 +22,8 @@ from attacks.fast.prepared import Prepared
 from attacks.threat import ThreatModel, distance
 from bench.config.stop_rules import Rule
 from bench.core import files
-from bench.core.out_of_memory import Cut
-from bench.core.pass_counter import Counter
+from bench.core.out_of_memory import BatchLimit
+from bench.core.pass_counter import PassCounter
 from bench.core.progress import Progress
 from bench.core.seeding import forked, sample_generator
 from bench.errors import BenchError
@@ -152,7 +152,7 @@ class _Walk:
         self.prefix = "" if self.part is None else "part {}/{}: ".format(*self.part)
         self.timer = files.Timer()
         self._prepared: Prepared | None = None
-        self.cut = Cut(f"attack {self.name}", tell=self.progress.line)
+        self.cut = BatchLimit(f"attack {self.name}", tell=self.progress.line)
 
     def run(self, stages: Mapping[str, Attack], clean: Tensor | None) -> None:
         """Clean predictions, unless they are known, then stage after stage, until a rule stops it."""
@@ -171,7 +171,7 @@ class _Walk:
         for b, rows in self.blocks.items():
             done = pairs.read(self.folder, pairs.CLEAN, b)
             if done is None:
-                spared = partial(self.cut.spared, partial(self._clean, rows), len(rows))
+                spared = partial(self.cut.retry_smaller, partial(self._clean, rows), len(rows))
                 found = spared() if known is None else known[rows]
                 done = {"prediction": found.tolist()}
                 pairs.write(self.folder, pairs.CLEAN, b, done)
@@ -267,7 +267,7 @@ class _Walk:
             spans = self.cut.spans(len(due))
             return _joined([self._part(searched, stage, label, b, due[first:last]) for first, last in spans])
 
-        done = self.cut.spared(work, len(due))
+        done = self.cut.retry_smaller(work, len(due))
         self.pace.add(number, len(due), sum(done["passes"].values()), timer.seconds)
         return done
 
@@ -295,7 +295,7 @@ def _attack_block(
 ) -> dict[str, Any]:  # fmt: skip
     """Predictions under attack of one block, and the passes it took."""
     x, y = x.to(device), y.to(device)
-    counter = Counter()
+    counter = PassCounter()
     networks = searched.networks if isinstance(searched, Prepared) else (searched,)
     watches = [counter.watch(network, "attack") for network in networks]
     given = _snapshot(model)

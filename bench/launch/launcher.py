@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.core import files
 from bench.core.progress import Progress
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.launch.display import Display, Shown
 from bench.launch.scheduler import RETRY_SECONDS, Report, Schedule, Site
 from bench.launch.worker import run_job, stop_requests
@@ -36,7 +36,7 @@ def launch(
     gpus: Sequence[str] = (),
     display: Display | None = None,
     done: Iterable[str] = (),
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Run what is missing of a plan.
 
@@ -47,19 +47,19 @@ def launch(
         gpus: what CUDA_VISIBLE_DEVICES calls the GPUs that workers are bound to, in turn; () binds none.
         display: shows progress.
         done: keys of runs outside the plan that its jobs start from.
-        team: the processes of a torchrun, of which this is the first; they take the place of workers.
+        group: the processes of a torchrun, of which this is the first; they take the place of workers.
 
     Returns:
         What was done and what failed; a failed job does not stop the others.
     """
-    several = None if team is None else team.leader
-    count = workers if team is None else team.size
+    several = None if group is None else group.leader
+    count = workers if group is None else group.size
     schedule = Schedule(plan, site, done, count, own_devices=bool(gpus) or several is not None)
     with stop_requests() as stopping:
-        if team is not None and several is not None:
+        if group is not None and several is not None:
             from bench.launch.torchrun import lead
 
-            lead(schedule, site, display or Display(), stopping, team, several)
+            lead(schedule, site, display or Display(), stopping, group, several)
         elif workers == 1 and not gpus:
             _run_here(schedule, site, display or Display(), stopping)
         else:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from bench.config.settings import RunSettings
 from bench.core import device
 from bench.core.progress import Progress
-from bench.distributed import control as ranks
-from bench.distributed.control import Follower, Leader, Outcome
-from bench.distributed.team import Team
+from bench.distributed import control
+from bench.distributed.control import Follower, JobOutcome, Leader
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.launch.display import Display, Shown
 from bench.launch.scheduler import RETRY_SECONDS, Schedule, Site
@@ -25,18 +25,18 @@ from bench.plan.jobs import Job, TrainJob
 
 
 def lead(
-    schedule: Schedule, site: Site, display: Display, stopping: threading.Event, team: Team, leader: Leader
+    schedule: Schedule, site: Site, display: Display, stopping: threading.Event, group: ProcessGroup, leader: Leader
 ) -> None:
     """Run a schedule with all processes, from the first of them."""
     while schedule.waiting and not stopping.is_set():
-        jobs = _due(schedule, team.size)
+        jobs = _due(schedule, group.size)
         if not jobs:
             if schedule.waiting:
                 time.sleep(RETRY_SECONDS / 4)
             continue
         for number, job in enumerate(jobs[1:]):
-            leader.tell(number, "job", job)
-        found = [run_job(jobs[0], site, Shown(jobs[0], display, stopping), team)]
+            leader.send(number, "job", job)
+        found = [run_job(jobs[0], site, Shown(jobs[0], display, stopping), group)]
         found += [leader.outcome(number) for number in range(len(jobs) - 1)]
         for job, (outcome, sentence) in zip(jobs, found, strict=True):
             schedule.end(job, outcome, sentence)
@@ -59,18 +59,20 @@ def _due(schedule: Schedule, size: int) -> list[Job]:
     return jobs
 
 
-def follow(follower: Follower, site: Site, team: Team) -> None:
+def follow(follower: Follower, site: Site, group: ProcessGroup) -> None:
     """Do what the first process says, until it dismisses this one."""
     with stop_requests() as stopping:
         for order, job in follower.orders():
             progress = Shown(job, Display(), stopping)
-            follower.report(run_job(job, site, progress) if order == "job" else _train_along(job, site, progress, team))
+            follower.report(
+                run_job(job, site, progress) if order == "job" else _train_along(job, site, progress, group)
+            )
 
 
-def _train_along(job: Job, site: Site, progress: Progress, team: Team) -> Outcome:
+def _train_along(job: Job, site: Site, progress: Progress, group: ProcessGroup) -> JobOutcome:
     """Take part in a training that the first process leads; it alone holds the folder and writes there."""
     try:
-        work(job, site, progress, team)
+        work(job, site, progress, group)
     except Interrupted:
         return "interrupted", None
     except BenchError as error:
@@ -81,32 +83,32 @@ def _train_along(job: Job, site: Site, progress: Progress, team: Team) -> Outcom
 
 
 @contextmanager
-def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, Team | None]]:
+def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, ProcessGroup | None]]:
     """The device that settings resolve to, and the processes of a torchrun, or this one alone.
 
-    In all of these but the first there is no team: they do what they are told, and then nothing is left to do.
+    In all of these but the first there is no group: they do what they are told, and then nothing is left to do.
 
     Raises:
         UsageError: if the settings do not go with the processes.
     """
-    place = ranks.place()
-    if place is None:
+    process = control.process_info()
+    if process is None:
         if settings.sync_bn:
             raise UsageError("--sync-bn: is for several processes that train one model; start them with torchrun")
-        yield device.resolve(settings.device), Team()
+        yield device.resolve(settings.device), ProcessGroup()
         return
     if settings.gpus is not None or settings.workers is not None:
         raise UsageError("--gpus, --workers: torchrun's processes take their place; leave them out")
-    from bench.distributed import ddp as distributed
+    from bench.distributed import ddp
 
     if settings.device != "cpu":
-        distributed.claim_gpu(place)
+        ddp.claim_gpu(process)
     name = device.resolve(settings.device)
-    distributed.check(name, sync_bn=settings.sync_bn)
-    team, follower = distributed.join(place, name, sync_bn=settings.sync_bn)
+    ddp.check(name, sync_bn=settings.sync_bn)
+    group, follower = ddp.join(process, name, sync_bn=settings.sync_bn)
     try:
         if follower is not None:
-            follow(follower, site, team)
-        yield name, None if follower else team
+            follow(follower, site, group)
+        yield name, None if follower else group
     finally:
-        distributed.leave(team)
+        ddp.leave(group)

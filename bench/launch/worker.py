@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.core import files
 from bench.core.progress import Progress, log_to
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted
 from bench.launch.scheduler import Site
 from bench.plan.jobs import PARTIAL, EvalJob, Job, TrainJob, title
@@ -40,14 +40,14 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) -> tuple[str, str | None]:
+def run_job(job: Job, site: Site, progress: Progress, group: ProcessGroup | None = None) -> tuple[str, str | None]:
     """Run one job under the lock of its folder.
 
     Args:
         job: what to run.
         site: folders and plug-ins.
         progress: receives progress and says when to stop.
-        team: the processes that train together, of which this is the first; an evaluation is for one alone.
+        group: the processes that train together, of which this is the first; an evaluation is for one alone.
 
     Returns:
         "done", "busy", "interrupted" or "failed", and the sentence of a failure.
@@ -63,7 +63,7 @@ def run_job(job: Job, site: Site, progress: Progress, team: Team | None = None) 
         with log_to(folder / "log.txt"):
             progress.line(f"begin: {title(job)}{_on(progress.gpu)}")
             try:
-                work(job, site, progress, team or Team())
+                work(job, site, progress, group or ProcessGroup())
             except Interrupted:
                 return "interrupted", None
             except Exception as error:
@@ -76,20 +76,20 @@ def _on(gpu: str | None) -> str:
     return "" if gpu is None else f" on GPU {gpu}"
 
 
-def work(job: Job, site: Site, progress: Progress, team: Team) -> None:
-    """Run one job, whose folder is held; in every process of a team if it is a training."""
+def work(job: Job, site: Site, progress: Progress, group: ProcessGroup) -> None:
+    """Run one job, whose folder is held; in every process of the group if it is a training."""
     from bench.core import device
     from bench.data.splits import load
     from bench.evaluation.evaluate import evaluate_job
     from bench.training.trainer import train
     from methods.registry import METHODS
 
-    steady = isinstance(job, TrainJob) and not METHODS.sketch(job.method).fact("drops_rows")
-    device.prepare(job.device, job.threads, job.deterministic, steady=steady)
+    fixed_sizes = isinstance(job, TrainJob) and not METHODS.sketch(job.method).fact("drops_rows")
+    device.configure(job.device, job.threads, job.deterministic, fixed_sizes=fixed_sizes)
     if isinstance(job, TrainJob):
-        with team.together(job):
+        with group.run_on_all(job):
             parts = load(job.dataset, site.data_dir, download=site.download, train_limit=job.train_limit)
-            train(job, parts, site.out, site.data_dir, progress, download=site.download, team=team)
+            train(job, parts, site.out, site.data_dir, progress, download=site.download, group=group)
     else:
         parts = load(job.dataset, site.data_dir, download=site.download)
         described = files.read_json(site.out / job.run / "run.json")

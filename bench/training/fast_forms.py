@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.contexts import mode
 from attacks.fast.folded import Folded
 from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, met_layers
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 
 EXAMPLES = 32  # samples that a form is tried on
 
@@ -70,7 +70,7 @@ class Forms:
 
     def __init__(
         self, model: nn.Module, teachers: Mapping[str, nn.Module], example: Tensor, switches: Collection[str],
-        *, counter: Counter, warn: Callable[[str], None],
+        *, counter: PassCounter, warn: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.model, self.switches, self.warn = model, set(switches), warn
         self.left_out: list[str] = []

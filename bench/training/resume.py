@@ -12,38 +12,43 @@ import torch
 from torch import Tensor
 
 from bench.core import files
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 def save_state(
-    path: Path, groups: Groups, position: Mapping[str, Any], *, team: Team | None = None, own: Sequence[str] = ()
+    path: Path,
+    groups: Groups,
+    position: Mapping[str, Any],
+    *,
+    group: ProcessGroup | None = None,
+    own: Sequence[str] = (),
 ) -> None:
     """Write tensors in named groups and plain figures, whole; the file loads with weights_only.
 
     Args:
-        path: the file, which the first process of a team writes.
+        path: the file, which the first process of the group writes.
         groups: name -> tensors by name.
         position: what JSON can hold.
-        team: the processes that train together; each of them must call this.
+        group: the processes that train together; each of them must call this.
         own: groups that a process has for itself; those of the others are kept where they differ.
 
     Names are made anew and tensors copied: pickle writes an object that it has seen before as a reference, and what
     a resumed process shares differs from what an undisturbed one does.
     """
     tensors = {
-        f"{group}/{name}": tensor.detach().cpu().clone().contiguous()
-        for group, named in groups.items()
+        f"{kind}/{name}": tensor.detach().cpu().clone().contiguous()
+        for kind, named in groups.items()
         for name, tensor in named.items()
     }
-    if team is not None:
-        every = team.gather({name: tensor for name, tensor in tensors.items() if name.partition("/")[0] in own})
+    if group is not None:
+        every = group.gather({name: tensor for name, tensor in tensors.items() if name.partition("/")[0] in own})
         for rank, theirs in enumerate(every[1:], start=1):
             differing = {name: t for name, t in theirs.items() if name not in tensors or not t.equal(tensors[name])}
             tensors |= {f"{name}@{rank}": tensor for name, tensor in differing.items()}
-        if not team.leads:
+        if not group.is_main:
             return
     buffer = io.BytesIO()
     torch.save({"tensors": tensors, "position": json.dumps(position)}, buffer)
@@ -63,8 +68,8 @@ def load_state(path: Path, device: torch.device, rank: int = 0) -> tuple[dict[st
         for full, tensor in sorted(stored["tensors"].items(), key=lambda item: "@" in item[0]):
             name, _, owner = full.partition("@")
             if owner in ("", str(rank)):
-                group, _, name = name.partition("/")
-                groups[group][name] = tensor
+                kind, _, name = name.partition("/")
+                groups[kind][name] = tensor
     except Exception as error:  # torch raises many kinds for a damaged file; the remedy is the same
         raise BenchError(f"{path}: cannot be resumed from ({error}); delete the folder and run again") from error
     return groups, position

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.core import device as devices
-from bench.core.out_of_memory import Cut
+from bench.core.out_of_memory import BatchLimit
 from bench.data.splits import Part, Parts
 from bench.plan.jobs import FORMAT, TrainJob
 from methods.base import HIDDEN
@@ -15,7 +15,7 @@ from methods.base import HIDDEN
 
 def description(
     job: TrainJob, parts: Parts, train: Part, *, epoch_best: int | None, passes: Mapping[str, Mapping[str, int]],
-    processes: Mapping[str, Any], arithmetic: Mapping[str, Any], cut: Cut, exact: bool,
+    processes: Mapping[str, Any], arithmetic: Mapping[str, Any], cut: BatchLimit, exact: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of run.json.
 
@@ -25,7 +25,7 @@ def description(
         train: the training samples, as the method sees them.
         epoch_best: epoch of the best weights so far, None if none are kept.
         passes: made so far, of all processes together.
-        processes: how many trained it, and whose statistics BatchNorm has used, see `Team.describe`.
+        processes: how many trained it, and whose statistics BatchNorm has used, see `ProcessGroup.describe`.
         arithmetic: switches and precision of the networks, see `Forms.facts`.
         cut: the smallest micro-batches of any process.
         exact: whether micro-batches give what whole batches give.
@@ -45,7 +45,7 @@ def description(
         "warm_start": None if job.warm_start is None else dict(job.warm_start),
         "passes": passes, "versions": devices.versions(), "processes": processes,
         "micro_batch": cut.describe(asked=job.micro_batch, exact=exact),
-        "hardware": devices.describe(job.device, job.threads), "arithmetic": arithmetic,
+        "hardware": devices.hardware(job.device, job.threads), "arithmetic": arithmetic,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         "model_source": job.model_source,
     }  # fmt: skip

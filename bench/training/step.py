@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.contexts import mode
 from attacks.draws import PartGenerator
-from bench.core.out_of_memory import Cut, Result, out_of_memory
-from bench.core.pass_counter import Counter
+from bench.core.out_of_memory import BatchLimit, Result, is_out_of_memory
+from bench.core.pass_counter import PassCounter
 from bench.core.seeding import forked
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.plan.jobs import TrainJob
 from bench.training.microbatch import LEAST_WITH_NORM, has_norm, joined, joined_terms, part_of, rows_of
@@ -28,19 +28,26 @@ class Stepping:
 
     Args:
         method, model, ctx: of the run; its generator is replaced.
-        team: the processes that train together.
+        group: the processes that train together.
         cut: how the share is cut.
         counter: of the run's passes.
     """
 
     def __init__(
-        self, method: Method, model: nn.Module, ctx: Context, *, team: Team, cut: Cut, counter: Counter
+        self,
+        method: Method,
+        model: nn.Module,
+        ctx: Context,
+        *,
+        group: ProcessGroup,
+        cut: BatchLimit,
+        counter: PassCounter,
     ) -> None:
         self.method, self.model, self.ctx = method, model, ctx
         ctx.generator = self.stream = PartGenerator(ctx.device)
         ctx.split, ctx.spared = self.parts, self.spared
-        self.team, self.cut, self.counter = team, cut, counter
-        self.wrapped, self.rehearsed = model, team.size == 1
+        self.group, self.cut, self.counter = group, cut, counter
+        self.wrapped, self.rehearsed = model, group.size == 1
         self.normed = has_norm(model)
         self.parameters = list(model.parameters())
         self.statistics = [
@@ -66,7 +73,7 @@ class Stepping:
 
         if len(batch.y) == 0:
             return Adversarial(batch.x)
-        return self.cut.spared(work, len(batch.y), self._place)
+        return self.cut.retry_smaller(work, len(batch.y), self._place)
 
     def _perturb(self, batch: Batch, first: int, span: tuple[int, int], seed: int) -> Adversarial:
         self.stream.manual_seed(seed)
@@ -85,8 +92,8 @@ class Stepping:
         return [(batch, adv)] if len(spans) == 1 else [part_of(batch, adv, *span) for span in spans]
 
     def spared(self, work: Callable[[], Result], adv: Adversarial) -> Result:
-        """Do what can be done again, in smaller parts whenever memory runs out; see `Cut.spared`."""
-        return self.cut.spared(work, len(adv.x), self._place)
+        """Do what can be done again, in smaller parts whenever memory runs out; see `BatchLimit.retry_smaller`."""
+        return self.cut.retry_smaller(work, len(adv.x), self._place)
 
     def backward(self, batch: Batch, adv: Adversarial) -> Terms | None:
         """Gradients of the mean loss over the whole step; None, and no gradients, for fewer than two rows."""
@@ -106,9 +113,9 @@ class Stepping:
 
         return self.spared(work, adv)
 
-    def level(self) -> None:
+    def sync_batchnorm_stats(self) -> None:
         """Give all processes the same running statistics: the mean of what BatchNorm has moved in each."""
-        self.team.level(self.statistics)
+        self.group.sync_batchnorm_stats(self.statistics)
 
     def _forget(self) -> None:
         """Drop the gradients, as `zero_grad` does, without looking for the parameters once more."""
@@ -121,14 +128,14 @@ class Stepping:
 
     def _own_rows(self, adv: Adversarial) -> int:
         """Rows of this process's share that are trained on; of a single one BatchNorm has no statistics."""
-        return 0 if self.team.size > 1 and self.normed and len(adv.x) < 2 else len(adv.x)
+        return 0 if self.group.size > 1 and self.normed and len(adv.x) < 2 else len(adv.x)
 
     def _rows_of_step(self, batch: Batch, adv: Adversarial) -> int:
         """Rows that are trained on, over all processes."""
-        if self.team.size == 1:
+        if self.group.size == 1:
             return len(adv.x)
         if self.method.drops_rows:
-            return int(self.team.reduce(torch.tensor(self._own_rows(adv))))
+            return int(self.group.reduce(torch.tensor(self._own_rows(adv))))
         if len(adv.x) != len(batch.y):
             raise BenchError(
                 f"{self.cut.what}: expected an adversarial input for each of {len(batch.y)} samples, got "
@@ -138,13 +145,13 @@ class Stepping:
 
     def _part(self, part: Part, total: int, *, last: bool) -> Terms:
         """The loss of a part, and its gradients; those of the last one make the processes add up theirs."""
-        with nullcontext() if last else self.team.apart(self.wrapped):
+        with nullcontext() if last else self.group.no_sync(self.wrapped):
             terms = self.method.loss(self.wrapped, *part, self.ctx)
-            share = terms.loss.sum() / (total / self.team.size)
+            share = terms.loss.sum() / (total / self.group.size)
             try:
                 share.backward()
             except RuntimeError as error:
-                if last and self.team.size > 1 and out_of_memory(error):
+                if last and self.group.size > 1 and is_out_of_memory(error):
                     raise BenchError(self._late(len(part[1].x))) from None  # the others have begun to add up
                 raise
         return terms
@@ -152,7 +159,7 @@ class Stepping:
     def _late(self, rows: int) -> str:
         return (
             f"{self.cut.what}: out of memory with {rows} samples at once while gradients were added up over "
-            f"{self.team.size} processes; run the same command with --micro-batch {max(1, rows // 2)}"
+            f"{self.group.size} processes; run the same command with --micro-batch {max(1, rows // 2)}"
         )
 
     def _take_part(self, batch: Batch) -> None:
@@ -185,7 +192,7 @@ class Stepping:
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self.counter.restore(before)
-        self.wrapped, self.rehearsed = self.team.wrapped(self.model, unused=self.team.agree(unused)), True
+        self.wrapped, self.rehearsed = self.group.data_parallel(self.model, unused=self.group.any_rank(unused)), True
 
 
 def why_whole(job: TrainJob, method: Method, processes: int) -> str:
@@ -219,28 +226,34 @@ def least_part(job: TrainJob, model: nn.Module) -> int:
 
 
 def cut_of(
-    job: TrainJob, method: Method, model: nn.Module, team: Team, *, tell: Callable[[str], None], counter: Counter
-) -> Cut:
+    job: TrainJob,
+    method: Method,
+    model: nn.Module,
+    group: ProcessGroup,
+    *,
+    tell: Callable[[str], None],
+    counter: PassCounter,
+) -> BatchLimit:
     """How the steps of a run are cut, and whether they can be.
 
     Raises:
         UsageError: see `why_whole` and `least_part`.
     """
-    reason = why_whole(job, method, team.size)
-    if not reason and team.size > 1 and team.sync_bn:
+    reason = why_whole(job, method, group.size)
+    if not reason and group.size > 1 and group.sync_bn:
         reason = "with --sync-bn the processes must cut alike: give --micro-batch, or a smaller --batch-size"
     least = least_part(job, model)
-    return Cut(job.title, job.micro_batch, least=least, refusal=reason, tell=tell, counter=counter)
+    return BatchLimit(job.title, job.micro_batch, least=least, refusal=reason, tell=tell, counter=counter)
 
 
-def agreed_state(state: dict[str, list[float]], title: str, team: Team) -> dict[str, list[float]]:
+def agreed_state(state: dict[str, list[float]], title: str, group: ProcessGroup) -> dict[str, list[float]]:
     """The method's per-class state, which must have become the same in every process.
 
     Raises:
         BenchError: otherwise, in every process.
     """
-    every = team.gather(state)
-    if team.agree(any(other != every[0] for other in every[1:])):
+    every = group.gather(state)
+    if group.any_rank(any(other != every[0] for other in every[1:])):
         raise BenchError(
             f"{title}: expected the same per-class state in every process after an epoch, got different ones; "
             "the method has to add up its class sums with ctx.reduce in end_epoch"

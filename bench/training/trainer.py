@@ -16,13 +16,13 @@ from attacks.draws import PartGenerator
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from bench.core import files
-from bench.core.out_of_memory import Cut, smallest
-from bench.core.pass_counter import Counter
+from bench.core.out_of_memory import BatchLimit, merge_limits
+from bench.core.pass_counter import PassCounter
 from bench.core.progress import Progress
 from bench.core.seeding import derive, forked, generator, seed_global
 from bench.data.augmentation import augment
 from bench.data.splits import Part, Parts, to_float
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted
 from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights, save_weights
@@ -51,7 +51,7 @@ class Trainer:
         teachers: role -> frozen teacher.
         start: weights to start from, for a warm start.
         progress: receives progress and says when to stop.
-        team: the processes that train the model together; of them the first alone writes.
+        group: the processes that train the model together; of them the first alone writes.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Trainer:
         teachers: Mapping[str, nn.Module],
         start: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.job, self.parts, self.folder, self.progress = job, parts, folder, progress or Progress()
-        self.team = team or Team()
+        self.group = group or ProcessGroup()
         self.device = torch.device(job.device)
         self.train = (parts.train if job.recipe.holdout else parts.train.joined(parts.select, parts.steer)).to(
             self.device
@@ -74,14 +74,14 @@ class Trainer:
         self.model = build(job.model, parts.num_classes, *parts.image[:2], seed=derive(job.seed, "model"))
         if start is not None:
             fit(self.model, dict(start), where=f"{job.title}: warm start")
-        self.model = self.team.prepared(self.model.to(self.device))
+        self.model = self.group.convert_batchnorm(self.model.to(self.device))
         try:
             method = build_method(job, parts.num_classes)
             self.train = replace(self.train, y=method.visible_labels(self.train.y))
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
         self.method = method.to(self.device, exact(self.device))
-        self.counter = Counter()
+        self.counter = PassCounter()
         self.forms = Forms(
             self.model, {role: teacher.to(self.device) for role, teacher in teachers.items()},
             to_float(self.train.x[:EXAMPLES].to(self.device)), job.train_with,
@@ -94,10 +94,10 @@ class Trainer:
         )  # fmt: skip
         self.ctx = self._context()
         said: dict[str, Any] = {"tell": self.progress.line, "counter": self.counter}
-        self.judging = Cut(job.title, **said)
-        self.cut = cut_of(job, self.method, self.model, self.team, **said)
+        self.judging = BatchLimit(job.title, **said)
+        self.cut = cut_of(job, self.method, self.model, self.group, **said)
         self.stepping = Stepping(
-            self.method, self.network, self.ctx, team=self.team, cut=self.cut, counter=self.counter
+            self.method, self.network, self.ctx, group=self.group, cut=self.cut, counter=self.counter
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -109,7 +109,7 @@ class Trainer:
         return Context(
             epochs=recipe.epochs, steps=math.ceil(len(y) / recipe.batch_size), device=self.device,
             num_classes=classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=classes),
-            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.team.reduce,
+            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.group.reduce,
             validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
         )  # fmt: skip
 
@@ -130,14 +130,14 @@ class Trainer:
             for epoch in range(self.position[0], self.ctx.epochs):
                 timer = files.Timer()
                 self._epoch(epoch)
-                if self.team.leads:
+                if self.group.is_main:
                     row = {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
                     files.append_line(self.folder / "timing.jsonl", row)
-        if self.team.leads:
+        if self.group.is_main:
             save_weights(self.folder / "last.safetensors", self._weights())
             files.write_lines(self.folder / "history.jsonl", self.history)
         self._describe()
-        if self.team.leads:
+        if self.group.is_main:
             files.mark_done(self.folder)
 
     def _epoch(self, epoch: int) -> None:
@@ -145,17 +145,17 @@ class Trainer:
         self._set_rate(epoch, first)
         self.model.train()
         if first == 0:
-            self.progress.check(self.team.agree)
+            self.progress.check(self.group.any_rank)
             ctx.generator.manual_seed(derive(self.job.seed, "begin", epoch))
             self.method.begin_epoch(self.model, ctx)
             self.tally.clear()
         order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
         batches = order.to(self.device).split(self.job.recipe.batch_size)
-        own = tuple(batch[slice(*self.team.share(len(batch)))] for batch in batches)
+        own = tuple(batch[slice(*self.group.share(len(batch)))] for batch in batches)
         for step, rows in enumerate(self.train.ahead(own)):
             if step < first:
                 continue
-            if step > 0 and self.team.agree(self.progress.stopping):
+            if step > 0 and self.group.any_rank(self.progress.stopping):
                 self._check_finite(epoch, step)
                 self._save(epoch, step)
                 raise Interrupted(
@@ -166,17 +166,17 @@ class Trainer:
         self._check_finite(epoch, ctx.steps)
         ctx.generator.manual_seed(derive(self.job.seed, "end", epoch))
         self.method.end_epoch(self.model, ctx)
-        state = agreed_state(self._state(), self.job.title, self.team)
-        for other in self.team.gather({name: sums.cpu() for name, sums in self.tally.tensors().items()})[1:]:
+        state = agreed_state(self._state(), self.job.title, self.group)
+        for other in self.group.gather({name: sums.cpu() for name, sums in self.tally.tensors().items()})[1:]:
             self.tally.take_in(other)
-        cut = smallest(self.team.gather(self.cut.state()))
+        cut = merge_limits(self.group.gather(self.cut.state_dict()))
         row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": state, **cut.row()}
         validation = self._select(epoch)
         if validation:
             row["validation"] = validation
         self.history.append(row)
         self._save(epoch + 1, 0)
-        if self.team.leads:
+        if self.group.is_main:
             files.write_lines(self.folder / "history.jsonl", self.history)
         self.progress.update(epoch + 1, ctx.epochs, _running(row))
 
@@ -190,9 +190,9 @@ class Trainer:
         """One optimiser step on the rows `whole`, of which `rows` are this process's share."""
         ctx, seed = self.ctx, self.job.seed
         ctx.step = step
-        seed_global(self.device, derive(seed, "forward", epoch, step, *self.team.purpose))
+        seed_global(self.device, derive(seed, "forward", epoch, step, *self.group.seed_purpose))
         batch, first = self._batch(whole, rows, derive(seed, "augment", epoch, step))
-        if len(whole) < self.team.least:  # BatchNorm has no statistics of one sample
+        if len(whole) < self.group.min_samples:  # BatchNorm has no statistics of one sample
             self.tally.skipped += 1
             return
         adv = self.stepping.perturb(batch, first, derive(seed, "perturb", epoch, step))
@@ -203,7 +203,7 @@ class Trainer:
                 self.method.observe(batch, adv, found, ctx)
             if terms is not None:
                 self.optimiser.step()
-        self.stepping.level()
+        self.stepping.sync_batchnorm_stats()
         self.method.after_step(self.model, ctx)
         self.tally.skipped += terms is None
         self.tally.add(found, adv.of(batch.y))
@@ -212,7 +212,7 @@ class Trainer:
 
     def _batch(self, whole: Tensor, rows: Tensor, seed: int) -> tuple[Batch, int]:
         """This process's share of a step, and where it begins; every sample is augmented as in one process."""
-        first, last = self.team.share(len(whole))
+        first, last = self.group.share(len(whole))
         kind, reflect = self.job.recipe.augment or "none", "_reflect"
         padding = "reflect" if kind.endswith(reflect) else "zeros"
         labels, x = self.train.y[whole], self.train.x[rows]
@@ -222,7 +222,7 @@ class Trainer:
         return Batch(self.forms.images(x), labels[first:last], rows, labels), first
 
     def _check_finite(self, epoch: int, step: int) -> None:
-        if not bool(torch.isfinite(self.team.reduce(self.tally.loss))):
+        if not bool(torch.isfinite(self.group.reduce(self.tally.loss))):
             raise BenchError(
                 f"{self.job.title}: the loss is not finite in epoch {epoch}, by step {step}; lower the learning rate "
                 f"(--set {self.job.method}.recipe.lr=...) or check the settings that were changed"
@@ -237,8 +237,8 @@ class Trainer:
     def _attacked(self, part: Part, attack: Attack, model: nn.Module, purpose: str) -> Validation:
         stream = PartGenerator(self.device)
         stream.manual_seed(derive(self.job.seed, purpose, self.ctx.epoch))
-        with self.counter.into("validation"):
-            return attacked(model, part, attack, stream, device=self.device, team=self.team, cut=self.judging)
+        with self.counter.count_as("validation"):
+            return attacked(model, part, attack, stream, device=self.device, group=self.group, cut=self.judging)
 
     def _select(self, epoch: int) -> dict[str, float] | None:
         """Average plus worst class under PGD-10 where the rule asks for it; keeps the best weights."""
@@ -251,7 +251,7 @@ class Trainer:
         figures = judged(*found, self.parts.num_classes)
         if self.best is None or figures["score"] > self.best["score"]:
             self.best = {"epoch": epoch, "score": figures["score"]}
-            if self.team.leads:
+            if self.group.is_main:
                 save_weights(self.folder / "best.safetensors", self._weights())
         return figures
 
@@ -278,9 +278,9 @@ class Trainer:
         position = {
             "position": [epoch, step], "passes": self._passes(), "best": self.best,
             "skipped": self.tally.skipped, "history": self.history,
-            "cuts": self.team.gather([self.cut.state(), self.judging.state()]),
+            "cuts": self.group.gather([self.cut.state_dict(), self.judging.state_dict()]),
         }  # fmt: skip
-        save_state(self.folder / "state.pt", groups, position, team=self.team, own=("method", "tally"))
+        save_state(self.folder / "state.pt", groups, position, group=self.group, own=("method", "tally"))
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -288,7 +288,7 @@ class Trainer:
             return
         if (self.folder / "run.json").is_file():
             self.parts.require_same(files.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
-        groups, position = load_state(path, self.device, self.team.rank)
+        groups, position = load_state(path, self.device, self.group.rank)
         try:
             self.model.load_state_dict(groups["model"])
             self.method.load_state_dict(groups["method"])
@@ -299,28 +299,28 @@ class Trainer:
                 momentum = torch.empty_like(parameter).copy_(groups["momentum"][str(i)])
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
         self.tally.load(groups["tally"], position["skipped"])
-        self.counter.restore(position["passes"] if self.team.leads else {})
-        cuts = position.get("cuts") or [position.get("cut", ())] * self.team.size  # states of before have one for all
-        for cut, state in zip((self.cut, self.judging), cuts[self.team.rank], strict=False):
-            cut.load(state)
+        self.counter.restore(position["passes"] if self.group.is_main else {})
+        cuts = position.get("cuts") or [position.get("cut", ())] * self.group.size  # states of before have one for all
+        for cut, state in zip((self.cut, self.judging), cuts[self.group.rank], strict=False):
+            cut.load_state_dict(state)
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
         self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")
 
     def _passes(self) -> dict[str, dict[str, int]]:
         """Passes of all processes together, for the first of them."""
-        total = Counter()
-        for counts in self.team.gather(self.counter.counts):
-            total.take_in(counts)
+        total = PassCounter()
+        for counts in self.group.gather(self.counter.counts):
+            total.add(counts)
         return total.counts
 
     def _describe(self) -> None:
         """Write run.json."""
-        passes, cut = self._passes(), smallest(self.team.gather(self.cut.state()))
-        if self.team.leads:
+        passes, cut = self._passes(), merge_limits(self.group.gather(self.cut.state_dict()))
+        if self.group.is_main:
             record = description(
                 self.job, self.parts, self.train,
                 epoch_best=self.best["epoch"] if self.best else None,
-                passes=passes, processes=self.team.describe(self.stepping.normed), arithmetic=self.forms.facts,
+                passes=passes, processes=self.group.describe(self.stepping.normed), arithmetic=self.forms.facts,
                 cut=cut, exact=is_exact(self.model),
             )  # fmt: skip
             files.write_json(self.folder / "run.json", record)
@@ -348,7 +348,7 @@ def _running(row: Mapping[str, Any]) -> str:
 
 def train(
     job: TrainJob, parts: Parts, out: Path, data_dir: Path, progress: Progress | None = None,
-    *, download: bool = False, team: Team | None = None,
+    *, download: bool = False, group: ProcessGroup | None = None,
 ) -> Path:  # fmt: skip
     """Train one job, or go on with it; returns its folder.
 
@@ -359,7 +359,7 @@ def train(
         data_dir: data folder, for zoo teachers.
         progress: receives progress and says when to stop.
         download: fetch a zoo teacher if it is missing.
-        team: the processes that train it together, each of which calls this.
+        group: the processes that train it together, each of which calls this.
 
     Raises:
         BenchError: if a teacher is refused or the loss is not finite.
@@ -376,5 +376,5 @@ def train(
     start = None
     if job.warm_start is not None:
         start = load_weights(out / job.warm_start["folder"] / "last.safetensors")
-    Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress, team=team).run()
+    Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress, group=group).run()
     return folder

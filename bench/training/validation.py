@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from attacks.base import Attack
 from attacks.contexts import mode
 from attacks.draws import PartGenerator
-from bench.core.out_of_memory import Cut
+from bench.core.out_of_memory import BatchLimit
 from bench.data.splits import Part, to_float
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from methods.base import Validation
 from methods.losses import under_attack
 
@@ -18,7 +18,14 @@ CHUNK = 512
 
 
 def attacked(
-    model: nn.Module, part: Part, attack: Attack, stream: PartGenerator, *, device: torch.device, team: Team, cut: Cut
+    model: nn.Module,
+    part: Part,
+    attack: Attack,
+    stream: PartGenerator,
+    *,
+    device: torch.device,
+    group: ProcessGroup,
+    cut: BatchLimit,
 ) -> Validation:
     """Labels (V,), clean and attacked logits (V, K) of a part, the same in every process.
 
@@ -30,14 +37,14 @@ def attacked(
         attack: draws from the stream.
         stream: of this occasion.
         device: where the model is.
-        team: the processes that share the work.
+        group: the processes that share the work.
         cut: how a share is cut.
     """
     found = []
     with mode(model, train=False):
         for rows in torch.arange(len(part)).split(CHUNK):
             state = stream.get_state()
-            first, last = team.share(len(rows)) if _worth_sharing(rows, team) else (0, len(rows))
+            first, last = group.share(len(rows)) if _worth_sharing(rows, group) else (0, len(rows))
 
             def work(rows: Tensor = rows, first: int = first, last: int = last, state: Tensor = state) -> list[Tensor]:
                 logits = []
@@ -48,7 +55,7 @@ def attacked(
                         logits.append(_both(model, part, own, attack, stream, device))
                 return logits
 
-            found.append(_whole(cut.spared(work, last - first), first, rows, team))
+            found.append(_whole(cut.retry_smaller(work, last - first), first, rows, group))
     clean, adv = torch.cat(found, dim=1)
     return part.y.to(device), clean, adv
 
@@ -63,19 +70,19 @@ def _both(
         return torch.stack([model(x), model(x_adv)])
 
 
-def _worth_sharing(rows: Tensor, team: Team) -> bool:
-    return len(rows) >= 2 * team.size
+def _worth_sharing(rows: Tensor, group: ProcessGroup) -> bool:
+    return len(rows) >= 2 * group.size
 
 
-def _whole(found: list[Tensor], first: int, rows: Tensor, team: Team) -> Tensor:
+def _whole(found: list[Tensor], first: int, rows: Tensor, group: ProcessGroup) -> Tensor:
     """Logits of a chunk (2, N, K) from those of this process's share, which begins at `first`."""
     own = torch.cat(found, dim=1)
-    if team.size == 1:
+    if group.size == 1:
         return own
     chunk = own.new_zeros(2, len(rows), own.shape[2])
-    if team.leads or _worth_sharing(rows, team):
+    if group.is_main or _worth_sharing(rows, group):
         chunk[:, first : first + own.shape[1]] = own
-    return team.reduce(chunk)
+    return group.reduce(chunk)
 
 
 def judged(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from attacks.fgsm import FGSM
 from attacks.pgd import PGD, TRADES_RATIO, PGDTrades
 from attacks.threat import Norm, ThreatModel, distance, project
 from bench.conformance.material import freeze_one_norm, gradients, images, modes, network, values
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 
 X = images(12, 3)
 Y = torch.arange(12) % 5
@@ -145,7 +145,7 @@ def test_observe_sees_the_iterate_before_each_step(model: nn.Module) -> None:
 @pytest.mark.parametrize("dropped_at", [0, 2])
 def test_a_dropped_row_stays_where_it_is_and_costs_nothing(model: nn.Module, dropped_at: int) -> None:
     keep = torch.arange(12) % 3 == 0
-    counter = Counter()
+    counter = PassCounter()
     handle = counter.watch(model, "student")
     sizes = []
 
@@ -178,7 +178,7 @@ def test_rows_can_be_dropped_twice(model: nn.Module) -> None:
 
 
 def test_dropping_every_row_ends_the_ascent(model: nn.Module) -> None:
-    counter = Counter()
+    counter = PassCounter()
     counter.watch(model, "student")
     x_adv = ascend(
         model, X, objectives.cross_entropy(Y), eps=0.1, step_size=0.03, steps=9, start="zero",

@@ -11,7 +11,7 @@ from attacks.pgd import PGD
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.conformance.material import images, network
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 
 THREAT = ThreatModel("linf", 0.05)
 X = images(48, 7)
@@ -52,7 +52,7 @@ def test_restarts_keep_the_worst_point_of_each_sample(model: nn.Module) -> None:
 def test_a_fooled_sample_takes_no_further_restart(model: nn.Module) -> None:
     y = predictions(model)
     y[:24] = (y[:24] + 1) % 5  # fooled from the start
-    counter = Counter()
+    counter = PassCounter()
     counter.watch(model, "model")
     PGD(ThreatModel("linf", 1e-6), steps=3, restarts=5)(model, X, y, generator=torch.Generator().manual_seed(0))
     assert counter.counts["model"] == {"forward": 48 * 4 + 24 * 4 * 4, "input_grad": 48 * 3 + 24 * 4 * 3, "backward": 0}

@@ -14,7 +14,7 @@ from torch import Tensor
 from attacks.passes import Passes
 from bench.conformance.loop import EPOCHS, STEPS, Loop, Scene
 from bench.conformance.material import difference
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from methods import flexmatch_at
 from methods.base import Adversarial, Batch, Method, Terms
 from methods.registry import METHODS
@@ -70,7 +70,7 @@ def what_differs_after_resuming(make: Callable[[], Method], classes: int = K) ->
 
 def counted(method: Method, epoch: int = 0, classes: int = K) -> Passes:
     """Passes per sample of one step."""
-    loop, counter = Loop(method, classes), Counter()
+    loop, counter = Loop(method, classes), PassCounter()
     if epoch:
         loop.run(stop=(epoch, 0))
     loop.begin(epoch)

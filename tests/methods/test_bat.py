@@ -15,7 +15,7 @@ from attacks.ascent import ascend
 from attacks.contexts import mode
 from attacks.passes import Passes
 from bench.conformance.material import Operations, images, network
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from methods.base import Adversarial, Batch
 from methods.bat import BAT, Exits
 from tests.helpers import formulas
@@ -151,7 +151,7 @@ def step_of(method: BAT, rows: int = SAMPLES) -> tuple[Passes, int]:
     with torch.no_grad():
         y = model(batch.x).argmax(1)
     batch = replace(batch, x=batch.x[:rows], y=y[:rows])
-    counter = Counter()
+    counter = PassCounter()
     counter.watch(model, "student")
     with Operations() as operations:
         adv = method.perturb(model, batch, make_context())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference, values
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from methods.base import HIDDEN, Adversarial, Batch, Terms
 from methods.flexmatch_at import FlexMatchAT
 from methods.registry import METHODS
@@ -250,7 +250,7 @@ def test_the_labeller_is_the_average_in_eval_mode_or_the_student() -> None:
 @pytest.mark.parametrize("labeller", ["average", "student"])
 def test_declared_passes_are_exact_where_nothing_is_ignored(host: str, labeller: str) -> None:
     settings: dict[str, Any] = {"host": host, "labeller": labeller, "steps": 3}
-    loop, counter = Loop(FlexMatchAT(num_classes=3, **settings), 3).begin(0), Counter()
+    loop, counter = Loop(FlexMatchAT(num_classes=3, **settings), 3).begin(0), PassCounter()
     assert isinstance(loop.method, FlexMatchAT)
     for network in (loop.model, *([loop.method.average] if labeller == "average" else [])):
         counter.watch(network, "student")
@@ -285,7 +285,7 @@ def test_with_every_label_it_is_its_host_bit_for_bit(host: str) -> None:
 def test_without_the_unlabelled_part_it_is_its_host_on_the_labelled_one(host: str) -> None:
     shared: dict[str, Any] = {"num_classes": 3, "steps": 3, "eps": 0.1, "step_size": 0.03}
     few = Loop(FlexMatchAT(host=host, unlabelled="ignore", labelled_fraction=0.5, **shared), 3).begin(0)  # type: ignore[arg-type]
-    plain, counter = Loop(METHODS[host](**shared), 3).begin(0), Counter()
+    plain, counter = Loop(METHODS[host](**shared), 3).begin(0), PassCounter()
     batch = few.batch()
     rows = (batch.y != HIDDEN).nonzero().flatten()
     assert 1 < len(rows) < len(batch.y)

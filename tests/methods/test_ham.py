@@ -13,7 +13,7 @@ from attacks.ascent import ascend
 from attacks.contexts import mode
 from bench.conformance.loop import Loop
 from bench.conformance.material import difference
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from methods.base import Adversarial, Batch
 from methods.ham import HAM
 
@@ -60,7 +60,7 @@ def test_exactly_the_misclassified_after_the_mining_step_are_kept(step: int) -> 
 
 
 def test_dropped_rows_cost_no_further_pass() -> None:
-    loop, counter = mining(), Counter()
+    loop, counter = mining(), PassCounter()
     batch = easier(loop, wrong=5)
     n = len(batch.y)
     counter.watch(loop.model, "student")

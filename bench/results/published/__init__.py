@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from attacks.plugins.registry import suggestion
-from bench.core.values import radius
+from bench.core.values import parse_number
 from bench.errors import UsageError
 
 FOLDER = Path(__file__).parent
@@ -135,7 +135,7 @@ def figures(source: str) -> tuple[Figure, ...]:
 
 def _figure(source: str, row: Mapping[str, str]) -> Figure:
     def number(field: str) -> float | None:
-        return radius(row[field]) if row[field] else None
+        return parse_number(row[field]) if row[field] else None
 
     return Figure(
         about=tables()[source, row["table"]], dataset=row["dataset"], model=row["model"], method=row["method"],

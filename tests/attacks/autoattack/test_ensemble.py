@@ -16,7 +16,7 @@ from attacks.autoattack.stage import Stage
 from attacks.passes import Passes
 from attacks.registry import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from bench.evaluation.stages import run_attack
 from tests.helpers.watched import labelled, robust, stream, watch
 
@@ -38,7 +38,7 @@ def scaled(norm: Norm, eps: float = 0.03) -> float:
 
 
 def counted(model: nn.Module, attack: Any, x: Tensor, y: Tensor) -> Passes:
-    counter = Counter()
+    counter = PassCounter()
     handle = counter.watch(model, "model")
     attack(model, x, y, generator=stream())
     handle.remove()

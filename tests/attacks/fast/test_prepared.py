@@ -14,7 +14,7 @@ from attacks.autoattack.stage import Standing
 from attacks.fast.prepared import Prepared, padded_size
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from bench.models.builders import build
 from tests.helpers.watched import labelled, robust, stream
 
@@ -171,7 +171,7 @@ def test_a_search_on_the_prepared_form_finds_what_one_on_the_model_finds(name: s
 def test_passes_are_counted_once_each_whether_prepared_or_not() -> None:
     model, x = trained_statistics()
     for prepared in (Prepared(model, x), fallen_back(model, x)):
-        counter = Counter()
+        counter = PassCounter()
         handles = [counter.watch(network, "attack") for network in prepared.networks]
         with torch.no_grad():
             prepared(x)

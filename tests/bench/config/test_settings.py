@@ -10,7 +10,7 @@ import pytest
 
 from bench.config.config_file import from_file
 from bench.config.settings import RunSettings, combined
-from bench.core.values import radius, scalar
+from bench.core.values import parse_number, parse_value
 from bench.errors import UsageError
 from methods.registry import METHODS
 from tests.helpers.jobs import job_of, plan
@@ -146,7 +146,7 @@ def test_the_flat_form_is_plain_and_complete() -> None:
     [("8/255", 8 / 255), ("0.5", 0.5), ("1e-2", 0.01), (0.25, 0.25), (1, 1.0)],
 )
 def test_a_radius_is_a_number_or_a_fraction(text: str | float, value: float) -> None:
-    assert radius(text) == value
+    assert parse_number(text) == value
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_radius_is_a_number_or_a_fraction(text: str | float, value: float) -> 
     ],
 )  # fmt: skip
 def test_a_value_of_the_command_line_finds_its_type(text: str, value: object) -> None:
-    found = scalar(text)
+    found = parse_value(text)
     assert found == value
     assert type(found) is type(value)
 

@@ -9,18 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.core.device import keep_freed
+from bench.core.device import keep_freed_memory
 
 MAPPED = """
 import ctypes, resource, sys, torch
-from bench.core.device import keep_freed
+from bench.core.device import keep_freed_memory
 
 class Info(ctypes.Structure):  # glibc's mallinfo; hblks counts what was taken from the system piece by piece
     _fields_ = [(name, ctypes.c_int) for name in "arena ordblks smblks hblks a b c d e f".split()]
 
 mallinfo = ctypes.CDLL(None).mallinfo
 mallinfo.restype = Info
-if sys.argv[1] == "kept": keep_freed()
+if sys.argv[1] == "kept": keep_freed_memory()
 before = mallinfo().hblks
 large = torch.empty(4 << 20)
 mapped = mallinfo().hblks - before
@@ -40,7 +40,7 @@ def measured(how: str) -> list[int]:
 
 def test_tensors_come_from_what_the_process_keeps() -> None:
     if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        assert not keep_freed()
+        assert not keep_freed_memory()
         return
     assert measured("usual")[0] == 1
     mapped, faults = measured("kept")
@@ -55,4 +55,4 @@ def test_other_c_libraries_are_left_alone(library: object, monkeypatch: pytest.M
         return library
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert keep_freed() is False
+    assert keep_freed_memory() is False

@@ -8,11 +8,11 @@ import weakref
 import torch
 from torch import nn
 
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 
 
-def watched(owner: str = "student") -> tuple[nn.Linear, Counter]:
-    model, counter = nn.Linear(4, 3), Counter()
+def watched(owner: str = "student") -> tuple[nn.Linear, PassCounter]:
+    model, counter = nn.Linear(4, 3), PassCounter()
     counter.watch(model, owner)
     return model, counter
 
@@ -36,7 +36,7 @@ def test_a_gradient_to_the_input_is_told_from_one_to_the_weights() -> None:
 
 def test_another_column_takes_over_and_gives_back() -> None:
     model, counter = watched()
-    with counter.into("validation"), torch.no_grad():
+    with counter.count_as("validation"), torch.no_grad():
         model(torch.rand(5, 4))
     with torch.no_grad():
         model(torch.rand(1, 4))

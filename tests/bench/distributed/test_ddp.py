@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from bench.cli.app import main
 from bench.config.settings import combined
 from bench.core import files
-from bench.distributed import control as ranks
-from bench.distributed.control import Place, place
-from bench.distributed.team import Team
+from bench.distributed import control
+from bench.distributed.control import ProcessInfo, process_info
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError
 from bench.launch.scheduler import Site
 from bench.models.builders import build
@@ -219,10 +219,10 @@ def test_the_run_says_what_was_cut_in_any_process(undisturbed: tuple[Path, list[
     assert [row["micro_batch"] for row in history(folder)] == [12, 12, 12]
 
 
-# Who is there
+# Ranks and shares
 
 
-class Of(Team):
+class OneOf(ProcessGroup):
     """One of several processes that never meet."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -232,7 +232,7 @@ class Of(Team):
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_shares_cover_a_step_and_none_is_a_single_sample(size: int) -> None:
     for n in range(2, 60):
-        edges = [Of(rank, size).share(n) for rank in range(size)]
+        edges = [OneOf(rank, size).share(n) for rank in range(size)]
         assert edges[0][0] == 0 and edges[-1][1] == n
         assert all(first[1] == second[0] for first, second in zip(edges[:-1], edges[1:], strict=True))
         assert all(last - first != 1 for first, last in edges)
@@ -248,12 +248,12 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_torchrun_says_who_one_is(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place() == Place(1, 2, 1)
+def test_the_rank_is_read_from_the_environment(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process_info() == ProcessInfo(1, 2, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert place() is None, "one process alone is no team"
+    assert process_info() is None, "one process alone is no group"
     monkeypatch.delenv("WORLD_SIZE")
-    assert place() is None
+    assert process_info() is None
 
 
 @pytest.mark.parametrize(
@@ -264,51 +264,51 @@ def test_torchrun_says_who_one_is(second_of_two: None, monkeypatch: pytest.Monke
         (["--sync-bn"], "--sync-bn: torch shares BatchNorm's statistics on GPUs alone; leave it out on a CPU"),
     ],
 )
-def test_what_does_not_go_with_torchrun_is_refused(more: list[str], sentence: str, second_of_two: None) -> None:
+def test_settings_that_torchrun_excludes_are_refused(more: list[str], sentence: str, second_of_two: None) -> None:
     result = CliRunner().invoke(main, ["run", "--methods", "natural", "--device", "cpu", *more])
     assert (result.exit_code, result.output) == (2, f"bench: {sentence}\n")
 
 
-def test_common_statistics_are_for_several_processes() -> None:
+def test_sync_bn_needs_several_processes() -> None:
     result = CliRunner().invoke(main, ["run", "--methods", "natural", "--device", "cpu", "--sync-bn"])
     sentence = "bench: --sync-bn: is for several processes that train one model; start them with torchrun\n"
     assert (result.exit_code, result.output) == (2, sentence)
 
 
 def test_each_process_takes_a_gpu_of_its_own(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.distributed import ddp as distributed
+    from bench.distributed import ddp
 
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    distributed.claim_gpu(Place(3, 4, 1))
+    ddp.claim_gpu(ProcessInfo(3, 4, 1))
     assert taken == [1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BenchError, match=r"more processes on this machine than there are GPUs \(1\)"):
-        distributed.claim_gpu(Place(1, 2, 1))
+        ddp.claim_gpu(ProcessInfo(1, 2, 1))
 
 
 def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.distributed import ddp as distributed
+    from bench.distributed import ddp
     from bench.launch.torchrun import joined
 
     met: list[str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(distributed, "join", lambda place, name, **more: met.append(name) or (Of(0, 2), None))
-    monkeypatch.setattr(distributed, "leave", lambda team: None)
+    monkeypatch.setattr(ddp, "join", lambda process, name, **more: met.append(name) or (OneOf(0, 2), None))
+    monkeypatch.setattr(ddp, "leave", lambda group: None)
     site = Site(Path("results"), Path("data"))
-    with joined(combined({"methods": ("natural",), "device": "cpu"}), site) as (name, team):
-        assert (name, met, team is not None and team.size) == ("cpu", ["cpu"], 2)
+    with joined(combined({"methods": ("natural",), "device": "cpu"}), site) as (name, group):
+        assert (name, met, group is not None and group.size) == ("cpu", ["cpu"], 2)
     with pytest.raises(BenchError, match="or train on the CPU with --device cpu"), joined(combined({}), site):
         raise AssertionError("nobody else was there")
 
 
-def test_common_statistics_keep_the_names_of_the_weights() -> None:
-    from bench.distributed.ddp import Ranks
+def test_sync_bn_keeps_the_names_of_the_weights() -> None:
+    from bench.distributed.ddp import TorchProcessGroup
 
     plain = build(named("normed"), 10, 1, 8, seed=0)
     names = list(plain.state_dict())
-    common = Ranks(Place(0, 2, 0), torch.device("cuda"), sync_bn=True).prepared(plain)
+    common = TorchProcessGroup(ProcessInfo(0, 2, 0), torch.device("cuda"), sync_bn=True).convert_batchnorm(plain)
     assert list(common.state_dict()) == names
     assert [type(m) for m in common.modules() if "Norm" in type(m).__name__] == [torch.nn.SyncBatchNorm]
-    assert ranks.GRACE_SECONDS > 10
+    assert control.GRACE_SECONDS > 10

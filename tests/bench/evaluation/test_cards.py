@@ -295,7 +295,7 @@ def test_measuring_gives_the_memory_of_a_gpu_back(file: Path, monkeypatch: pytes
         return evaluate(*given, **settings)
 
     monkeypatch.setattr(cards, "evaluate", watched)
-    monkeypatch.setattr(cards.devices, "release", lambda: done.append("released"))
+    monkeypatch.setattr(cards.devices, "release_memory", lambda: done.append("released"))
     card_of(file)
     assert done == ["measured", "released"]
 
@@ -305,5 +305,5 @@ def test_what_no_tensor_holds_is_given_back(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     for there in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        devices.release()
+        devices.release_memory()
     assert emptied == [True]

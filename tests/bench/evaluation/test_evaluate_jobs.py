@@ -14,7 +14,7 @@ import pytest
 from bench.core import files
 from bench.core.progress import Progress
 from bench.data.splits import Parts, load
-from bench.distributed.team import Team
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.launch.scheduler import Site
@@ -122,5 +122,5 @@ def test_results_on_other_data_are_not_gone_on_with(what: str, short_run: Path, 
     described["data"] |= {"hash": "0" * 64, "test_hash": "0" * 64}
     files.write_json(folder / "run.json", described)
     with pytest.raises(BenchError, match=r"expected the data that its results belong to \((test_)?hash 000000000000\)"):
-        work(job, Site(tmp_path, Path("data")), Progress(), Team())
+        work(job, Site(tmp_path, Path("data")), Progress(), ProcessGroup())
     assert not (folder / "eval" / job.key).exists()

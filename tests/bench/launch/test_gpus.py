@@ -161,7 +161,7 @@ def test_how_many_jobs_run_where(
     wanted: dict[str, Any], expected: tuple[int, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "visible_gpus", lambda: ("0", "1", "2"))
-    assert device.side_by_side("cuda", threads=1, **{"workers": None, **wanted}) == expected
+    assert device.workers_and_gpus("cuda", threads=1, **{"workers": None, **wanted}) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     monkeypatch.setattr(device, "visible_gpus", lambda: ("0", "1", "2"))
     with pytest.raises(UsageError) as caught:
-        device.side_by_side(name, threads=1, **{"workers": None, **wanted})
+        device.workers_and_gpus(name, threads=1, **{"workers": None, **wanted})
     assert str(caught.value) == sentence
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.fast.prepared import Prepared
 from bench.core import device as devices
-from bench.core.pass_counter import Counter
+from bench.core.pass_counter import PassCounter
 from bench.models.builders import build
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import TrainJob
@@ -41,7 +41,7 @@ def student(*switches: str, **changes: Any) -> TrainJob:
 
 def forms(model: nn.Module, *switches: str, teachers: dict[str, nn.Module] | None = None) -> tuple[Forms, list[str]]:
     said: list[str] = []
-    return Forms(model, teachers or {}, X, switches, counter=Counter(), warn=said.append), said
+    return Forms(model, teachers or {}, X, switches, counter=PassCounter(), warn=said.append), said
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -56,7 +56,7 @@ def weights(folder: Path) -> Tensor:
 @pytest.fixture(scope="module")
 def plainly(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps without any switch."""
-    devices.prepare("cpu", 1, False)
+    devices.configure("cpu", 1, False)
     job = student()
     return train(job, parts_of(job), tmp_path_factory.mktemp("plainly"), Path("data"))
 
@@ -130,7 +130,7 @@ def test_the_model_itself_computes_as_before() -> None:
 
 
 def test_a_copy_of_a_network_has_weights_and_hooks_of_its_own() -> None:
-    counter = Counter()
+    counter = PassCounter()
     made = Network(network(), bf16=True, compile=False)
     counter.watch(made, "student")
     copied = copy.deepcopy(made)

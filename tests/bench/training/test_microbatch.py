@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from bench.core.files import read_json
-from bench.core.out_of_memory import Cut, out_of_memory
+from bench.core.out_of_memory import BatchLimit, is_out_of_memory
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.launch.preflight import preflight
@@ -199,12 +199,12 @@ def test_another_error_is_no_lack_of_memory() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Cut("x").spared(work, 8)
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
-    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
-    assert out_of_memory(RuntimeError("FIND was unable to find an engine to execute this computation"))
-    assert not out_of_memory(ValueError("out of memory"))
+        BatchLimit("x").retry_smaller(work, 8)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert is_out_of_memory(RuntimeError("FIND was unable to find an engine to execute this computation"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 @pytest.mark.parametrize("module", [nn.BatchNorm1d(2), nn.Dropout(), StochasticDepth(0.5, "row")], ids=repr)
@@ -224,13 +224,13 @@ def test_parts_are_exact_without_what_looks_at_the_batch_or_draws(module: nn.Mod
     ],
 )  # fmt: skip
 def test_parts_are_even_and_cover_everything(n: int, size: int | None, spans: list[tuple[int, int]]) -> None:
-    assert Cut("x", size).spans(n) == spans
+    assert BatchLimit("x", size).spans(n) == spans
 
 
 def test_no_part_of_four_or_more_is_a_single_sample() -> None:
     for size in range(4, 40):
         for n in range(2, 200):
-            lengths = [last - first for first, last in Cut("x", size).spans(n)]
+            lengths = [last - first for first, last in BatchLimit("x", size).spans(n)]
             assert (sum(lengths), max(lengths) <= size, min(lengths) >= 2) == (n, True, True)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.core.out_of_memory import Cut, smallest
-from bench.core.pass_counter import Counter
-from bench.distributed.team import Team
+from bench.core.out_of_memory import BatchLimit, merge_limits
+from bench.core.pass_counter import PassCounter
+from bench.distributed.process_group import ProcessGroup
 from bench.training.step import Stepping
 from methods.base import Batch, Context
 from methods.registry import METHODS
@@ -40,7 +40,7 @@ class Step:
     """A step of a method, with the shapes of what was reduced, in order."""
 
     def __init__(self, failing: int | None = None) -> None:
-        self.model, self.counter = Short(failing), Counter()
+        self.model, self.counter = Short(failing), PassCounter()
         self.counter.watch(self.model, "student")
         self.reduced: list[tuple[int, ...]] = []
         method = METHODS[METHOD](num_classes=CLASSES, steps=2)
@@ -49,8 +49,8 @@ class Step:
             generator=torch.Generator(), reduce=self._reduce,
         )  # fmt: skip
         method.setup(self.model, ctx)
-        self.cut = Cut("test", counter=self.counter)
-        self.stepping = Stepping(method, self.model, ctx, team=Team(), cut=self.cut, counter=self.counter)
+        self.cut = BatchLimit("test", counter=self.counter)
+        self.stepping = Stepping(method, self.model, ctx, group=ProcessGroup(), cut=self.cut, counter=self.counter)
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         self.reduced.append(tuple(tensor.shape))
@@ -98,5 +98,5 @@ def test_a_step_in_which_memory_runs_out_once_is_the_step_of_the_others(failing:
 def test_the_smallest_cut_stands_for_all(
     sizes: Sequence[int | None], since: Sequence[list[int] | None], expected: tuple[int | None, list[int] | None]
 ) -> None:
-    found = smallest([{"size": size, "since": place} for size, place in zip(sizes, since, strict=True)])
-    assert (found.size, found.since) == expected
+    found = merge_limits([{"size": size, "since": place} for size, place in zip(sizes, since, strict=True)])
+    assert (found.size, found.first_at) == expected
