@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from attacks.plugins.registry import Registry, UnknownName
 from attacks.plugins.sketch import Sketch, sketch_class
-from methods.joined import joined
+from methods.composition_facts import compose_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from attacks.passes import Passes
     from methods.base import Method
     from methods.wrapper import Wrapper  # noqa: F401 - in a quoted type
 
@@ -85,7 +84,7 @@ class Methods(Registry["Callable[..., Method]"]):
             return super().__getitem__(outer)
         from methods.wrapper import compose
 
-        return compose(COMPOSITIONS[outer], self[host])
+        return compose(COMPOSITIONS[outer], self[host])  # type: ignore[arg-type]  # a class is hashable
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or ":" not in name:
@@ -100,21 +99,17 @@ class Methods(Registry["Callable[..., Method]"]):
         return self._sketch(self.resolve(name))
 
     def _sketch(self, known: str) -> Sketch:
-        outer, colon, host = known.partition(":")
-        return self._composed(outer, self._sketch(host)) if colon else super().sketch(outer)
-
-    def _composed(self, name: str, host: Sketch) -> Sketch:
-        outer = COMPOSITIONS.sketch(name)
-        facts = {**outer.facts, **host.facts}
-        facts |= {fact: joined(outer.facts[fact], host.facts[fact]) for fact in outer.facts.keys() & host.facts.keys()}
-        facts["passes"] = partial(_passes, outer.facts["added_passes"], host.facts["passes"])
-        facts["own_doc"] = "\n\n".join(filter(None, (part.fact("own_doc") for part in (outer, host))))
+        outer, colon, rest = known.partition(":")
+        if not colon:
+            return super().sketch(outer)
+        wrapper, host = COMPOSITIONS.sketch(outer), self._sketch(rest)
+        own_doc = "\n\n".join(filter(None, (part.fact("own_doc") for part in (wrapper, host))))
         return Sketch(
-            name=f"{outer.name}:{host.name}",
-            doc=f"{outer.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
-            settings={**host.settings, **COMPOSITIONS.own_settings(name)},
-            facts=facts,
-            source=host.source if outer.source is None else outer.source,
+            name=f"{wrapper.name}:{host.name}",
+            doc=f"{wrapper.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
+            settings={**host.settings, **COMPOSITIONS.own_settings(outer)},
+            facts={**compose_facts(wrapper.facts, host.facts), "own_doc": own_doc},
+            source=host.source if wrapper.source is None else wrapper.source,
         )
 
 
@@ -122,11 +117,6 @@ class Methods(Registry["Callable[..., Method]"]):
 def _every_setting() -> frozenset[str]:
     """The settings that every method has."""
     return frozenset(sketch_class("methods.base", "Method").settings)
-
-
-def _passes(added: Callable[..., Passes], of_host: Callable[..., Passes], method: Any) -> Passes:
-    passes = of_host(method)
-    return passes + added(method, passes)
 
 
 METHODS = Methods(

@@ -8,11 +8,12 @@ host's. Settings and buffers of both halves stand side by side, so neither may u
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import cache
+from typing import cast
 
 from attacks.passes import Passes
 from methods.base import Method
-from methods.joined import joined
+from methods.composition_facts import compose_facts
 
 
 class Wrapper(Method):
@@ -30,9 +31,7 @@ class Wrapper(Method):
         return Passes()
 
 
-_CLASSES: dict[tuple[type[Wrapper], type[Method]], type[Method]] = {}
-
-
+@cache
 def compose(wrapper: type[Wrapper], host: Callable[..., Method]) -> type[Method]:
     """The class of a wrapper around a host, with the declarations of both; the same one each time.
 
@@ -41,19 +40,8 @@ def compose(wrapper: type[Wrapper], host: Callable[..., Method]) -> type[Method]
     """
     if not (isinstance(host, type) and issubclass(host, Method)) or issubclass(host, wrapper):
         raise ValueError(f"{wrapper.__name__}: expected the class of a method without it to wrap, got {host}")
-    if (wrapper, host) in _CLASSES:
-        return _CLASSES[wrapper, host]
-    declared = [
-        name for name, value in vars(Method).items()
-        if not (name.startswith("_") or callable(value) or isinstance(value, property))
-    ]  # fmt: skip
-    facts: dict[str, Any] = {name: joined(getattr(wrapper, name), getattr(host, name)) for name in declared}
-
-    def passes(self: Wrapper) -> Passes:
-        """Those of the host and those that the composition adds."""
-        of_host: Passes = host.passes(self)
-        return of_host + wrapper.added_passes(self, of_host)
-
-    body = {**facts, "passes": passes, "__module__": __name__, "__doc__": wrapper.__doc__}
-    made = cast("type[Method]", type(f"{wrapper.__name__}{host.__name__}", (wrapper, host), body))
-    return _CLASSES.setdefault((wrapper, host), made)
+    # What a method declares are the class variables of `Method`.
+    of_wrapper, of_host = ({name: getattr(part, name) for name in Method.__annotations__} for part in (wrapper, host))
+    facts = compose_facts({**of_wrapper, "added_passes": wrapper.added_passes}, {**of_host, "passes": host.passes})
+    body = {**facts, "__module__": __name__, "__doc__": wrapper.__doc__}
+    return cast("type[Method]", type(f"{wrapper.__name__}{host.__name__}", (wrapper, host), body))

@@ -26,7 +26,7 @@ HOME = Path(__file__).resolve().parents[1]
 BELOW = {"attacks": {"attacks"}, "methods": {"attacks", "methods"}, "bench": {"attacks", "methods", "bench"}}
 FILES = [path for package in BELOW for path in sorted((HOME / package).rglob("*.py"))]
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow", "robustbench")
-FRAME = {"__init__", "averaging", "base", "features", "joined", "losses", "recipes", "registry", "wrapper"}
+FRAME = {"__init__", "averaging", "base", "composition_facts", "features", "losses", "recipes", "registry", "wrapper"}
 
 
 def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
