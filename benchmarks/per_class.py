@@ -51,7 +51,7 @@ def table(page: Page, ground: Ground, methods: Sequence[str], clock: Callable[[t
         step = SuiteStep(ground.trainer(name, None))
         trainer = step.trainer
         y = trainer.train.y[step.rows]
-        batch = Batch(trainer.forms.images(trainer.train.x[step.rows].float() / 255), y, step.rows, y)
+        batch = Batch(trainer.networks.images(trainer.train.x[step.rows].float() / 255), y, step.rows, y)
         adv = trainer.method.perturb(trainer.network, batch, trainer.ctx)
         work = WORK[name](trainer, batch, adv, trainer.method.loss(trainer.network, batch, adv, trainer.ctx))
         shares, each = [], []

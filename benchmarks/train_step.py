@@ -174,7 +174,7 @@ class Measured:
         trainer = self.suite.trainer
         declared = trainer.method.passes() * ground.batch
         self.dropped = self.ledger.short_of(declared.as_dict()) if trainer.method.drops_rows else {}
-        x = trainer.forms.images(to_float(trainer.train.x[: len(self.suite.rows)]))
+        x = trainer.networks.images(to_float(trainer.train.x[: len(self.suite.rows)]))
         self.bare = {kind: BarePasses(kind, net, x).fitted(clock) for kind, net in self.ledger.networks.items()}
         self.times = often(self.suite, timing.LONG_ENOUGH / 2, clock)
         self.floors: list[float] = []
@@ -256,7 +256,7 @@ def switches_table(page: Page, ground: Ground, method: str, options: argparse.Na
         against = [spread([a / b for a, b in zip(slow, seconds, strict=True)]) for slow in (off, none)]
         trainer = task.trainer if isinstance(task, SuiteStep) else None
         differs = differences(trainer, tasks[next(iter(ways))]) if trainer else "-"
-        note = "; ".join(trainer.forms.left_out) if trainer else ""
+        note = "; ".join(trainer.networks.left_out) if trainer else ""
         rows.append([name, f"{statistics.median(seconds) / times * 1e3:.2f}", *against, differs, note])
     head = ["", "step, ms", "times faster than all off", "than no switch", "gradients differ by", "note"]
     page.table(f"{method}: switches alone and together, medians of {len(found)} turns", head, rows)

@@ -19,7 +19,7 @@ from bench.core.seeding import derive, forked
 from bench.data.splits import Part, Parts, load, to_float
 from bench.models.builders import build
 from bench.plan.planner import make_plan
-from bench.training.fast_forms import Forms
+from bench.training.fast_networks import FastNetworks
 from bench.training.trainer import Trainer
 from benchmarks.passes import Ledger
 from benchmarks.plain_steps import AS_RELEASED, STEPS, Scene, Written
@@ -158,12 +158,12 @@ class PlainStep:
 
 def networks_of(trainer: Trainer) -> Mapping[tuple[str, str], nn.Module]:
     """Every network whose passes a step makes, by owner and form."""
-    forms = trainer.forms
-    found: dict[tuple[str, str], nn.Module] = {("student", "as it is"): forms.network}
-    if forms.folded is not None:
-        found["student", "folded"] = forms.folded
-    for role, teacher in forms.teachers.items():
-        found[f"teacher {role}" if len(forms.teachers) > 1 else "teacher", "as it is"] = teacher
+    networks = trainer.networks
+    found: dict[tuple[str, str], nn.Module] = {("student", "as it is"): networks.student}
+    if networks.folded is not None:
+        found["student", "folded"] = networks.folded
+    for role, teacher in networks.teachers.items():
+        found[f"teacher {role}" if len(networks.teachers) > 1 else "teacher", "as it is"] = teacher
     return found
 
 
@@ -180,14 +180,14 @@ def gradients_differ(trainer: Trainer, plain: PlainStep, dtype: torch.dtype = to
     other = copy.deepcopy(model)
     script = replace(plain.scene, model=other, optimiser=_Nothing(other), teacher=_cast(plain, dtype))
     given = {role: copy.deepcopy(teacher).to(dtype) for role, teacher in plain.teachers.items()}
-    forms = Forms(model, given, x, trainer.job.train_with, counter=PassCounter(), warn=lambda sentence: None)
+    networks = FastNetworks(model, given, x, trainer.job.train_with, counter=PassCounter(), warn=lambda sentence: None)
     ctx = replace(
-        trainer.ctx, teachers=forms.teachers, searched=forms.searched,
+        trainer.ctx, teachers=networks.teachers, searched=networks.searched,
         generator=torch.Generator(x.device).manual_seed(plain.seed),
     )  # fmt: skip
-    batch = Batch(forms.images(x), y, torch.arange(n, device=x.device), y)
-    adv = trainer.method.perturb(forms.network, batch, ctx)
-    trainer.method.loss(forms.network, batch, adv, ctx).loss.mean().backward()
+    batch = Batch(networks.images(x), y, torch.arange(n, device=x.device), y)
+    adv = trainer.method.perturb(networks.student, batch, ctx)
+    trainer.method.loss(networks.student, batch, adv, ctx).loss.mean().backward()
     script.generator.manual_seed(plain.seed)
     plain.write(script, x, y)
     ours, theirs = (torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]).double()

@@ -36,16 +36,16 @@ def card(teacher: str, model: str | None, licence: str | None, **flags: Any) -> 
     """
     from bench.config.settings import combined
     from bench.core.plugins import load_plugins
-    from bench.evaluation.cards import of_run, text, write_run
+    from bench.evaluation.cards import card_of_run, card_text, write_card
 
     if Path(teacher).is_dir():
-        found = of_run(Path(teacher)) | ({} if licence is None else {"licence": licence})
-        place = write_run(Path(teacher), found)
+        found = card_of_run(Path(teacher)) | ({} if licence is None else {"licence": licence})
+        place = write_card(Path(teacher), found)
     else:
         load_plugins(flags["plugins"])
         given = {name: value for name, value in flags.items() if value not in (None, ())}
         found, place = _given(teacher, combined({**given, "teacher_model": model}), licence)
-    click.echo(text(found))
+    click.echo(card_text(found))
     click.echo(f"written to {place}", err=True)
 
 
@@ -54,7 +54,7 @@ def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[st
     from bench.config.defaults import given_teacher, teacher_model, usual_eps
     from bench.core import device
     from bench.data.splits import load
-    from bench.evaluation.cards import Conditions, ensure
+    from bench.evaluation.cards import Conditions, ensure_card
     from bench.models.teachers import load_teacher
 
     out, data_dir = Path(run.out), Path(run.data_dir)
@@ -62,7 +62,7 @@ def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[st
     parts = load(run.dataset, data_dir, download=run.download)
     found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
     under = Conditions(run.norm, usual_eps(run), run.limit, device.resolve(run.device), run.threads)
-    return ensure(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=_note)
+    return ensure_card(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=_note)
 
 
 def _note(sentence: str) -> None:

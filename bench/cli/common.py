@@ -12,7 +12,7 @@ from bench.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.config.settings import RunSettings
-    from bench.launch.scheduler import Site
+    from bench.launch.scheduler import Workspace
 
 
 def note(sentence: str) -> None:
@@ -48,8 +48,8 @@ def settings_from(flags: dict[str, Any]) -> RunSettings:
     return combined(*layers, given)
 
 
-def site_of(settings: RunSettings) -> Site:
+def workspace_of(settings: RunSettings) -> Workspace:
     """Where a run reads and writes."""
-    from bench.launch.scheduler import Site
+    from bench.launch.scheduler import Workspace
 
-    return Site(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)
+    return Workspace(Path(settings.out), Path(settings.data_dir), settings.download, settings.plugins)

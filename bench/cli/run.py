@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.common import note, settings_from, site_of
+from bench.cli.common import note, settings_from, workspace_of
 from bench.cli.options import EVALUATION_OPTIONS, RESULTS, TRAINING_OPTIONS, comma_list, options, plugin_option
 from bench.data.registry import DATASETS
 from bench.errors import BenchError, Interrupted, UsageError
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 @EVALUATION_OPTIONS
 def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
     """Train methods, attack the checkpoints, print the table. Running it again finishes what is missing."""
-    from bench.launch.torchrun import joined
+    from bench.launch.torchrun import torchrun_group
 
     settings = settings_from(flags)
-    with joined(settings, site_of(settings)) as (device, group):
+    with torchrun_group(settings, workspace_of(settings)) as (device, group):
         if group is not None:
             _run(settings, device, group, dry_run, quiet)
 
 
 def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool, quiet: bool) -> None:
-    from bench.evaluation.status import remember
+    from bench.evaluation.status import store_plan
     from bench.plan.plan_text import plan_text
     from bench.plan.planner import make_plan
 
@@ -51,8 +51,8 @@ def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool,
         return
     from bench.launch.preflight import preflight
 
-    preflight(plan, site_of(settings), note)
-    remember(plan, Path(settings.out))
+    preflight(plan, workspace_of(settings), note)
+    store_plan(plan, Path(settings.out))
     report = _launch(plan, settings, quiet, group=group)
     if not report.interrupted:
         _write_cards(Path(settings.out) / job.folder for job in plan.train)
@@ -75,12 +75,12 @@ def evaluate(
     std: tuple[float, ...], label: str | None, quiet: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
-    from bench.launch.torchrun import joined
+    from bench.launch.torchrun import torchrun_group
 
     settings = settings_from(flags)
     if len(settings.seeds) > 1:
         raise UsageError(f"--seeds: expected one seed for a checkpoint, got {len(settings.seeds)}; run once for each")
-    with joined(settings, site_of(settings)) as (_, group):
+    with torchrun_group(settings, workspace_of(settings)) as (_, group):
         if group is not None:
             for sentence in DATASETS.notes(settings.dataset):
                 note(sentence)
@@ -103,14 +103,14 @@ def _adopted(
             raise UsageError(
                 "--robustbench: takes the place of --checkpoint, --model, --mean and --std; leave those out"
             )
-        _, jobs = external.adopt_zoo(settings, robustbench, label=label)
+        _, jobs = external.add_zoo_model(settings, robustbench, label=label)
     elif checkpoint is None or model is None:
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
-        known, others = model_name(model), external.others_in(checkpoint)
+        known, others = model_name(model), external.unused_entries(checkpoint)
         if others:
             note(f"{checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that")
-        _, jobs = external.adopt(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
+        _, jobs = external.add_checkpoint(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
     return Plan((), jobs)
 
 
@@ -125,44 +125,44 @@ def _adopted(
 def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) -> None:
     """Put the shards in RESULTS together, by default results; finish what is complete, say what is missing."""
     from bench.core import device
-    from bench.evaluation.shards import collect
+    from bench.evaluation.shards import merge_shards
     from bench.plan.jobs import Plan
 
     folders = [Path(folder) for folder in results or ("results",)]
     settings = settings_from({**flags, "out": out or str(folders[0]), "workers": 1, "config": None, "sets": ()})
-    found = collect(folders, Path(settings.out))
+    found = merge_shards(folders, Path(settings.out))
     for name in {job.device for job in found.complete}:
         device.resolve(name)
     plan = Plan((), tuple(found.complete))
     report = _launch(plan, settings, quiet, done=[job.run_key for job in plan.evaluate])
-    if found.finished and not report.finished and not found.lacking:
+    if found.finished and not report.finished and not found.incomplete:
         click.echo(f"nothing left to put together; {found.finished} evaluations are finished", err=True)
-    for sentence in found.lacking:
+    for sentence in found.incomplete:
         click.echo(f"not finished: {sentence}", err=True)
     _write_cards(path.parent for path in sorted(Path(settings.out).glob("*/*/*/*/run.json")))
     _conclude(plan, settings, report)
-    if found.lacking:
-        raise BenchError(f"merge: {len(found.lacking)} of the evaluations lack blocks")
+    if found.incomplete:
+        raise BenchError(f"merge: {len(found.incomplete)} of the evaluations lack blocks")
 
 
 def _write_cards(folders: Iterable[Path]) -> None:
-    from bench.evaluation.cards import of_teachers
+    from bench.evaluation.cards import write_teacher_cards
 
-    of_teachers(folders)
+    write_teacher_cards(folders)
 
 
 def _launch(
     plan: Plan, settings: RunSettings, quiet: bool, done: Iterable[str] = (), group: ProcessGroup | None = None
 ) -> Report:
     from bench.core.device import workers_and_gpus
-    from bench.launch.display import Bars, Lines
+    from bench.launch.display import BarDisplay, LineDisplay
     from bench.launch.launcher import launch
 
     name = next((job.device for job in plan.jobs), "cpu")
     workers, gpus = workers_and_gpus(name, workers=settings.workers, gpus=settings.gpus, threads=settings.threads)
-    display = Bars() if sys.stderr.isatty() and not quiet else Lines()
+    display = BarDisplay() if sys.stderr.isatty() and not quiet else LineDisplay()
     with display:
-        return launch(plan, site_of(settings), workers=workers, gpus=gpus, display=display, done=done, group=group)
+        return launch(plan, workspace_of(settings), workers=workers, gpus=gpus, display=display, done=done, group=group)
 
 
 def _print_table(plan: Plan, settings: RunSettings) -> None:

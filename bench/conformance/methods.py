@@ -27,7 +27,7 @@ from bench.conformance.material import (
     zero_head,
 )
 from bench.core.pass_counter import KINDS, PassCounter
-from bench.training.microbatch import part_of
+from bench.training.microbatch import micro_batch
 from methods.base import Batch, Method
 
 REPEATS = 12
@@ -287,7 +287,7 @@ def micro_batches_agree(case: MethodCase) -> None:
     adv = loop.perturb(batch)
     middle = len(adv.x) // 2
     whole = loop.method.loss(loop.model, batch, adv, loop.ctx).loss
-    halves = [part_of(batch, adv, *span) for span in ((0, middle), (middle, len(adv.x)))]
+    halves = [micro_batch(batch, adv, *span) for span in ((0, middle), (middle, len(adv.x)))]
     parts = torch.cat([loop.method.loss(loop.model, *half, loop.ctx).loss for half in halves])
     same = parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-4, atol=1e-6)
     if loop.method.couples_batch:

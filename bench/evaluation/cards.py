@@ -62,7 +62,7 @@ class Conditions:
         return min(len(parts.test), n if self.limit is None else max(self.limit, parts.num_classes))
 
 
-def ensure(
+def ensure_card(
     source: Mapping[str, str],
     teacher: nn.Module,
     parts: Parts,
@@ -107,7 +107,7 @@ def ensure(
     return card, place if card == before and place.is_file() else _write(place, card, out / "cards")
 
 
-def of_run(folder: Path) -> Card:
+def card_of_run(folder: Path) -> Card:
     """The card of a run of the suite, from its description and its finished evaluations.
 
     Raises:
@@ -128,16 +128,16 @@ def of_run(folder: Path) -> Card:
     return card
 
 
-def of_teachers(folders: Iterable[Path]) -> None:
+def write_teacher_cards(folders: Iterable[Path]) -> None:
     """Write the cards of those runs that trained a teacher, as far as they are finished and were evaluated."""
     for folder in folders:
         if files.is_done(folder) and files.read_json(folder / "run.json")["role"] == "teacher":
-            card = of_run(folder)
+            card = card_of_run(folder)
             if card["measured"]:
-                write_run(folder, card)
+                write_card(folder, card)
 
 
-def text(card: Card) -> str:
+def card_text(card: Card) -> str:
     """A card for people, in Markdown; percent with two decimals."""
     lines = [f"# {card['name']}", "", f"- Source: {card['source']}"]
     lines += [f"- Address: {address}" for address in card.get("addresses", ())]
@@ -155,7 +155,7 @@ def text(card: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_run(folder: Path, card: Card) -> Path:
+def write_card(folder: Path, card: Card) -> Path:
     """Write the card of a run into its folder."""
     return _write(folder / "card.json", card, folder)
 
@@ -270,7 +270,7 @@ def _write(place: Path, card: Card, instead: Path) -> Path:
     for target in (place, instead / place.name):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(target.with_suffix(".md"), text(card))
+            files.write_text(target.with_suffix(".md"), card_text(card))
             files.write_json(target, card)
             return target
         except OSError as error:

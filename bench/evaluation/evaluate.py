@@ -21,7 +21,7 @@ from bench.core.out_of_memory import BatchLimit
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
 from bench.errors import BenchError
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
 from bench.models.builders import network
@@ -102,8 +102,8 @@ def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
 def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | None = None) -> Path:
     """Run one evaluation of a plan, or go on with it; returns its folder.
 
-    A part stores its pairs and leaves the rest to whoever finishes the evaluation: with all pairs stored nothing is
-    attacked again.
+    A part stores its block results and leaves the rest to whoever finishes the evaluation: with all of them stored
+    nothing is attacked again.
 
     Raises:
         BenchError: if the weights do not fit, or the attack misbehaves.
@@ -117,7 +117,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     x, weights = to_float(test.x), files.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
     stages, _ = due_stages(attack, job.attack, class_count(model, x, job.device))
-    pairs.Note(job, weights, tuple(stages), -(-len(test) // job.block)).keep(folder / PARTIAL)
+    block_store.Manifest(job, weights, tuple(stages), -(-len(test) // job.block)).write(folder / PARTIAL)
     verdicts = run_attack(
         model, x, test.y, attack, job.attack,
         seed=job.seed, block=job.block, device=job.device, folder=folder / PARTIAL, progress=progress,
@@ -140,7 +140,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     files.append_line(folder / "timing.jsonl", row)
     if job.part is None:
         files.mark_done(folder)
-        pairs.clear(folder)  # not before: whoever ended in between would lose what took longest
+        block_store.clear(folder)  # not before: whoever ended in between would lose what took longest
     return folder
 
 

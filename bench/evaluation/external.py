@@ -24,7 +24,7 @@ from bench.plan.planner import evaluation_jobs
 METHOD = "external"
 
 
-def adopt(
+def add_checkpoint(
     run: RunSettings,
     model_name: str,
     checkpoint: Path | str,
@@ -62,7 +62,7 @@ def adopt(
     return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint))
 
 
-def others_in(checkpoint: Path | str) -> tuple[str, ...]:
+def unused_entries(checkpoint: Path | str) -> tuple[str, ...]:
     """Entries of a file with weights besides those that are taken, where nobody said which to take.
 
     Raises:
@@ -71,7 +71,7 @@ def others_in(checkpoint: Path | str) -> tuple[str, ...]:
     return () if files.file_and_entry(checkpoint)[1] else other_entries(checkpoint)
 
 
-def adopt_zoo(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
+def add_zoo_model(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
     """Store a model of the RobustBench zoo likewise; its architecture is named `robustbench:ID`."""
     from bench.models.robustbench import zoo_model
 

@@ -67,7 +67,7 @@ class Pace:
         self.passes = 0
 
     def add(self, stage: int, samples: int, passes: int, seconds: float) -> None:
-        """Note what a block took."""
+        """Record what a block took."""
         self.samples[stage] += samples
         self.seconds[stage] += seconds
         self.passes += passes

@@ -1,7 +1,6 @@
-"""Shards become evaluations: what several machines or processes stored is put together, and found complete or not.
+"""Merge shards: copy the runs, evaluations and block results of several results folders into one.
 
-Nothing is attacked and nothing is judged here. Runs, finished evaluations and stored pairs are collected in one results
-folder; what is complete there can then be finished like any other evaluation.
+Nothing is attacked here. Evaluations of which every block is there can then be finished like any other.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from bench.core import files
 from bench.errors import BenchError, UsageError
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.plan.jobs import PARTIAL, EvalJob, blocks_of, title
 
 RUNS = "*/*/*/*"
@@ -22,22 +21,22 @@ GROWING = ("timing.jsonl", "log.txt")
 
 
 @dataclass
-class Collected:
-    """What a merge has found.
+class MergeResult:
+    """Which evaluations a merge found complete.
 
     Attributes:
         complete: evaluations of which every block is there.
-        lacking: for each that lacks blocks which ones, and how to come by them.
+        incomplete: for each that lacks blocks which ones, and how to come by them.
         finished: number of evaluations that are finished already.
     """
 
     complete: list[EvalJob] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
     finished: int = 0
 
 
-def collect(results: Sequence[Path], out: Path) -> Collected:
-    """Put together what lies in several results folders, or look at what lies in one.
+def merge_shards(results: Sequence[Path], out: Path) -> MergeResult:
+    """Merge several results folders into one, or check what is complete in one.
 
     Args:
         results: folders that shards wrote to.
@@ -45,32 +44,34 @@ def collect(results: Sequence[Path], out: Path) -> Collected:
 
     Raises:
         UsageError: if a folder does not exist.
-        BenchError: if two folders hold different weights, pairs or outcomes under one name; nothing is written then.
+        BenchError: if two folders hold different weights, block results or outcomes of one name; nothing is written.
     """
     for root in results:
         if not root.is_dir():
             raise UsageError(f"merge: no folder {root}; name the folders that the shards wrote to")
     places = list({root.resolve(): root for root in (out, *results) if root.is_dir()}.values())
-    runs = _by_name(places, f"{RUNS}/{files.DONE}")
-    evaluations = _by_name(places, f"{RUNS}/eval/*/*")
+    runs = _folders_by_name(places, f"{RUNS}/{files.DONE}")
+    evaluations = _folders_by_name(places, f"{RUNS}/eval/*/*")
     for sources in runs.values():
         for checkpoint in sorted({file.name for source in sources for file in source.glob("*.safetensors")}):
-            _agree([source / checkpoint for source in sources], TRAIN_ONCE)
+            _require_equal([source / checkpoint for source in sources], TRAIN_ONCE)
     for sources in evaluations.values():
-        _agree([source / OUTCOMES for source in sources if files.is_done(source)], "one of them is damaged")
-        _agree_on_weights(sources)
-        for name in sorted({file.name for source in sources for file in _stored(source)} - {pairs.NOTE}):
+        _require_equal([source / OUTCOMES for source in sources if files.is_done(source)], "one of them is damaged")
+        _require_equal_weights(sources)
+        for name in sorted({file.name for source in sources for file in _stored(source)} - {block_store.MANIFEST}):
             paths = [source / PARTIAL / name for source in sources]
-            _agree(paths, "the machines round differently: leave out the folder of one and run its shard on the other")
+            _require_equal(
+                paths, "the machines round differently: leave out the folder of one and run its shard on the other"
+            )
     for run, sources in runs.items():
         _copy(sources[0], out / run)
-    found = Collected()
+    result = MergeResult()
     for evaluation, sources in evaluations.items():
-        _bring(sources, out / evaluation, found)
-    return found
+        _merge_evaluation(sources, out / evaluation, result)
+    return result
 
 
-def _by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list[Path]]:
+def _folders_by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list[Path]]:
     """Folders that hold what a pattern names, by their path below a results folder; in order."""
     found: dict[Path, list[Path]] = {}
     for place in places:
@@ -79,24 +80,24 @@ def _by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list[Path]]:
     return found
 
 
-def _agree(paths: Sequence[Path], remedy: str) -> None:
+def _require_equal(paths: Sequence[Path], remedy: str) -> None:
     there = [file for file in paths if file.is_file()]
     for file in there[1:]:
         if files.file_hash(file) != files.file_hash(there[0]):
             raise BenchError(f"merge: expected equal files, got others in {there[0]} and {file}; {remedy}")
 
 
-def _agree_on_weights(sources: Sequence[Path]) -> None:
-    """See that pairs of one evaluation come from the same weights, whether those lie there or not."""
-    notes = {source: pairs.read_note(source / PARTIAL) for source in _unfinished(sources)}
-    for source, note in notes.items():
-        first = next(iter(notes))
-        if note.weights != notes[first].weights:
+def _require_equal_weights(sources: Sequence[Path]) -> None:
+    """Refuse block results of one evaluation from different weights, whether those lie there or not."""
+    manifests = {source: block_store.read_manifest(source / PARTIAL) for source in _unfinished(sources)}
+    for source, manifest in manifests.items():
+        first = next(iter(manifests))
+        if manifest.weights != manifests[first].weights:
             raise BenchError(f"merge: {first} and {source} attacked different weights; {TRAIN_ONCE}")
 
 
 def _unfinished(sources: Sequence[Path]) -> list[Path]:
-    return [source for source in sources if (source / PARTIAL / pairs.NOTE).is_file()]
+    return [source for source in sources if (source / PARTIAL / block_store.MANIFEST).is_file()]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -109,28 +110,28 @@ def _copy(source: Path, target: Path) -> None:
             files.write_bytes(target / file.name, file.read_bytes())
 
 
-def _bring(sources: Sequence[Path], target: Path, found: Collected) -> None:
-    """Bring one evaluation to where it belongs, finished or in pairs."""
+def _merge_evaluation(sources: Sequence[Path], target: Path, result: MergeResult) -> None:
+    """Copy one evaluation to its place, finished or in block results."""
     finished = next((source for source in sources if files.is_done(source)), None)
     if finished is not None:
         _copy(finished, target)
-        pairs.clear(target)
-        found.finished += 1
+        block_store.clear(target)
+        result.finished += 1
         return
     unfinished = _unfinished(sources)
     if not unfinished:
         return
     for source in unfinished:
-        _copy_pairs(source, target)
-    note = pairs.read_note(target / PARTIAL)
-    missing = note.missing(target / PARTIAL)
+        _copy_blocks(source, target)
+    manifest = block_store.read_manifest(target / PARTIAL)
+    missing = manifest.missing(target / PARTIAL)
     if missing:
-        found.lacking.append(_lacking(note, missing, unfinished))
+        result.incomplete.append(_missing_blocks(manifest, missing, unfinished))
     else:
-        found.complete.append(note.job)
+        result.complete.append(manifest.job)
 
 
-def _copy_pairs(source: Path, target: Path) -> None:
+def _copy_blocks(source: Path, target: Path) -> None:
     new = [file for file in _stored(source) if not (target / PARTIAL / file.name).is_file()]
     if not new:
         return
@@ -144,23 +145,23 @@ def _copy_pairs(source: Path, target: Path) -> None:
 
 
 def _stored(source: Path) -> Iterator[Path]:
-    """The pairs of an evaluation, the note about them last."""
+    """The block results of an evaluation, their manifest last."""
     paths = sorted((source / PARTIAL).glob("*.json"))
-    yield from sorted(paths, key=lambda file: file.name == pairs.NOTE)
+    yield from sorted(paths, key=lambda file: file.name == block_store.MANIFEST)
 
 
-def _lacking(note: pairs.Note, missing: Sequence[int], sources: Sequence[Path]) -> str:
-    begun = {part for source in sources for part in pairs.parts_begun(source / PARTIAL)}
+def _missing_blocks(manifest: block_store.Manifest, missing: Sequence[int], sources: Sequence[Path]) -> str:
+    begun = {part for source in sources for part in block_store.parts_begun(source / PARTIAL)}
     counts = sorted({count for _, count in begun})
     shards = [
         f"--shard {number}/{count}"
         for count in counts
         for number in range(1, count + 1)
-        if set(missing) & set(blocks_of((number, count), note.blocks))
+        if set(missing) & set(blocks_of((number, count), manifest.blocks))
     ]
     blocks = ", ".join(str(b + 1) for b in missing)
     how = f" with {', '.join(shards)}" if shards else ""
     return (
-        f"{title(note.job)}: block{'s' if len(missing) > 1 else ''} {blocks} of {note.blocks}; "
+        f"{title(manifest.job)}: block{'s' if len(missing) > 1 else ''} {blocks} of {manifest.blocks}; "
         f"run the same command{how}, then merge again"
     )

@@ -1,6 +1,6 @@
 """An attack on samples, walked stage by stage and block by block. The harness trusts no attack, and can stop anywhere.
 
-Each (stage, block) pair is stored when it is finished, and its draws belong to its samples (`attacks.draws`), so order,
+The result of each block after each stage is stored, and its draws belong to its samples (`attacks.draws`), so order,
 workers and interruptions change nothing, and another block size nothing but rounding. A stage gets the samples of its
 block that are right and still standing; an attack without stages attacks every sample.
 """
@@ -27,7 +27,7 @@ from bench.core.pass_counter import PassCounter
 from bench.core.progress import Progress
 from bench.core.seeding import forked, sample_generator
 from bench.errors import BenchError
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.evaluation.live import Moment, Pace, bounds
 from bench.plan.jobs import BLOCK, blocks_of
 
@@ -82,10 +82,10 @@ def run_attack(
         seed: of the streams.
         block: samples that are attacked together.
         device: where the model is.
-        folder: where finished (stage, block) pairs are stored and found again; None stores nothing.
+        folder: where results of finished blocks are stored and found again; None stores nothing.
         progress: receives progress and says when to stop.
         part: (number, count): only every count-th block from the number-th on; the rest counts as not robust.
-        stop: looked at after every pair, in order; ends everything as soon as the upper bounds decide it.
+        stop: looked at after every block, in order; ends everything as soon as the upper bounds decide it.
         prepare: switches of `attacks.fast.prepared.Prepared` beside its usual ones; "none" searches the model itself.
         clean: clean predictions (n,) of the same model, where they are known; else they are computed.
 
@@ -169,12 +169,12 @@ class _Walk:
     def look(self, known: Tensor | None) -> None:
         """Clean predictions, block by block."""
         for b, rows in self.blocks.items():
-            done = pairs.read(self.folder, pairs.CLEAN, b)
+            done = block_store.read(self.folder, block_store.CLEAN, b)
             if done is None:
                 spared = partial(self.cut.retry_smaller, partial(self._clean, rows), len(rows))
                 found = spared() if known is None else known[rows]
                 done = {"prediction": found.tolist()}
-                pairs.write(self.folder, pairs.CLEAN, b, done)
+                block_store.write(self.folder, block_store.CLEAN, b, done)
             self.verdicts.clean[rows] = torch.tensor(done["prediction"])
         self.prediction, self.robust = self.verdicts.clean.clone(), self.verdicts.clean == self.verdicts.label
 
@@ -246,10 +246,10 @@ class _Walk:
         )
 
     def _block(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> None:
-        done = pairs.read(self.folder, label, b)
+        done = block_store.read(self.folder, label, b)
         if done is None:
             done = self._attack(number, label, stage, b, due)
-            pairs.write(self.folder, label, b, done)
+            block_store.write(self.folder, label, b, done)
         self.prediction[due] = torch.tensor(done["prediction"], dtype=torch.int64)
         self.robust[due] &= self.prediction[due] == self.verdicts.label[due]
         for kind in self.verdicts.passes:

@@ -1,4 +1,4 @@
-"""What a results folder holds, misses, and what failed in it: the text of `bench status`."""
+"""The text of `bench status`: runs and evaluations of a results folder, missing jobs and failures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from bench.core import files
 from bench.errors import UsageError
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.plan.jobs import PARTIAL, Plan, blocks_of, title
 
 PLANS = ".plans"
 
 
-def remember(plan: Plan, out: Path) -> None:
-    """Note what a plan is made of, so that `bench status` can say what is missing."""
+def store_plan(plan: Plan, out: Path) -> None:
+    """Store the titles and folders of a plan's jobs, so that `bench status` can say what is missing."""
     jobs = [{"title": title(job), "folder": job.folder.as_posix()} for job in plan.jobs]
     folder = out / PLANS
     with files.locked(folder, wait=True):
@@ -23,14 +23,14 @@ def remember(plan: Plan, out: Path) -> None:
 
 
 def _missing(results: Path) -> list[str]:
-    """Planned jobs that have left nothing in the folder yet."""
+    """Titles of planned jobs without a folder yet."""
     plans = sorted((results / PLANS).glob("*.json"))
     jobs = {job["folder"]: job["title"] for plan in plans for job in files.read_json(plan)["jobs"]}
     return [name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))]
 
 
 def status_text(results: Path) -> str:
-    """What a results folder holds, misses, and what failed.
+    """One line for each run, evaluation, failure and missing job of a results folder.
 
     Raises:
         UsageError: if there is no such folder.
@@ -78,25 +78,27 @@ def _evaluation_line(folder: Path) -> str | None:
     if sentence is not None:
         return f"{folder.name}: failed: {sentence}"
     partial = folder / PARTIAL
-    stored = len([file for file in partial.glob("*-*.json") if not file.name.startswith(pairs.CLEAN)])
+    stored = len([file for file in partial.glob("*-*.json") if not file.name.startswith(block_store.CLEAN)])
     failed = _failed_parts(partial)
-    if not (partial / pairs.NOTE).is_file():
+    if not (partial / block_store.MANIFEST).is_file():
         text = f"{folder.name}: unfinished, {stored} stage blocks stored"
         return "; ".join([text, *failed]) if stored or failed else None
-    note = pairs.read_note(partial)
-    blocks = f"{stored} of {note.blocks * len(note.stages)} stage blocks stored"
-    return "; ".join([f"{title(note.job)} ({folder.name}): unfinished, {blocks}", *_shards(note, partial), *failed])
+    manifest = block_store.read_manifest(partial)
+    blocks = f"{stored} of {manifest.blocks * len(manifest.stages)} stage blocks stored"
+    line = f"{title(manifest.job)} ({folder.name}): unfinished, {blocks}"
+    return "; ".join([line, *_shard_lines(manifest, partial), *failed])
 
 
-def _shards(note: pairs.Note, partial: Path) -> list[str]:
+def _shard_lines(manifest: block_store.Manifest, partial: Path) -> list[str]:
     """Which shards are missing of an evaluation; nothing if none was ever begun."""
-    missing, lines = set(note.missing(partial)), []
-    for count in sorted({count for _, count in pairs.parts_begun(partial)}):
-        due = [f"{i}/{count}" for i in range(1, count + 1) if missing & set(blocks_of((i, count), note.blocks))]
-        lines.append(f"missing: --shard {', '.join(due)}" if due else "every shard is there: bench merge")
+    missing, lines = set(manifest.missing(partial)), []
+    for count in sorted({count for _, count in block_store.parts_begun(partial)}):
+        numbers = (i for i in range(1, count + 1) if missing & set(blocks_of((i, count), manifest.blocks)))
+        shards = [f"{i}/{count}" for i in numbers]
+        lines.append(f"missing: --shard {', '.join(shards)}" if shards else "every shard is there: bench merge")
     return lines
 
 
 def _failed_parts(partial: Path) -> list[str]:
-    homes = {f"{i}/{count}": partial / f"part-{i}-of-{count}" for i, count in pairs.parts_begun(partial)}
+    homes = {f"{i}/{count}": partial / f"part-{i}-of-{count}" for i, count in block_store.parts_begun(partial)}
     return [f"{name} failed: {sentence}" for name, home in homes.items() if (sentence := files.failure(home))]

@@ -22,14 +22,14 @@ class Display:
     def line(self, job: Job, text: str) -> None:
         """A line worth keeping."""
 
-    def began(self, job: Job, gpu: str) -> None:
-        """A job began on one of several GPUs."""
+    def started(self, job: Job, gpu: str) -> None:
+        """A job started on one of several GPUs."""
 
     def ended(self, job: Job, sentence: str | None) -> None:
         """A job ended; the sentence says why it failed."""
 
 
-class Shown(Progress):
+class DisplayedProgress(Progress):
     """Progress of a job in this process, on a display."""
 
     def __init__(self, job: Job, display: Display, stop: threading.Event) -> None:
@@ -50,10 +50,10 @@ class Shown(Progress):
         return self._stop.is_set()
 
 
-class Lines(Display):
+class LineDisplay(Display):
     """One line for every job that ends; for logs and pipes."""
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> LineDisplay:
         return self
 
     def __exit__(
@@ -61,7 +61,7 @@ class Lines(Display):
     ) -> None:
         pass
 
-    def began(self, job: Job, gpu: str) -> None:
+    def started(self, job: Job, gpu: str) -> None:
         """Say where a job runs."""
         self.write(f"GPU {gpu}: {title(job)}")
 
@@ -74,7 +74,7 @@ class Lines(Display):
         click.echo(text, err=True)
 
 
-class Bars(Lines):
+class BarDisplay(LineDisplay):
     """A bar for every running job, with its running accuracy."""
 
     def __init__(self) -> None:

@@ -22,15 +22,15 @@ from typing import Any
 from bench.core import files
 from bench.core.progress import Progress
 from bench.distributed.process_group import ProcessGroup
-from bench.launch.display import Display, Shown
-from bench.launch.scheduler import RETRY_SECONDS, Report, Schedule, Site
+from bench.launch.display import Display, DisplayedProgress
+from bench.launch.scheduler import RETRY_SECONDS, Report, Schedule, Workspace
 from bench.launch.worker import run_job, stop_requests
 from bench.plan.jobs import Job, Plan
 
 
 def launch(
     plan: Plan,
-    site: Site,
+    workspace: Workspace,
     *,
     workers: int,
     gpus: Sequence[str] = (),
@@ -42,7 +42,7 @@ def launch(
 
     Args:
         plan: the jobs.
-        site: folders and plug-ins.
+        workspace: folders and plug-ins.
         workers: processes side by side; 1 runs in this process, unless there are `gpus`.
         gpus: what CUDA_VISIBLE_DEVICES calls the GPUs that workers are bound to, in turn; () binds none.
         display: shows progress.
@@ -54,30 +54,30 @@ def launch(
     """
     several = None if group is None else group.leader
     count = workers if group is None else group.size
-    schedule = Schedule(plan, site, done, count, own_devices=bool(gpus) or several is not None)
+    schedule = Schedule(plan, workspace, done, count, own_devices=bool(gpus) or several is not None)
     with stop_requests() as stopping:
         if group is not None and several is not None:
             from bench.launch.torchrun import lead
 
-            lead(schedule, site, display or Display(), stopping, group, several)
+            lead(schedule, workspace, display or Display(), stopping, group, several)
         elif workers == 1 and not gpus:
-            _run_here(schedule, site, display or Display(), stopping)
+            _run_here(schedule, workspace, display or Display(), stopping)
         else:
             slots = [gpus[i % len(gpus)] if gpus else None for i in range(workers)]
-            _run_workers(schedule, site, slots, display or Display(), stopping)
+            _run_workers(schedule, workspace, slots, display or Display(), stopping)
     schedule.report.interrupted = stopping.is_set()
     return schedule.report
 
 
-def _run_here(schedule: Schedule, site: Site, display: Display, stopping: threading.Event) -> None:
+def _run_here(schedule: Schedule, workspace: Workspace, display: Display, stopping: threading.Event) -> None:
     while schedule.waiting and not stopping.is_set():
         job = schedule.next()
         if job is None:
             if schedule.waiting:
                 time.sleep(RETRY_SECONDS / 4)
             continue
-        progress = Shown(job, display, stopping)
-        outcome, sentence = run_job(job, site, progress)
+        progress = DisplayedProgress(job, display, stopping)
+        outcome, sentence = run_job(job, workspace, progress)
         schedule.end(job, outcome, sentence)
         if outcome in ("done", "failed"):
             display.ended(job, sentence)
@@ -97,7 +97,7 @@ class _Worker:
 
 
 def _run_workers(
-    schedule: Schedule, site: Site, slots: Sequence[Slot], display: Display, stopping: threading.Event
+    schedule: Schedule, workspace: Workspace, slots: Sequence[Slot], display: Display, stopping: threading.Event
 ) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)  # no lock: a worker that dies must not hold one
@@ -109,9 +109,9 @@ def _run_workers(
                 if not any(w.job for w in workers):
                     return
             else:
-                _hand_out(schedule, workers, slots, display, lambda slot: _start(context, stop, site, slot))
+                _hand_out(schedule, workers, slots, display, lambda slot: _start(context, stop, workspace, slot))
             for worker in _ready([w for w in workers if w.job]):
-                _listen(worker, workers, schedule, site, display)
+                _listen(worker, workers, schedule, workspace, display)
     finally:
         for worker in workers:
             with contextlib.suppress(OSError):
@@ -143,7 +143,7 @@ def _hand_out(
             workers.append(idle)
         idle.job = job
         if idle.slot is not None:
-            display.began(job, idle.slot)
+            display.started(job, idle.slot)
         idle.pipe.send(job)
 
 
@@ -155,7 +155,9 @@ def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
     return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout=0.25)]  # type: ignore[index]
 
 
-def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: Site, display: Display) -> None:
+def _listen(
+    worker: _Worker, workers: list[_Worker], schedule: Schedule, workspace: Workspace, display: Display
+) -> None:
     """Handle one message of a worker; a worker that died fails its job."""
     job = worker.job
     if job is None:
@@ -166,8 +168,8 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: S
         workers.remove(worker)
         worker.process.join()
         sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
-        (site.out / job.home).mkdir(parents=True, exist_ok=True)
-        files.write_text(site.out / job.home / files.FAILED, sentence + "\n")
+        (workspace.out / job.home).mkdir(parents=True, exist_ok=True)
+        files.write_text(workspace.out / job.home / files.FAILED, sentence + "\n")
         schedule.end(job, "failed", sentence)
         display.ended(job, sentence)
         return
@@ -182,9 +184,9 @@ def _listen(worker: _Worker, workers: list[_Worker], schedule: Schedule, site: S
             display.ended(job, rest[1])
 
 
-def _start(context: Any, stop: Any, site: Site, slot: Slot) -> _Worker:
+def _start(context: Any, stop: Any, workspace: Workspace, slot: Slot) -> _Worker:
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, stop, site, slot), daemon=True)
+    process = context.Process(target=_work, args=(there, stop, workspace, slot), daemon=True)
     process.start()
     there.close()
     return _Worker(process, here, slot)
@@ -211,7 +213,7 @@ class _Remote(Progress):
         return bool(self._stop.value)
 
 
-def _work(pipe: Connection, stop: Any, site: Site, slot: Slot) -> None:
+def _work(pipe: Connection, stop: Any, workspace: Workspace, slot: Slot) -> None:
     """Main loop of a worker: jobs in, messages out, until told to end or left alone."""
     if slot is not None:  # before anything asks for a GPU: the worker sees this one alone, whatever a job calls it
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
@@ -220,10 +222,10 @@ def _work(pipe: Connection, stop: Any, site: Site, slot: Slot) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and tells through the event
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    load_plugins(site.plugins)
+    load_plugins(workspace.plugins)
     with contextlib.suppress(EOFError, OSError):
         while (job := pipe.recv()) is not None:
-            outcome, sentence = run_job(job, site, _Remote(pipe, stop, slot))
+            outcome, sentence = run_job(job, workspace, _Remote(pipe, stop, slot))
             pipe.send(("end", outcome, sentence))
 
 

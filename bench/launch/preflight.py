@@ -18,8 +18,8 @@ from bench.core import files
 from bench.core.seeding import forked
 from bench.data.splits import Parts, limit, load
 from bench.errors import UsageError
-from bench.evaluation.cards import Conditions, ensure
-from bench.launch.scheduler import Site
+from bench.evaluation.cards import Conditions, ensure_card
+from bench.launch.scheduler import Workspace
 from bench.models.builders import build
 from bench.models.teachers import load_teacher
 from bench.plan.jobs import EvalJob, Plan, TrainJob
@@ -28,7 +28,7 @@ from bench.training.trainer import build_method
 from methods.base import HIDDEN, Context, Validation
 
 
-def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sentence: None) -> None:
+def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = lambda sentence: None) -> None:
     """Read the data once, build every attack, model and method, set the methods up, and judge teachers that are given.
 
     A given teacher gets its card here, see `bench.evaluation.cards`. Jobs that are done already are passed over; a
@@ -36,14 +36,14 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
 
     Args:
         plan: what is to be done.
-        site: folders and plug-ins.
+        workspace: folders and plug-ins.
         note: receives a sentence before anything that takes time.
 
     Raises:
         UsageError: for the first thing that cannot work.
         BenchError: if a given teacher is refused.
     """
-    missing = [job for job in plan.jobs if not files.is_done(site.out / job.folder)]
+    missing = [job for job in plan.jobs if not files.is_done(workspace.out / job.folder)]
     if not missing:
         return
     for job in missing:
@@ -51,7 +51,7 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
             _build(job)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
-    parts = load(missing[0].dataset, site.data_dir, download=site.download)
+    parts = load(missing[0].dataset, workspace.data_dir, download=workspace.download)
     for kind, n in {(isinstance(job, TrainJob), _limit(job)) for job in missing}:
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
@@ -66,9 +66,9 @@ def preflight(plan: Plan, site: Site, note: Callable[[str], None] = lambda sente
     limits = [job.limit for job in plan.evaluate if job.limit is not None]
     largest = max(limits) if limits and len(limits) == len(plan.evaluate) else None
     for source, job, flag in given.values():
-        teacher = load_teacher(source, job, parts, site.out, site.data_dir, site.download, flag=flag)
+        teacher = load_teacher(source, job, parts, workspace.out, workspace.data_dir, workspace.download, flag=flag)
         under = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
-        ensure(source, teacher, parts, under, out=site.out, data_dir=site.data_dir, note=note)
+        ensure_card(source, teacher, parts, under, out=workspace.out, data_dir=workspace.data_dir, note=note)
 
 
 def _limit(job: TrainJob | EvalJob) -> int | None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from bench.core import files
 from bench.data.registry import DATASETS
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.plan.jobs import EvalJob, Job, Plan, TrainJob, title
 
 RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Site:
+class Workspace:
     """What every job of a launch shares.
 
     Attributes:
@@ -53,7 +53,7 @@ class Schedule:
 
     Args:
         plan: the jobs.
-        site: where their folders are; what is done there is skipped.
+        workspace: where their folders are; what is done there is skipped.
         done: keys of runs outside the plan that its jobs start from.
         workers: processes side by side. While fewer jobs can start than that, an evaluation is cut into a part for
             each: blocks do not depend on one another. The evaluation itself then waits for its parts.
@@ -61,7 +61,7 @@ class Schedule:
     """
 
     def __init__(
-        self, plan: Plan, site: Site, done: Iterable[str], workers: int = 1, *, own_devices: bool = False
+        self, plan: Plan, workspace: Workspace, done: Iterable[str], workers: int = 1, *, own_devices: bool = False
     ) -> None:
         self.report = Report()
         self.workers, self.own_devices = workers, own_devices
@@ -75,9 +75,11 @@ class Schedule:
             *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
         ]
         for job in jobs:
-            if files.is_done(site.out / job.folder):
+            if files.is_done(workspace.out / job.folder):
                 if isinstance(job, EvalJob):
-                    pairs.clear(site.out / job.folder)  # left by a process that was killed as it cleared them
+                    block_store.clear(
+                        workspace.out / job.folder
+                    )  # left by a process that was killed as it cleared them
                 self.done.add(job.id)
                 self.report.skipped += 1
             else:

@@ -18,14 +18,19 @@ from bench.distributed import control
 from bench.distributed.control import Follower, JobOutcome, Leader
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted, UsageError
-from bench.launch.display import Display, Shown
-from bench.launch.scheduler import RETRY_SECONDS, Schedule, Site
+from bench.launch.display import Display, DisplayedProgress
+from bench.launch.scheduler import RETRY_SECONDS, Schedule, Workspace
 from bench.launch.worker import run_job, stop_requests, work
 from bench.plan.jobs import Job, TrainJob
 
 
 def lead(
-    schedule: Schedule, site: Site, display: Display, stopping: threading.Event, group: ProcessGroup, leader: Leader
+    schedule: Schedule,
+    workspace: Workspace,
+    display: Display,
+    stopping: threading.Event,
+    group: ProcessGroup,
+    leader: Leader,
 ) -> None:
     """Run a schedule with all processes, from the first of them."""
     while schedule.waiting and not stopping.is_set():
@@ -36,7 +41,7 @@ def lead(
             continue
         for number, job in enumerate(jobs[1:]):
             leader.send(number, "job", job)
-        found = [run_job(jobs[0], site, Shown(jobs[0], display, stopping), group)]
+        found = [run_job(jobs[0], workspace, DisplayedProgress(jobs[0], display, stopping), group)]
         found += [leader.outcome(number) for number in range(len(jobs) - 1)]
         for job, (outcome, sentence) in zip(jobs, found, strict=True):
             schedule.end(job, outcome, sentence)
@@ -59,20 +64,20 @@ def _due(schedule: Schedule, size: int) -> list[Job]:
     return jobs
 
 
-def follow(follower: Follower, site: Site, group: ProcessGroup) -> None:
+def follow(follower: Follower, workspace: Workspace, group: ProcessGroup) -> None:
     """Do what the first process says, until it dismisses this one."""
     with stop_requests() as stopping:
         for order, job in follower.orders():
-            progress = Shown(job, Display(), stopping)
+            progress = DisplayedProgress(job, Display(), stopping)
             follower.report(
-                run_job(job, site, progress) if order == "job" else _train_along(job, site, progress, group)
+                run_job(job, workspace, progress) if order == "job" else _train_along(job, workspace, progress, group)
             )
 
 
-def _train_along(job: Job, site: Site, progress: Progress, group: ProcessGroup) -> JobOutcome:
+def _train_along(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> JobOutcome:
     """Take part in a training that the first process leads; it alone holds the folder and writes there."""
     try:
-        work(job, site, progress, group)
+        work(job, workspace, progress, group)
     except Interrupted:
         return "interrupted", None
     except BenchError as error:
@@ -83,7 +88,7 @@ def _train_along(job: Job, site: Site, progress: Progress, group: ProcessGroup) 
 
 
 @contextmanager
-def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, ProcessGroup | None]]:
+def torchrun_group(settings: RunSettings, workspace: Workspace) -> Iterator[tuple[str, ProcessGroup | None]]:
     """The device that settings resolve to, and the processes of a torchrun, or this one alone.
 
     In all of these but the first there is no group: they do what they are told, and then nothing is left to do.
@@ -108,7 +113,7 @@ def joined(settings: RunSettings, site: Site) -> Iterator[tuple[str, ProcessGrou
     group, follower = ddp.join(process, name, sync_bn=settings.sync_bn)
     try:
         if follower is not None:
-            follow(follower, site, group)
+            follow(follower, workspace, group)
         yield name, None if follower else group
     finally:
         ddp.leave(group)

@@ -13,7 +13,7 @@ from bench.core import files
 from bench.core.progress import Progress, log_to
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from bench.plan.jobs import PARTIAL, EvalJob, Job, TrainJob, title
 
 HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
@@ -40,22 +40,24 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run_job(job: Job, site: Site, progress: Progress, group: ProcessGroup | None = None) -> tuple[str, str | None]:
+def run_job(
+    job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup | None = None
+) -> tuple[str, str | None]:
     """Run one job under the lock of its folder.
 
     Args:
         job: what to run.
-        site: folders and plug-ins.
+        workspace: folders and plug-ins.
         progress: receives progress and says when to stop.
         group: the processes that train together, of which this is the first; an evaluation is for one alone.
 
     Returns:
         "done", "busy", "interrupted" or "failed", and the sentence of a failure.
     """
-    folder = site.out / job.folder
+    folder = workspace.out / job.folder
     if files.is_done(folder):
         return "done", None
-    with _held(job, site) as held:
+    with _held(job, workspace) as held:
         if files.is_done(folder):
             return "done", None
         if not held:
@@ -63,12 +65,12 @@ def run_job(job: Job, site: Site, progress: Progress, group: ProcessGroup | None
         with log_to(folder / "log.txt"):
             progress.line(f"begin: {title(job)}{_on(progress.gpu)}")
             try:
-                work(job, site, progress, group or ProcessGroup())
+                work(job, workspace, progress, group or ProcessGroup())
             except Interrupted:
                 return "interrupted", None
             except Exception as error:
-                return "failed", _failure(job, site, error)
-        (site.out / job.home / files.FAILED).unlink(missing_ok=True)
+                return "failed", _failure(job, workspace, error)
+        (workspace.out / job.home / files.FAILED).unlink(missing_ok=True)
     return "done", None
 
 
@@ -76,7 +78,7 @@ def _on(gpu: str | None) -> str:
     return "" if gpu is None else f" on GPU {gpu}"
 
 
-def work(job: Job, site: Site, progress: Progress, group: ProcessGroup) -> None:
+def work(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> None:
     """Run one job, whose folder is held; in every process of the group if it is a training."""
     from bench.core import device
     from bench.data.splits import load
@@ -88,40 +90,40 @@ def work(job: Job, site: Site, progress: Progress, group: ProcessGroup) -> None:
     device.configure(job.device, job.threads, job.deterministic, fixed_sizes=fixed_sizes)
     if isinstance(job, TrainJob):
         with group.run_on_all(job):
-            parts = load(job.dataset, site.data_dir, download=site.download, train_limit=job.train_limit)
-            train(job, parts, site.out, site.data_dir, progress, download=site.download, group=group)
+            parts = load(job.dataset, workspace.data_dir, download=workspace.download, train_limit=job.train_limit)
+            train(job, parts, workspace.out, workspace.data_dir, progress, download=workspace.download, group=group)
     else:
-        parts = load(job.dataset, site.data_dir, download=site.download)
-        described = files.read_json(site.out / job.run / "run.json")
+        parts = load(job.dataset, workspace.data_dir, download=workspace.download)
+        described = files.read_json(workspace.out / job.run / "run.json")
         parts.require_same(described["data"], "test_hash", job.title)
-        evaluate_job(job, parts, site.out, progress)
+        evaluate_job(job, parts, workspace.out, progress)
 
 
 @contextmanager
-def _held(job: Job, site: Site) -> Iterator[bool]:
+def _held(job: Job, workspace: Workspace) -> Iterator[bool]:
     """Hold what a job needs; False if another process has it.
 
     A part holds its own folder, so that parts go side by side; a whole evaluation holds its folder and all parts that
     are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
     """
     with ExitStack() as locks:
-        held = locks.enter_context(files.locked(site.out / job.home, wait=False))
+        held = locks.enter_context(files.locked(workspace.out / job.home, wait=False))
         if held and isinstance(job, EvalJob) and job.part is None:
-            homes = sorted((site.out / job.folder / PARTIAL).glob("part-*-of-*"))
+            homes = sorted((workspace.out / job.folder / PARTIAL).glob("part-*-of-*"))
             held = all(locks.enter_context(files.locked(home, wait=False)) for home in homes)
         elif held and isinstance(job, EvalJob):
-            with files.locked(site.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
+            with files.locked(workspace.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
                 held = free
         yield held
 
 
-def _failure(job: Job, site: Site, error: Exception) -> str:
+def _failure(job: Job, workspace: Workspace, error: Exception) -> str:
     """The sentence of a failed job, kept in its folder; what is no sentence of ours keeps its traceback in the log."""
     import logging
 
     sentence = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
     if not isinstance(error, BenchError):
-        sentence += f" (details in {site.out / job.folder / 'log.txt'})"
-    files.write_text(site.out / job.home / files.FAILED, sentence + "\n")
+        sentence += f" (details in {workspace.out / job.folder / 'log.txt'})"
+    files.write_text(workspace.out / job.home / files.FAILED, sentence + "\n")
     return sentence

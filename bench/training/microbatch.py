@@ -33,7 +33,7 @@ def is_exact(model: nn.Module) -> bool:
     )
 
 
-def part_of(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:
+def micro_batch(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:
     """The samples first to last of those that are trained on, as a micro-batch of the same optimiser step.
 
     Of an attack that left out samples, a part has the others alone: a part of the batch could be left with none.

@@ -26,7 +26,7 @@ def description(
         epoch_best: epoch of the best weights so far, None if none are kept.
         passes: made so far, of all processes together.
         processes: how many trained it, and whose statistics BatchNorm has used, see `ProcessGroup.describe`.
-        arithmetic: switches and precision of the networks, see `Forms.facts`.
+        arithmetic: switches and precision of the networks, see `FastNetworks.facts`.
         cut: the smallest micro-batches of any process.
         exact: whether micro-batches give what whole batches give.
     """

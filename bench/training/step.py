@@ -17,7 +17,7 @@ from bench.core.seeding import forked
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.plan.jobs import TrainJob
-from bench.training.microbatch import LEAST_WITH_NORM, has_norm, joined, joined_terms, part_of, rows_of
+from bench.training.microbatch import LEAST_WITH_NORM, has_norm, joined, joined_terms, micro_batch, rows_of
 from methods.base import Adversarial, Batch, Context, Method, Terms
 
 Part = tuple[Batch, Adversarial]
@@ -89,7 +89,7 @@ class Stepping:
         """The share in parts; none if there is too little to train on."""
         rows = self._own_rows(adv)
         spans = self.cut.spans(rows)
-        return [(batch, adv)] if len(spans) == 1 else [part_of(batch, adv, *span) for span in spans]
+        return [(batch, adv)] if len(spans) == 1 else [micro_batch(batch, adv, *span) for span in spans]
 
     def spared(self, work: Callable[[], Result], adv: Adversarial) -> Result:
         """Do what can be done again, in smaller parts whenever memory runs out; see `BatchLimit.retry_smaller`."""

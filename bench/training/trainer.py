@@ -28,7 +28,7 @@ from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights, save_weights
 from bench.plan.jobs import TrainJob
 from bench.training.epoch_sums import Tally
-from bench.training.fast_forms import EXAMPLES, Forms
+from bench.training.fast_networks import EXAMPLES, FastNetworks
 from bench.training.microbatch import is_exact
 from bench.training.resume import load_state, save_state
 from bench.training.run_record import description
@@ -82,12 +82,12 @@ class Trainer:
             raise BenchError(f"{job.title}: {error}") from None
         self.method = method.to(self.device, exact(self.device))
         self.counter = PassCounter()
-        self.forms = Forms(
+        self.networks = FastNetworks(
             self.model, {role: teacher.to(self.device) for role, teacher in teachers.items()},
             to_float(self.train.x[:EXAMPLES].to(self.device)), job.train_with,
             counter=self.counter, warn=self.progress.line,
         )  # fmt: skip
-        self.network = self.forms.network
+        self.network = self.networks.student
         self.optimiser = torch.optim.SGD(
             self.model.parameters(), lr=job.recipe.lr, momentum=job.recipe.momentum,
             weight_decay=job.recipe.weight_decay, nesterov=job.recipe.nesterov, fused="fused" in job.train_with or None,
@@ -109,8 +109,8 @@ class Trainer:
         return Context(
             epochs=recipe.epochs, steps=math.ceil(len(y) / recipe.batch_size), device=self.device,
             num_classes=classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=classes),
-            generator=torch.Generator(self.device), teachers=self.forms.teachers, reduce=self.group.reduce,
-            validator=self._validate if recipe.holdout else None, searched=self.forms.searched,
+            generator=torch.Generator(self.device), teachers=self.networks.teachers, reduce=self.group.reduce,
+            validator=self._validate if recipe.holdout else None, searched=self.networks.searched,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -219,7 +219,7 @@ class Trainer:
         with self.stepping.stream.within(first, last, len(whole)):
             stream = self.stepping.stream.manual_seed(seed)
             x = to_float(augment(x, kind.removesuffix(reflect), stream, padding=padding))
-        return Batch(self.forms.images(x), labels[first:last], rows, labels), first
+        return Batch(self.networks.images(x), labels[first:last], rows, labels), first
 
     def _check_finite(self, epoch: int, step: int) -> None:
         if not bool(torch.isfinite(self.group.reduce(self.tally.loss))):
@@ -320,7 +320,7 @@ class Trainer:
             record = description(
                 self.job, self.parts, self.train,
                 epoch_best=self.best["epoch"] if self.best else None,
-                passes=passes, processes=self.group.describe(self.stepping.normed), arithmetic=self.forms.facts,
+                passes=passes, processes=self.group.describe(self.stepping.normed), arithmetic=self.networks.facts,
                 cut=cut, exact=is_exact(self.model),
             )  # fmt: skip
             files.write_json(self.folder / "run.json", record)

@@ -119,7 +119,7 @@ class StopAt(Progress):
         return self.asked == self.n
 
 
-def in_pieces(start: Any, n: int = 2) -> int:
+def run_with_interruptions(start: Any, n: int = 2) -> int:
     """Call `start(progress)` until it ends by itself, stopping it each time at its n-th look; the number of stops."""
     for stops in range(200):
         try:

@@ -15,7 +15,7 @@ from methods.adaad import AdaAD
 from methods.base import Adversarial, Method, Terms
 from methods.mtard import MTARD
 from tests.helpers import formulas
-from tests.helpers.jobs import StopAt, history, in_pieces, job_of, parts_of, small, train_all, tree
+from tests.helpers.jobs import StopAt, history, job_of, parts_of, run_with_interruptions, small, train_all, tree
 from tests.helpers.scripted import Constant, Scripted, make_batch, make_context, random_logits
 
 BATCH = make_batch()
@@ -127,5 +127,5 @@ def test_a_run_of_the_plan_learns_the_balance_and_resumes_with_it(tmp_path: Path
     def start(progress: StopAt) -> None:
         train(job, parts_of(job), pieces, Path("data"), progress)
 
-    assert in_pieces(start, n=3) > 1
+    assert run_with_interruptions(start, n=3) > 1
     assert tree(pieces / job.folder) == tree(whole / job.folder)

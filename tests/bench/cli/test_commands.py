@@ -79,12 +79,12 @@ def test_ctrl_c_saves_and_exits_with_130_and_the_same_command_goes_on(
 ) -> None:
     from bench.launch import display
 
-    def press(self: display.Lines, job: Job, done: int, total: int, text: str) -> None:
+    def press(self: display.LineDisplay, job: Job, done: int, total: int, text: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     arguments = ("run", "--methods", "natural", *QUICK, "--out", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(display.Lines, "update", press)
+        patch.setattr(display.LineDisplay, "update", press)
         stopped = bench(*arguments)
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith("bench: saved; run the same command again to go on\n")

@@ -26,7 +26,7 @@ from bench.errors import UsageError
 from bench.evaluation.live import Pace, bounds, duration
 from bench.evaluation.stages import Verdicts, run_attack
 from bench.report import load_results
-from tests.helpers.jobs import bench, in_pieces, plan
+from tests.helpers.jobs import bench, plan, run_with_interruptions
 
 # Rules
 
@@ -252,7 +252,7 @@ def test_a_rule_that_decides_nothing_early_changes_nothing() -> None:
 def test_an_interruption_does_not_move_the_place_where_it_stops(tmp_path: Path) -> None:
     whole, _ = attacked(steps()[0], "worst<=50%")
     ends: list[Verdicts] = []
-    stops = in_pieces(
+    stops = run_with_interruptions(
         lambda progress: ends.append(attacked(steps()[0], "worst<=50%", folder=tmp_path, progress=progress)[0])
     )
     assert stops == 4

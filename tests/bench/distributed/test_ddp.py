@@ -23,7 +23,7 @@ from bench.distributed import control
 from bench.distributed.control import ProcessInfo, process_info
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from bench.models.builders import build
 from bench.models.checkpoints import load_weights, save_weights
 from bench.plan.jobs import Plan, TrainJob
@@ -290,16 +290,19 @@ def test_each_process_takes_a_gpu_of_its_own(second_of_two: None, monkeypatch: p
 
 def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.distributed import ddp
-    from bench.launch.torchrun import joined
+    from bench.launch.torchrun import torchrun_group
 
     met: list[str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(ddp, "join", lambda process, name, **more: met.append(name) or (OneOf(0, 2), None))
     monkeypatch.setattr(ddp, "leave", lambda group: None)
-    site = Site(Path("results"), Path("data"))
-    with joined(combined({"methods": ("natural",), "device": "cpu"}), site) as (name, group):
+    workspace = Workspace(Path("results"), Path("data"))
+    with torchrun_group(combined({"methods": ("natural",), "device": "cpu"}), workspace) as (name, group):
         assert (name, met, group is not None and group.size) == ("cpu", ["cpu"], 2)
-    with pytest.raises(BenchError, match="or train on the CPU with --device cpu"), joined(combined({}), site):
+    with (
+        pytest.raises(BenchError, match="or train on the CPU with --device cpu"),
+        torchrun_group(combined({}), workspace),
+    ):
         raise AssertionError("nobody else was there")
 
 

@@ -17,7 +17,7 @@ from bench.core import device as devices
 from bench.core import files
 from bench.data.splits import Part, Parts, load, to_float
 from bench.evaluation import cards
-from bench.evaluation.cards import Conditions, ensure, of_run, text
+from bench.evaluation.cards import Conditions, card_of_run, card_text, ensure_card
 from bench.evaluation.evaluate import evaluate
 from bench.models import Normalized
 from bench.models import robustbench as zoo
@@ -78,8 +78,8 @@ def card_of(file: Path, *more: str) -> dict[str, Any]:
     result = bench("card", file, "--model", BUILDER, "--limit", "50", "--eps", "0.03", *more)
     assert result.exit_code == 0, result.output
     written: dict[str, Any] = files.read_json(file.with_name(file.name + ".card.json"))
-    assert result.stdout.strip() == text(written).strip()
-    assert file.with_name(file.name + ".card.md").read_text().strip() == text(written).strip()
+    assert result.stdout.strip() == card_text(written).strip()
+    assert file.with_name(file.name + ".card.md").read_text().strip() == card_text(written).strip()
     return written
 
 
@@ -233,11 +233,11 @@ def test_a_network_of_the_zoo_has_its_card_in_the_cache(tmp_path: Path, monkeypa
     part = Part(x, torch.arange(40) % 10, torch.arange(40))
     parts = Parts("cifar10", part, part, part, part, NAMES)
     source = {"zoo": "tiny2020net", "label": "robustbench:tiny2020net"}
-    card, where = ensure(source, tiny, parts, Conditions("linf", 8 / 255), out=tmp_path / "out", data_dir=tmp_path)
+    card, where = ensure_card(source, tiny, parts, Conditions("linf", 8 / 255), out=tmp_path / "out", data_dir=tmp_path)
     assert where == place / "Tiny2020Net.card.json"
     assert card["files"] == {"Tiny2020Net.pt": files.file_hash(place / "Tiny2020Net.pt")}
     assert card["licence"] == "MIT License"
-    assert "- Address: https://drive.google.com/uc?id=the-id" in text(card)
+    assert "- Address: https://drive.google.com/uc?id=the-id" in card_text(card)
     assert [entry["n"] for entry in card["measured"]] == [40]
 
 
@@ -262,7 +262,7 @@ def test_a_trained_teachers_card_comes_from_its_evaluations(tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     (folder,) = tmp_path.glob("digits/small_cnn_wide/trades/*")
     card = files.read_json(folder / "card.json")
-    assert card == of_run(folder)
+    assert card == card_of_run(folder)
     assert card["files"] == {"last.safetensors": files.file_hash(folder / "last.safetensors")}
     assert card["source"].startswith("trained by this suite, recipe digits_teacher, seed 0")
     assert {entry["attack"] for entry in card["measured"]} == {"fgsm", "pgd"}
@@ -273,7 +273,7 @@ def test_a_trained_teachers_card_comes_from_its_evaluations(tmp_path: Path) -> N
     assert list(tmp_path.rglob("card.json")) == [folder / "card.json"], "students have none"
     shown = bench("card", folder)
     assert shown.exit_code == 0, shown.output
-    assert shown.stdout.strip() == text(card).strip()
+    assert shown.stdout.strip() == card_text(card).strip()
     assert bench("verify", tmp_path).exit_code == 0
 
 

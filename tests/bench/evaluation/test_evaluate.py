@@ -24,7 +24,7 @@ from bench.errors import BenchError
 from bench.evaluation.evaluate import columns, evaluate
 from bench.evaluation.stages import Verdicts, run_attack
 from bench.models.builders import build
-from tests.helpers.jobs import StopAt, in_pieces
+from tests.helpers.jobs import StopAt, run_with_interruptions
 
 THREAT = ThreatModel("linf", 0.15)
 Move = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
@@ -230,7 +230,9 @@ def test_stopped_after_every_stored_block_the_outcome_is_the_same(
 ) -> None:
     whole = run(model, samples)
     ends: list[Verdicts] = []
-    stops = in_pieces(lambda progress: ends.append(run(model, samples, folder=tmp_path, progress=progress)))
+    stops = run_with_interruptions(
+        lambda progress: ends.append(run(model, samples, folder=tmp_path, progress=progress))
+    )
     attacked = [file for file in tmp_path.glob("*.json") if files.read_json(file).get("passes", {}).get("forward")]
     assert stops == len(attacked) - 1 >= 8
     assert same(ends[0], whole)

@@ -17,11 +17,11 @@ from bench.data.splits import Parts, load
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.evaluation.evaluate import evaluate_job
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from bench.launch.worker import work
 from bench.plan.jobs import EvalJob
 from bench.results.outcomes import Outcomes
-from tests.helpers.jobs import in_pieces, plan, tree
+from tests.helpers.jobs import plan, run_with_interruptions, tree
 
 
 def jobs(**changes: Any) -> dict[str, EvalJob]:
@@ -62,7 +62,7 @@ def test_an_interrupted_evaluation_ends_in_the_same_files(short_run: Path, tmp_p
     (tmp_path / job.run).mkdir()
     for name in ("run.json", "last.safetensors"):
         (tmp_path / job.run / name).symlink_to(short_run / job.run / name)
-    stops = in_pieces(lambda progress: evaluate_job(job, parts, tmp_path, progress), n=4)
+    stops = run_with_interruptions(lambda progress: evaluate_job(job, parts, tmp_path, progress), n=4)
     assert stops >= 2
     assert tree(tmp_path / job.folder) == tree(whole)
 
@@ -122,5 +122,5 @@ def test_results_on_other_data_are_not_gone_on_with(what: str, short_run: Path, 
     described["data"] |= {"hash": "0" * 64, "test_hash": "0" * 64}
     files.write_json(folder / "run.json", described)
     with pytest.raises(BenchError, match=r"expected the data that its results belong to \((test_)?hash 000000000000\)"):
-        work(job, Site(tmp_path, Path("data")), Progress(), ProcessGroup())
+        work(job, Workspace(tmp_path, Path("data")), Progress(), ProcessGroup())
     assert not (folder / "eval" / job.key).exists()

@@ -14,7 +14,7 @@ from bench.config.settings import combined
 from bench.core import files
 from bench.data.splits import load, to_float
 from bench.errors import BenchError, UsageError
-from bench.evaluation.external import adopt
+from bench.evaluation.external import add_checkpoint
 from bench.models.checkpoints import save_weights
 from bench.results.outcomes import Outcomes
 from tests.helpers.jobs import bench, description, settings
@@ -80,15 +80,15 @@ def test_the_same_weights_are_the_same_run_whatever_file_they_come_from(
     run = settings(out=str(tmp_path / "results"), attacks=("fgsm",))
     torch.save({"model": fitted}, tmp_path / "a.pt")
     save_weights(tmp_path / "b.safetensors", fitted)
-    first, jobs = adopt(run, BUILDER, tmp_path / "a.pt")
+    first, jobs = add_checkpoint(run, BUILDER, tmp_path / "a.pt")
     written = (tmp_path / "results" / first / "run.json").stat().st_mtime_ns
-    second, again = adopt(run, BUILDER, tmp_path / "b.safetensors")
+    second, again = add_checkpoint(run, BUILDER, tmp_path / "b.safetensors")
     assert first == second
     assert [job.key for job in jobs] == [job.key for job in again]
     assert (tmp_path / "results" / first / "run.json").stat().st_mtime_ns == written
     other = {name: tensor * 2 for name, tensor in fitted.items()}
     save_weights(tmp_path / "c.safetensors", other)
-    assert adopt(run, BUILDER, tmp_path / "c.safetensors")[0] != first
+    assert add_checkpoint(run, BUILDER, tmp_path / "c.safetensors")[0] != first
 
 
 def test_an_attack_more_evaluates_that_attack_alone(fitted: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_mean_and_std_put_the_normalisation_in_front(fitted: dict[str, torch.Ten
     assert theirs.clean.tolist() == plain.clean.tolist()
     assert theirs.average("pgd") == pytest.approx(plain.average("pgd"), abs=0.051)
     with pytest.raises(UsageError, match="expected --mean and --std together, got one of them"):
-        adopt(run, BUILDER, tmp_path / "theirs.safetensors", mean=(3.0,))
+        add_checkpoint(run, BUILDER, tmp_path / "theirs.safetensors", mean=(3.0,))
 
 
 @pytest.mark.parametrize(("mean", "std", "flag"), [("0.5,0.5", "0.2,0.2", "--mean"), ("0.5", "0.2,0.2,0.2", "--std")])
@@ -163,7 +163,7 @@ def test_an_untrained_model_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_weights(tmp_path / "a.safetensors", linear(10, 1, 8).state_dict())
     with pytest.raises(BenchError, match=r"^mine: expected a clean accuracy of at least 20% .*; check the file"):
-        adopt(combined({"out": str(tmp_path)}), BUILDER, tmp_path / "a.safetensors", label="mine")
+        add_checkpoint(combined({"out": str(tmp_path)}), BUILDER, tmp_path / "a.safetensors", label="mine")
 
 
 @pytest.mark.parametrize(

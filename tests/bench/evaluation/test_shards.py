@@ -14,9 +14,9 @@ from bench.config.settings import combined
 from bench.core import files
 from bench.core.progress import Progress
 from bench.errors import UsageError
-from bench.evaluation import blocks as pairs
+from bench.evaluation import block_store
 from bench.launch.launcher import launch
-from bench.launch.scheduler import Schedule, Site
+from bench.launch.scheduler import Schedule, Workspace
 from bench.launch.worker import run_job
 from bench.plan.jobs import PARTIAL, EvalJob, Plan, title
 from tests.helpers.jobs import StopAt, bench, plan, small, train_all, tree
@@ -68,13 +68,13 @@ def out(trained: Path, tmp_path: Path) -> Path:
 
 def evaluate(work: Sequence[EvalJob], out: Path, workers: int = 1) -> list[str]:
     """Run evaluations, or parts of them; the titles of what was done."""
-    report = launch(Plan((), tuple(work)), site(out), workers=workers, done=[job.run_key for job in work])
+    report = launch(Plan((), tuple(work)), workspace(out), workers=workers, done=[job.run_key for job in work])
     assert report.failures == {}
     return report.finished
 
 
-def site(out: Path) -> Site:
-    return Site(out, Path("data"))
+def workspace(out: Path) -> Workspace:
+    return Workspace(out, Path("data"))
 
 
 # Parts of one evaluation
@@ -109,7 +109,7 @@ def test_parts_in_any_order_leave_the_files_of_one_piece(out: Path, whole: Path,
 def test_an_interrupted_part_goes_on_where_it_was(out: Path, whole: Path) -> None:
     (job, _) = jobs(shard="1/2").evaluate
     stops = 0
-    while run_job(job, site(out), StopAt(2))[0] == "interrupted":
+    while run_job(job, workspace(out), StopAt(2))[0] == "interrupted":
         stops += 1
     assert stops >= 3
     evaluate(shards(2), out)
@@ -135,10 +135,10 @@ def test_a_kill_before_the_end_loses_no_pair(out: Path, whole: Path, monkeypatch
     with monkeypatch.context() as planted:
         planted.setattr(files, "mark_done", killed)
         with pytest.raises(Killed):
-            run_job(job, site(out), Progress())
+            run_job(job, workspace(out), Progress())
     folder = out / job.folder
     assert not files.is_done(folder)
-    assert pairs.read_note(folder / PARTIAL).missing(folder / PARTIAL) == []
+    assert block_store.read_manifest(folder / PARTIAL).missing(folder / PARTIAL) == []
     evaluate(jobs().evaluate, out)
     assert tree(out) == tree(whole)
 
@@ -148,9 +148,9 @@ def test_what_a_kill_after_the_end_leaves_is_cleared_by_the_next_command(
 ) -> None:
     (job, other) = jobs().evaluate
     with monkeypatch.context() as planted:
-        planted.setattr(pairs, "clear", killed)
+        planted.setattr(block_store, "clear", killed)
         with pytest.raises(Killed):
-            run_job(job, site(out), Progress())
+            run_job(job, workspace(out), Progress())
     assert files.is_done(out / job.folder) and (out / job.folder / PARTIAL).is_dir()
     assert evaluate(jobs().evaluate, out) == [title(other)]
     assert tree(out) == tree(whole)
@@ -166,9 +166,9 @@ def killed(folder: Path) -> None:
 
 def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
     evaluate(shards(2)[:1], out)
-    (note,) = out.rglob(pairs.NOTE)
+    (note,) = out.rglob(block_store.MANIFEST)
     files.write_json(note, files.read_json(note) | {"weights": "0" * 64})
-    report = launch(jobs(), site(out), workers=1, done=[jobs().evaluate[0].run_key])
+    report = launch(jobs(), workspace(out), workers=1, done=[jobs().evaluate[0].run_key])
     (sentence,) = report.failures.values()
     assert (
         "the stored blocks are those of other weights than last.safetensors holds now; delete that folder" in sentence
@@ -178,13 +178,13 @@ def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
 def test_parts_go_side_by_side_and_the_whole_waits_for_them(out: Path) -> None:
     first, second = (jobs(shard=f"{i}/2").evaluate[0] for i in (1, 2))
     with files.locked(out / first.home, wait=False):
-        assert run_job(first, site(out), Progress())[0] == "busy"
-        assert run_job(first.whole, site(out), Progress())[0] == "busy"
-        assert run_job(second, site(out), Progress())[0] == "done"
+        assert run_job(first, workspace(out), Progress())[0] == "busy"
+        assert run_job(first.whole, workspace(out), Progress())[0] == "busy"
+        assert run_job(second, workspace(out), Progress())[0] == "done"
     with files.locked(out / first.folder, wait=False):
-        assert run_job(first, site(out), Progress())[0] == "busy"
-    assert run_job(first.whole, site(out), Progress())[0] == "done"
-    assert run_job(first, site(out), Progress())[0] == "done"
+        assert run_job(first, workspace(out), Progress())[0] == "busy"
+    assert run_job(first.whole, workspace(out), Progress())[0] == "done"
+    assert run_job(first, workspace(out), Progress())[0] == "done"
     assert not (out / first.folder / PARTIAL).exists()
 
 
@@ -203,7 +203,7 @@ def test_two_workers_share_what_one_would_do_alone(out: Path, whole: Path) -> No
 
 def waiting(out: Path, workers: int, **changes: Any) -> Schedule:
     found = jobs(**changes)
-    return Schedule(found, site(out), [job.run_key for job in found.evaluate], workers)
+    return Schedule(found, workspace(out), [job.run_key for job in found.evaluate], workers)
 
 
 def test_an_evaluation_is_cut_only_where_workers_would_be_idle(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_what_cannot_be_cut_stays_whole(tmp_path: Path, changes: dict[str, Any])
     device = changes.pop("device", "cpu")
     found = jobs(attacks=("pgd",), **changes)
     work = tuple(replace(job, device=device) for job in found.evaluate)
-    schedule = Schedule(Plan((), work), site(tmp_path), [work[0].run_key], 4)
+    schedule = Schedule(Plan((), work), workspace(tmp_path), [work[0].run_key], 4)
     assert schedule.next() == work[0]
     assert schedule.next() is None
 

@@ -19,7 +19,7 @@ from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from bench.launch.display import Display
 from bench.launch.launcher import _hand_out, _Worker, launch
-from bench.launch.scheduler import Schedule, Site
+from bench.launch.scheduler import Schedule, Workspace
 from bench.plan.jobs import EvalJob, Job, Plan, title
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import job_of, own_registrations, small, tree
@@ -65,14 +65,14 @@ class Dies(_Seen):
 QUICK: dict[str, Any] = {"epochs": 1, "train_limit": 100, "limit": 20, "block": 5, "attacks": ("fgsm",)}
 
 
-class Shown(Display):
+class RecordingDisplay(Display):
     """What a launch says, job by job."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, str]] = []
         self.ends: dict[str, str | None] = {}
 
-    def began(self, job: Job, gpu: str) -> None:
+    def started(self, job: Job, gpu: str) -> None:
         self.begun.append((title(job), gpu))
 
     def ended(self, job: Job, sentence: str | None) -> None:
@@ -85,13 +85,13 @@ def test_every_worker_sees_one_gpu_and_a_dead_one_is_replaced_on_its_gpu(
     notes, file = tmp_path / "notes", tmp_path / "seen.py"
     notes.mkdir()
     file.write_text(PLUGIN.replace("NOTES", repr(str(notes))))
-    shown, site = Shown(), Site(tmp_path / "out", Path("data"), plugins=(str(file),))
+    shown, workspace = RecordingDisplay(), Workspace(tmp_path / "out", Path("data"), plugins=(str(file),))
     with own_registrations(monkeypatch):
         load_plugins([str(file)])
         found = small(methods=("dies", "one", "two", "three"), **QUICK)
-        report = launch(found, site, workers=2, gpus=("4", "GPU-b7"), display=shown)
+        report = launch(found, workspace, workers=2, gpus=("4", "GPU-b7"), display=shown)
         seen = [path.name.split("-", 1) for path in notes.iterdir()]
-        launch(small(methods=("one",), **QUICK), replace(site, out=tmp_path / "unbound"), workers=1)
+        launch(small(methods=("one",), **QUICK), replace(workspace, out=tmp_path / "unbound"), workers=1)
     assert report.failures == {"train dies seed 0": "its process ended unexpectedly (exit code 7); out of memory?"}
     assert sorted(name for name, _ in seen) == ["Dies", "One", "Three", "Two"]
     gpus = [place.rsplit("-", 1) for _, place in seen]
@@ -117,7 +117,7 @@ def test_the_number_of_a_gpu_is_not_part_of_a_key() -> None:
 
 def test_more_workers_than_gpus_take_them_in_turn_and_a_free_one_first(tmp_path: Path) -> None:
     found = small(methods=("natural",), seeds=(0, 1, 2, 3), **QUICK)
-    schedule, shown = Schedule(Plan(found.train, ()), Site(tmp_path, Path("data")), ()), Shown()
+    schedule, shown = Schedule(Plan(found.train, ()), Workspace(tmp_path, Path("data")), ()), RecordingDisplay()
     workers: list[_Worker] = []
     pipes = [Pipe() for _ in range(4)]
     ends = list(pipes)
@@ -135,11 +135,11 @@ def test_more_workers_than_gpus_take_them_in_turn_and_a_free_one_first(tmp_path:
 
 def test_an_evaluation_is_cut_for_workers_with_gpus_of_their_own(tmp_path: Path) -> None:
     found = make_plan(combined({"methods": ("natural",), **QUICK}), "cuda")
-    site, keys = Site(tmp_path, Path("data")), [job.key for job in found.train]
+    workspace, keys = Workspace(tmp_path, Path("data")), [job.key for job in found.train]
     (evaluation,) = found.evaluate
     alone = Plan((), (evaluation,))
-    assert Schedule(alone, site, keys, workers=2).next() == evaluation, "two workers on one GPU gain nothing"
-    part = Schedule(alone, site, keys, workers=2, own_devices=True).next()
+    assert Schedule(alone, workspace, keys, workers=2).next() == evaluation, "two workers on one GPU gain nothing"
+    part = Schedule(alone, workspace, keys, workers=2, own_devices=True).next()
     assert isinstance(part, EvalJob)
     assert part.part == (1, 2)
 

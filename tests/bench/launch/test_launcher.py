@@ -16,7 +16,7 @@ from bench.core import files
 from bench.core.plugins import load_plugins
 from bench.launch.display import Display
 from bench.launch.launcher import launch
-from bench.launch.scheduler import Report, Schedule, Site
+from bench.launch.scheduler import Report, Schedule, Workspace
 from bench.plan.jobs import Job, Plan, title
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import job_of, own_registrations, plan, small, tree
@@ -61,8 +61,8 @@ class Recorded(Display):
         self.ends.append((title(job), sentence))
 
 
-def site(out: Path, plugins: Sequence[str] = ()) -> Site:
-    return Site(out, Path("data"), plugins=tuple(plugins))
+def workspace(out: Path, plugins: Sequence[str] = ()) -> Workspace:
+    return Workspace(out, Path("data"), plugins=tuple(plugins))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def mixed() -> Plan:
 def here(mixed: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, Recorded]:
     """That plan, run in this process."""
     out, display = tmp_path_factory.mktemp("here"), Recorded()
-    report = launch(mixed, site(out), workers=1, display=display)
+    report = launch(mixed, workspace(out), workers=1, display=display)
     return out, report, display
 
 
@@ -97,7 +97,7 @@ def test_a_second_launch_does_nothing(mixed: Plan, here: tuple[Path, Report, Rec
     out, _, _ = here
     before, display = tree(out), Recorded()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    report = launch(mixed, site(out), workers=1, display=display)
+    report = launch(mixed, workspace(out), workers=1, display=display)
     assert (report.finished, report.skipped) == ([], len(mixed.train) + len(mixed.evaluate))
     assert display.ends == []
     assert tree(out) == before
@@ -105,7 +105,7 @@ def test_a_second_launch_does_nothing(mixed: Plan, here: tuple[Path, Report, Rec
 
 
 def test_runs_that_others_start_from_come_first(mixed: Plan, tmp_path: Path) -> None:
-    schedule = Schedule(mixed, site(tmp_path), ())
+    schedule = Schedule(mixed, workspace(tmp_path), ())
     first, second = schedule.next(), schedule.next()
     assert {title(job) for job in (first, second) if job} == {"train trades (teacher)", "train pgd_at seed 0"}
     assert title(schedule.next() or mixed.train[0]) == "train natural seed 0", "what starts from nothing need not wait"
@@ -127,7 +127,7 @@ def test_worker_processes_leave_the_same_files_and_outlive_one_anothers_failures
     with own_registrations(monkeypatch):
         load_plugins([str(file)])
         more = small(methods=("dies", "natural", "raises", "ard", "frl"), **QUICK)
-        report = launch(more, site(out, [str(file)]), workers=2, display=display)
+        report = launch(more, workspace(out, [str(file)]), workers=2, display=display)
     assert set(report.failures) == {"train dies seed 0", "train raises seed 0"}
     assert report.failures["train dies seed 0"] == "its process ended unexpectedly (exit code 7); out of memory?"
     log = out / job_of(more, "raises").folder / "log.txt"
@@ -147,7 +147,7 @@ def _keys(plan: Plan, method: str) -> set[str]:
 
 def test_what_starts_from_a_failed_run_is_not_tried_and_says_why(tmp_path: Path) -> None:
     found = small(methods=("natural", "rslad", "ard"), **QUICK, overrides={"teacher.recipe.lr": 1e30})
-    report = launch(found, site(tmp_path), workers=1)
+    report = launch(found, workspace(tmp_path), workers=1)
     cause = report.failures.pop("train trades (recipe.lr=1e+30) (teacher)")
     assert "the loss is not finite in epoch 0" in cause
     sentence = f"not tried, because what it starts from failed: {cause}"
@@ -161,11 +161,11 @@ def test_a_failed_job_is_tried_again_and_its_failure_forgotten(tmp_path: Path) -
     folder = tmp_path / found.train[0].folder
     folder.mkdir(parents=True)
     (folder / "state.pt").write_bytes(b"broken")
-    report = launch(found, site(tmp_path), workers=1)
+    report = launch(found, workspace(tmp_path), workers=1)
     assert "cannot be resumed from" in report.failures["train natural seed 0"]
     assert (folder / "failed").is_file()
     (folder / "state.pt").unlink()
-    assert launch(found, site(tmp_path), workers=1).failures == {}
+    assert launch(found, workspace(tmp_path), workers=1).failures == {}
     assert not (folder / "failed").exists()
 
 
@@ -174,7 +174,7 @@ def test_a_job_that_is_held_elsewhere_is_waited_for(tmp_path: Path) -> None:
     import threading
 
     found = small(methods=("natural",), **QUICK)
-    launch(Plan(found.train, ()), site(tmp_path), workers=1)
+    launch(Plan(found.train, ()), workspace(tmp_path), workers=1)
     folder = tmp_path / found.train[0].folder
     (folder / "done").unlink()
     taken = threading.Event()
@@ -189,7 +189,7 @@ def test_a_job_that_is_held_elsewhere_is_waited_for(tmp_path: Path) -> None:
     holder.start()
     assert taken.wait(10)
     epochs = (folder / "timing.jsonl").read_text()
-    report = launch(found, site(tmp_path), workers=1)
+    report = launch(found, workspace(tmp_path), workers=1)
     holder.join()
     assert report.failures == {}
     assert len(report.finished) == 2
@@ -209,11 +209,11 @@ def test_ctrl_c_saves_and_the_next_launch_goes_on(
     mixed: Plan, here: tuple[Path, Report, Recorded], tmp_path: Path
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    report = launch(mixed, site(tmp_path), workers=1, display=Pressing())
+    report = launch(mixed, workspace(tmp_path), workers=1, display=Pressing())
     assert report.interrupted
     assert (report.finished, report.failures) == ([], {})
     assert signal.getsignal(signal.SIGINT) is handler, "the caller's own handler is back"
-    report = launch(mixed, site(tmp_path), workers=1)
+    report = launch(mixed, workspace(tmp_path), workers=1)
     assert not report.interrupted
     assert tree(tmp_path) == tree(here[0])
 
@@ -223,13 +223,13 @@ def test_a_launch_outside_the_main_thread_needs_no_signals(tmp_path: Path) -> No
 
     found = plan(methods=("natural",), **{**QUICK, "epochs": 1})
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(launch, found, site(tmp_path), workers=1).result().failures == {}
+        assert pool.submit(launch, found, workspace(tmp_path), workers=1).result().failures == {}
 
 
 def test_an_unreadable_data_set_fails_its_jobs_alone(tmp_path: Path) -> None:
     run = combined({"methods": ("natural",), "dataset": "cifar10", "model": "small_cnn", "attacks": ("fgsm",)})
     found = make_plan(run, "cpu")
-    report = launch(found, Site(tmp_path / "results", tmp_path / "nothing here"), workers=1)
+    report = launch(found, Workspace(tmp_path / "results", tmp_path / "nothing here"), workers=1)
     (sentence,) = report.failures.values()
     assert "nothing here" in sentence
     assert "--download" in sentence

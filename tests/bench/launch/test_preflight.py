@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.errors import UsageError
 from bench.launch.preflight import preflight
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from methods.base import Context
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
@@ -82,12 +82,12 @@ def test_what_needs_the_run_is_left_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         METHODS.register("curious")(Curious)
         METHODS.register("validating")(Validating)
         METHODS.register("untold")(Untold)
-        site = Site(tmp_path, Path("data"))
-        preflight(small(methods=("curious", "validating"), seeds=(0, 1)), site)
+        workspace = Workspace(tmp_path, Path("data"))
+        preflight(small(methods=("curious", "validating"), seeds=(0, 1)), workspace)
         assert Curious.met == ["3 epochs, 3 steps, 300 samples, torch.Size([1])"], "once for all seeds"
         METHODS.register("counting")(Counting)
         METHODS.register("beheading")(Beheading)
-        preflight(small(methods=("npair_at", "counting", "beheading")), site)
+        preflight(small(methods=("npair_at", "counting", "beheading")), workspace)
         with pytest.raises(UsageError, match=r"^untold seed 0: untold: expected a thousand labels$"):
-            preflight(small(methods=("untold",), seeds=(0, 1)), site)
+            preflight(small(methods=("untold",), seeds=(0, 1)), workspace)
     assert torch.equal(before, torch.get_rng_state())

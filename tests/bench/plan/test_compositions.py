@@ -28,11 +28,11 @@ from tests.helpers.jobs import (
     description,
     folder_of,
     history,
-    in_pieces,
     job_of,
     own_registrations,
     parts_of,
     plan,
+    run_with_interruptions,
     settings,
     tiny,
     train_all,
@@ -191,7 +191,7 @@ def test_a_run_in_pieces_equals_the_undisturbed_one(name: str, undisturbed: tupl
     for need in [*job.teachers.values(), *([job.warm_start] if job.warm_start else [])]:
         (tmp_path / need["folder"]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / need["folder"]).symlink_to(whole / need["folder"])
-    stops = in_pieces(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
+    stops = run_with_interruptions(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
     assert stops >= 2
     assert tree(tmp_path / job.folder) == tree(whole / job.folder)
 

@@ -19,13 +19,23 @@ from bench.core.out_of_memory import BatchLimit, is_out_of_memory
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.launch.preflight import preflight
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import Plan, TrainJob
-from bench.training.microbatch import is_exact, joined, part_of
+from bench.training.microbatch import is_exact, joined, micro_batch
 from bench.training.trainer import Trainer, train
 from methods.base import Adversarial, Batch
-from tests.helpers.jobs import StopAt, description, history, in_pieces, job_of, parts_of, plan, train_all, tree
+from tests.helpers.jobs import (
+    StopAt,
+    description,
+    history,
+    job_of,
+    parts_of,
+    plan,
+    run_with_interruptions,
+    train_all,
+    tree,
+)
 from tests.helpers.networks import named
 
 METHODS_IN_PARTS = ("pgd_at", "trades", "absld", "frl", "ham")
@@ -98,7 +108,7 @@ def test_what_was_halved_is_remembered_and_a_stopped_run_ends_in_the_same_bytes(
 
 def test_stopped_after_every_step_a_run_in_parts_ends_in_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     job = job_of(run_of("tight"), "pgd_at")
-    in_pieces(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
+    run_with_interruptions(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
     assert tree(tmp_path / job.folder) == tree(trained / job.folder)
 
 
@@ -167,7 +177,7 @@ def test_batch_norm_needs_several_samples(tmp_path: Path) -> None:
     sentence = "pgd_at seed 0: expected --micro-batch of at least 4 with BatchNorm, got 3"
     assert refused(found.train[0], tmp_path) == sentence
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
-        preflight(found, Site(tmp_path, Path("data")))
+        preflight(found, Workspace(tmp_path, Path("data")))
 
 
 def test_a_method_that_couples_its_batch_keeps_it_whole(tmp_path: Path) -> None:
@@ -184,14 +194,14 @@ def test_a_method_that_couples_its_batch_keeps_it_whole(tmp_path: Path) -> None:
     )
     assert refused(found.train[0], tmp_path) == sentence
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
-        preflight(found, Site(tmp_path, Path("data")))
+        preflight(found, Workspace(tmp_path, Path("data")))
 
 
 def test_a_method_that_drops_samples_does_not_share_batch_norm(tmp_path: Path) -> None:
     found = run_of("roomy", ("ham",))
     shared = replace(found, train=tuple(replace(job, processes=2, sync_bn=True) for job in found.train))
     with pytest.raises(UsageError, match=r"ham.*may leave a process without samples.*leave out --sync-bn"):
-        preflight(shared, Site(tmp_path, Path("data")))
+        preflight(shared, Workspace(tmp_path, Path("data")))
 
 
 def test_another_error_is_no_lack_of_memory() -> None:
@@ -244,7 +254,7 @@ def test_parts_of_an_attack_that_left_out_samples_hold_the_others_alone() -> Non
     adv = joined(found, [(0, 3), (3, 6)])
     assert adv.rows is not None
     assert (adv.rows.tolist(), adv.of(y).tolist()) == ([0, 2, 5], [0, 2, 5])
-    part, kept = part_of(batch, adv, 1, 3)
+    part, kept = micro_batch(batch, adv, 1, 3)
     assert (part.y.tolist(), part.index.tolist(), part.step_labels.tolist()) == ([2, 5], [12, 15], y.tolist())
     assert kept.of(part.y).tolist() == [2, 5]
     assert (kept.x.flatten().tolist(), kept.extras["weight"].tolist()) == ([2.5, 5.5], [2.0, 3.0])

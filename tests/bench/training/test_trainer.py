@@ -22,9 +22,9 @@ from tests.helpers.jobs import (
     StopAt,
     description,
     history,
-    in_pieces,
     job_of,
     parts_of,
+    run_with_interruptions,
     small,
     train_all,
     tree,
@@ -67,7 +67,7 @@ def test_stopped_after_every_single_step_a_run_ends_in_the_same_bytes(
 ) -> None:
     job = job_of(whole, method)
     alone(job, whole, undisturbed, tmp_path)
-    stops = in_pieces(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
+    stops = run_with_interruptions(lambda progress: train(job, parts_of(job), tmp_path, Path("data"), progress))
     assert stops == EPOCHS * 3 - 1, "one session for each of the nine steps"
     stored = tree(undisturbed / job.folder)
     assert {"run.json", "history.jsonl", "last.safetensors", "state.pt", "done"} <= set(stored)

@@ -15,7 +15,7 @@ from bench.core import files
 from bench.core.progress import Progress
 from bench.data.splits import Part, Parts, load
 from bench.errors import BenchError
-from bench.launch.scheduler import Site
+from bench.launch.scheduler import Workspace
 from bench.launch.worker import run_job
 from bench.models.builders import build
 from bench.models.checkpoints import save_weights
@@ -46,7 +46,7 @@ def test_a_last_batch_of_one_sample_is_passed_over(size: int, tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     (job,) = small(methods=("natural",), overrides={"natural.recipe.lr": 1e30}).train
-    outcome, sentence = run_job(job, Site(tmp_path, Path("data")), Progress())
+    outcome, sentence = run_job(job, Workspace(tmp_path, Path("data")), Progress())
     assert outcome == "failed"
     assert sentence is not None
     assert sentence.startswith("natural (recipe.lr=1e+30) seed 0: the loss is not finite in epoch 0, by step 3; lower")

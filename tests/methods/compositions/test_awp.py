@@ -14,7 +14,7 @@ from torch import nn
 from attacks.contexts import mode
 from bench.conformance.loop import Loop, Scene
 from bench.conformance.material import difference, values
-from bench.training.microbatch import part_of
+from bench.training.microbatch import micro_batch
 from methods.base import Adversarial
 from methods.compositions.awp import perturbed_tensors
 from methods.registry import METHODS
@@ -137,7 +137,7 @@ def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
         batch = loop.batch(1)
         adv = loop.perturb(batch)
         spans = [(len(adv.x) * i // parts, len(adv.x) * (i + 1) // parts) for i in range(parts)]
-        loop.ctx.split = lambda b, a, spans=spans: [part_of(b, a, *span) for span in spans]  # type: ignore[misc]
+        loop.ctx.split = lambda b, a, spans=spans: [micro_batch(b, a, *span) for span in spans]  # type: ignore[misc]
         loop.ctx.reduce = lambda total, count=processes: count * total  # type: ignore[misc]
         with loop.method.around_step(loop.model, batch, adv, loop.ctx):
             points.append(values(loop.model))

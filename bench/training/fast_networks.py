@@ -1,4 +1,7 @@
-"""The forms in which a training step meets its networks, after the switches of the run; see `bench.config.speedups`."""
+"""Faster versions (bf16, channels-last, compiled, BatchNorm-folded) of the networks used in training.
+
+A run switches them on by the names in `bench.config.speedups`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from attacks.fast.folded import Folded
 from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, met_layers
 from bench.core.pass_counter import PassCounter
 
-EXAMPLES = 32  # samples that a form is tried on
+EXAMPLES = 32  # samples that a version is tried on
 
 
-class Network(nn.Module):
+class FastNetwork(nn.Module):
     """A model under autocast, compiled, or both: the same weights, and logits in the precision of the images.
 
     Args:
@@ -40,7 +43,7 @@ class Network(nn.Module):
             logits = self._run(x)
         return logits.to(x.dtype)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastNetwork:
         """A copy of its own model; it is not compiled, as a compiled function stays with the model it was made of."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -50,21 +53,21 @@ class Network(nn.Module):
         return copied
 
 
-class Forms:
-    """What the trainer hands to a method in the place of its networks.
+class FastNetworks:
+    """The faster versions that the trainer hands to a method in place of its networks.
 
-    A form that cannot be made, or computes something else than its network, is left out with a warning.
+    A version that cannot be made, or computes something else than its network, is left out with a warning.
 
     Args:
         model: the student, on its device; its layout and the precision of its layers may be changed.
         teachers: role -> frozen teacher, on its device.
         example: (n, C, H, W) images of the shape and precision to come.
         switches: names of `bench.config.speedups`.
-        counter: counts the passes of every form.
+        counter: counts the passes of every version.
         warn: receives a sentence about what was left out.
 
     Attributes:
-        network: what `perturb` and `loss` get as the model; the model itself, or a form with the same weights.
+        student: what `perturb` and `loss` get as the model; the model itself, or a version with the same weights.
         teachers: role -> teacher, prepared.
     """
 
@@ -78,13 +81,13 @@ class Forms:
         self.bf16 = "bf16" in self.switches
         if "channels_last" in self.switches:
             model.to(memory_format=torch.channels_last)
-        self.ends = keep_ends_exact(model, self.example) if self.bf16 else set()
+        self.ends = keep_ends_in_float32(model, self.example) if self.bf16 else set()
         if "compile" in self.switches:
             torch.compiler.reset()  # what other runs of this process have compiled counts against a limit
-        self.network = self._network("compile" in self.switches)
+        self.student = self._network("compile" in self.switches)
         self.folded = self._folded() if "fold" in self.switches else None
         self.teachers = {role: self._teacher(role, teacher) for role, teacher in teachers.items()}
-        networks = {self.model, self.network} | ({self.folded} if self.folded else set())
+        networks = {self.model, self.student} | ({self.folded} if self.folded else set())
         for network in networks:
             counter.watch(network, "student")
         for teacher in self.teachers.values():
@@ -93,7 +96,7 @@ class Forms:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What numbers depend on, for run.json."""
+        """Switches and precision that results depend on, for run.json."""
         precision = "bfloat16 under autocast" if self.bf16 else "float32"
         return {
             "switches": sorted(self.switches), "left_out": self.left_out, "precision": precision,
@@ -105,8 +108,8 @@ class Forms:
         return x.contiguous(memory_format=torch.channels_last) if "channels_last" in self.switches else x
 
     def searched(self, model: nn.Module) -> nn.Module:
-        """What an attack in eval mode runs on: of the student its folded form with the weights of now."""
-        if self.folded is None or (model is not self.network and model is not self.model):
+        """The network that an attack in eval mode runs on; for the student its folded version, with current weights."""
+        if self.folded is None or (model is not self.student and model is not self.model):
             return model
         self.folded.refresh()
         return self.folded
@@ -114,8 +117,8 @@ class Forms:
     def _network(self, compile: bool) -> nn.Module:
         if not (self.bf16 or compile):
             return self.model
-        made = Network(self.model, bf16=self.bf16, compile=compile)
-        note = self._tried(made)
+        made = FastNetwork(self.model, bf16=self.bf16, compile=compile)
+        note = self._difference(made)
         if note is None:
             return made
         if compile:
@@ -125,13 +128,15 @@ class Forms:
             self.bf16 = False
         return self._network(compile=False)
 
-    def _folded(self) -> Folding | None:
+    def _folded(self) -> FoldedNetwork | None:
         try:
-            made = Folding(self.model, self.ends, self.example, bf16=self.bf16, compile="compile" in self.switches)
+            made = FoldedNetwork(
+                self.model, self.ends, self.example, bf16=self.bf16, compile="compile" in self.switches
+            )
         except ValueError as error:
             note: str | None = str(error)
         else:
-            note = self._tried(made)
+            note = self._difference(made)
         if note is None:
             return made
         self._leave_out(f"attacks run on the model as it is: {note}")
@@ -156,8 +161,8 @@ class Forms:
         self.left_out.append(sentence)
         self.warn(sentence)
 
-    def _tried(self, made: nn.Module) -> str | None:
-        """What tells a form from the model in eval mode, or keeps it from running; None if nothing does."""
+    def _difference(self, made: nn.Module) -> str | None:
+        """Why a version cannot stand for the model in eval mode: it fails or gives other logits; None if it can."""
         x = self.example.detach().requires_grad_()
         try:
             with mode(self.model, train=False), mode(made, train=False), torch.enable_grad():
@@ -169,14 +174,14 @@ class Forms:
         return None if close(ours.detach(), theirs.detach(), of_logits) else "it gives other logits"
 
 
-class Folding(nn.Module):
-    """The folded form of a model, under autocast or compiled where the run asks for it.
+class FoldedNetwork(nn.Module):
+    """A model with its BatchNorm layers folded, under autocast or compiled where the run asks for it.
 
     Args:
         model: the student.
         ends: its layers that compute in float32 in any case.
         example: (n, C, H, W) images of the size to come.
-        bf16, compile: see `Network`.
+        bf16, compile: see `FastNetwork`.
 
     Raises:
         ValueError: see `attacks.fast.folded.Folded`.
@@ -188,7 +193,7 @@ class Folding(nn.Module):
         super().__init__()
         dtype = torch.bfloat16 if bf16 else None
         self.folded = Folded(model, dtype=dtype, keep=ends, example=None if bf16 or compile else example)
-        self.network = Network(self.folded, bf16=bf16, compile=compile)
+        self.network = FastNetwork(self.folded, bf16=bf16, compile=compile)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
@@ -196,11 +201,11 @@ class Folding(nn.Module):
         return logits
 
     def refresh(self) -> None:
-        """Fold the weights of now."""
+        """Fold the current weights."""
         self.folded.refresh()
 
 
-def keep_ends_exact(model: nn.Module, example: Tensor) -> set[nn.Module]:
+def keep_ends_in_float32(model: nn.Module, example: Tensor) -> set[nn.Module]:
     """Let the first and the last layer that an image meets compute in float32, also under autocast.
 
     `attacks.fast.prepared.to_bf16` says why. Copies of the model keep this.

@@ -1,4 +1,4 @@
-"""The forms of a network in a training step: the same learning, in another layout, precision or machine code."""
+"""Faster versions of the networks in training: the same learning, in another layout, precision or machine code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bench.core.pass_counter import PassCounter
 from bench.models.builders import build
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import TrainJob
-from bench.training.fast_forms import Folding, Forms, Network, keep_ends_exact
+from bench.training.fast_networks import FastNetwork, FastNetworks, FoldedNetwork, keep_ends_in_float32
 from bench.training.trainer import Trainer, train
-from tests.helpers.jobs import StopAt, description, in_pieces, parts_of, plan, tree
+from tests.helpers.jobs import StopAt, description, parts_of, plan, run_with_interruptions, tree
 
 FAST = {"epochs": 1, "train_limit": 256, "limit": 40, "attacks": ("fgsm",)}
 X = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -39,9 +39,11 @@ def student(*switches: str, **changes: Any) -> TrainJob:
     return job
 
 
-def forms(model: nn.Module, *switches: str, teachers: dict[str, nn.Module] | None = None) -> tuple[Forms, list[str]]:
+def fast_networks(
+    model: nn.Module, *switches: str, teachers: dict[str, nn.Module] | None = None
+) -> tuple[FastNetworks, list[str]]:
     said: list[str] = []
-    return Forms(model, teachers or {}, X, switches, counter=PassCounter(), warn=said.append), said
+    return FastNetworks(model, teachers or {}, X, switches, counter=PassCounter(), warn=said.append), said
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -86,7 +88,7 @@ def test_every_switch_learns_the_same_up_to_rounding(
 def test_a_run_in_bfloat16_can_be_stopped_anywhere(tmp_path: Path) -> None:
     job = student("bf16", "channels_last", "fold", "fused")
     train(job, parts_of(job), tmp_path / "whole", Path("data"))
-    in_pieces(lambda progress: train(job, parts_of(job), tmp_path / "pieces", Path("data"), progress))
+    run_with_interruptions(lambda progress: train(job, parts_of(job), tmp_path / "pieces", Path("data"), progress))
     assert tree(tmp_path / "whole") == tree(tmp_path / "pieces")
 
 
@@ -95,7 +97,7 @@ def test_a_run_in_bfloat16_can_be_stopped_anywhere(tmp_path: Path) -> None:
 
 def test_bfloat16_is_for_the_layers_between_the_first_and_the_last() -> None:
     model = network()
-    made, _ = forms(model, "bf16")
+    made, _ = fast_networks(model, "bf16")
     seen: dict[str, torch.dtype] = {}
 
     def note(name: str) -> Any:
@@ -103,7 +105,7 @@ def test_bfloat16_is_for_the_layers_between_the_first_and_the_last() -> None:
 
     for name, module in model.named_modules():
         module.register_forward_hook(note(name))
-    logits = made.network(X)
+    logits = made.student(X)
     assert logits.dtype == torch.float32
     assert [seen[f"features.{i}"] for i in (0, 3, 6)] == [torch.float32, torch.bfloat16, torch.bfloat16]
     assert seen["linear"] == torch.float32
@@ -111,11 +113,11 @@ def test_bfloat16_is_for_the_layers_between_the_first_and_the_last() -> None:
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_a_form_that_misses_a_hook_of_the_model_is_left_out() -> None:
+def test_a_version_that_misses_a_hook_of_the_model_is_left_out() -> None:
     model = network()
     model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - 0.5) * 4,))
-    made, said = forms(model, "bf16")
-    assert made.network is model and made.facts["precision"] == "float32"
+    made, said = fast_networks(model, "bf16")
+    assert made.student is model and made.facts["precision"] == "float32"
     assert said == made.left_out == ["the model computes in float32: it gives other logits"]
 
 
@@ -123,18 +125,18 @@ def test_the_model_itself_computes_as_before() -> None:
     model = network().eval()
     with torch.no_grad():
         expected = model(X)
-        made, _ = forms(model, "bf16")
+        made, _ = fast_networks(model, "bf16")
         assert torch.equal(model(X), expected)
         assert torch.equal(copy.deepcopy(model)(X), expected)
-        assert not torch.equal(made.network.eval()(X), expected)
+        assert not torch.equal(made.student.eval()(X), expected)
 
 
 def test_a_copy_of_a_network_has_weights_and_hooks_of_its_own() -> None:
     counter = PassCounter()
-    made = Network(network(), bf16=True, compile=False)
+    made = FastNetwork(network(), bf16=True, compile=False)
     counter.watch(made, "student")
     copied = copy.deepcopy(made)
-    assert isinstance(copied, Network)
+    assert isinstance(copied, FastNetwork)
     with torch.no_grad():
         before = made(X)
         for parameter in copied.parameters():
@@ -146,7 +148,7 @@ def test_a_copy_of_a_network_has_weights_and_hooks_of_its_own() -> None:
 
 def test_a_small_perturbation_reaches_the_first_layer_whole() -> None:
     model = network()
-    keep_ends_exact(model, X)
+    keep_ends_in_float32(model, X)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(model(X), model(X + 1e-4))
 
@@ -154,12 +156,12 @@ def test_a_small_perturbation_reaches_the_first_layer_whole() -> None:
 # Folding
 
 
-def test_attacks_in_eval_mode_run_on_the_folded_form_with_the_weights_of_now() -> None:
+def test_attacks_in_eval_mode_run_on_the_folded_version_with_current_weights() -> None:
     model = network().eval()
-    made, said = forms(model, "fold")
-    assert made.network is model
+    made, said = fast_networks(model, "fold")
+    assert made.student is model
     found = made.searched(model)
-    assert isinstance(found, Folding)
+    assert isinstance(found, FoldedNetwork)
     torch.testing.assert_close(found(X), model(X), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         model.get_parameter("linear.weight").mul_(2)
@@ -190,7 +192,7 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_folded_is_attacked_as_it_is() -> None:
     model = Branching()
-    made, said = forms(model, "fold")
+    made, said = fast_networks(model, "fold")
     assert made.searched(model) is model
     assert len(said) == 1
     assert said[0].startswith("attacks run on the model as it is: it cannot be traced (")
