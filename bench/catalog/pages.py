@@ -32,6 +32,7 @@ KINDS = {
 }
 SHORT = dict(zip(KINDS, ("F", "Bx", "Bw", "T", "Tx"), strict=True))
 PROBLEMS = ("Inner problem", "Outer problem")
+SETTABLE = ("methods", "compositions", "attacks")
 GIVEN = ("num_classes", "norm", "threat")  # by the data set and the threat model of the run
 LEGEND = """\
 State: what the history records, one value for each class. Cost: passes for each training sample and step beyond
@@ -58,22 +59,23 @@ def page(kind: str, name: str, *, terminal: bool = False) -> str:
         name: as it is registered, such as "trades", "awp:trades" or, of compositions, "awp".
         terminal: laid out for a terminal, with the kind, the full path of the source and remarks for whoever runs it.
     """
-    titled = terminal or kind not in ("methods", "compositions")
-    title = f"# {name} ({kind.removesuffix('s')})" if titled else f"# {name}"
     if kind == "protocols":
-        blocks = _protocol(name)
+        blocks, source = _protocol(name), ""
     else:
         registry = registry_of(kind)
         sketch = registry.sketch(name)
+        name = sketch.name
         heads = around(sketch.doc)
         own = _own_words(sketch) if terminal or len(heads) == 1 else ""
         blocks = [block for other, text in heads.items() for block in _about(text, other, "" if other else own)]
         blocks += _tables(kind, registry, sketch)
         blocks += [block for other, text in heads.items() for block in _sections(text, other, later=True)]
-        source = _source(sketch, terminal=terminal, has_revision=kind not in ("datasets", "models"))
-        blocks += [*(_remarks(kind, sketch) if terminal else ()), source]
+        blocks += _remarks(kind, sketch) if terminal else []
+        source = _source(sketch, terminal=terminal, has_revision=kind in SETTABLE)
+    titled = terminal or kind not in ("methods", "compositions")
+    title = f"# {name} ({kind.removesuffix('s')})" if titled else f"# {name}"
     text = "\n\n".join([title, *filter(None, blocks)])
-    return markdown.for_terminal(text) if terminal else text
+    return "\n\n".join(filter(None, [markdown.for_terminal(text) if terminal else text, source]))
 
 
 def table() -> str:
@@ -133,7 +135,8 @@ def _own_words(sketch: Sketch) -> str:
 
 def _tables(kind: str, registry: Registry[Any], sketch: Sketch) -> list[str]:
     """Cost, options and recipes, or the facts of a data set or a model."""
-    name, texts = sketch.name, arguments(registry, sketch.name)
+    name = sketch.name
+    texts = arguments(registry, name) if kind in SETTABLE else {}
     if kind == "methods":
         options = _options(name, sketch.settings, texts)
         return ["## Cost", _cost(sketch), _needs(sketch), "## Options", options, "## Recipes", _recipes(sketch)]

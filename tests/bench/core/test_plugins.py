@@ -155,7 +155,7 @@ def test_a_plugin_is_listed_shown_and_refused_through_the_command(plugin: Path, 
     listed = runner.invoke(main, ["list", "methods", "--plugin", str(plugin)])
     assert re.search(r"^smooth-at +\S", listed.stdout, re.MULTILINE)
     shown = runner.invoke(main, ["show", "smooth_at", "--plugin", str(plugin)])
-    assert "smoothing = 0.1" in shown.stdout
+    assert "| `smoothing` | `0.1` " in shown.stdout
     assert f"Source: {plugin}" in shown.stdout
     refused = runner.invoke(main, ["run", "--plugin", str(tmp_path / "none.py"), "--dry-run"])
     assert (refused.exit_code, refused.stdout) == (2, "")

@@ -323,7 +323,7 @@ def test_what_is_not_read_of_a_folder_is_said_once(tmp_path: Path, monkeypatch: 
     assert DATASETS.notes(name) == DATASETS.notes("digits") == ()
     write_folder(tmp_path / "pets" / "val", {"ant": 10})
     note = f"folder:{tmp_path}/pets: trains on train, tests on test; not read: val"
-    assert note in bench("show", name).stdout
+    assert note in " ".join(bench("show", name).stdout.split())
     planned = bench("run", "--methods", "natural,pgd_at", "--dataset", name, *flags, "--dry-run")
     evaluated = bench("evaluate", "--checkpoint", "none.pt", "--model", "small_cnn", "--dataset", name, *flags)
     for result in (planned, evaluated):
