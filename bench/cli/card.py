@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.cli.options import fraction, options, plugin_option
+from bench.cli.options import options, plugin_option, setting_option, setting_options
 
 if TYPE_CHECKING:
     from bench.config.settings import RunSettings
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 @click.argument("teacher", metavar="FILE|robustbench:ID|RUN")
 @options(
     click.option("--model", help="Its architecture, for a file.  [the data set's for teachers]"),
-    click.option("--dataset", help="Data set to measure on; `bench list datasets`.  [digits]"),
-    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
-    click.option("--eps", callback=fraction, metavar="NUMBER|a/b", help="Its radius.  [the data set's]"),
-    click.option("--limit", type=int, help="Test samples to measure on, a stratified part.  [1,000]"),
+    setting_option("dataset", "Data set to measure on; `bench list datasets`.  [digits]"),
+    setting_option("norm"),
+    setting_option("eps", "Its radius.  [the data set's]"),
+    setting_option("limit", "Test samples to measure on, a stratified part.  [1,000]"),
     click.option("--licence", metavar="TEXT", help="Of the weights, where you know it."),
-    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
-    click.option("--threads", type=int, help="CPU threads.  [1]"),
-    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
-    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
-    click.option("--download", is_flag=True, default=None, help="Fetch missing data and weights."),
+    setting_option("device"),
+    setting_option("threads", "CPU threads.  [1]"),
+    setting_options("out", "data_dir"),
+    setting_option("download", "Fetch missing data and weights."),
     plugin_option(),
 )  # fmt: skip
 def card(teacher: str, model: str | None, licence: str | None, **flags: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from bench.config.settings import SETTINGS
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -54,54 +56,37 @@ def plugin_option(help: str = "Load plug-ins; may be repeated.") -> Callable[[Co
     return click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help=help)
 
 
-UNIFORM_HELP = "Train every method against --eps, in 10 steps of eps/4, whatever its paper does."
-TRAIN_WITH_HELP = "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]"
-SELECT_HELP = "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
-TRAINING_OPTIONS = options(
-    names("--methods", "--method", help="Methods to train.  [all]"),
-    click.option("--model", help="Architecture of the students.  [the data set's]"),
-    click.option("--teacher", metavar="FILE|ID", help="Checkpoint or robustbench:ID.  [trained in the same run]"),
-    click.option("--teacher-model", help="Architecture of the teacher.  [the data set's]"),
-    click.option("--natural-teacher", metavar="FILE|ID", help="The non-robust teacher of mtard.  [trained too]"),
-    click.option("--natural-teacher-model", help="Its architecture.  [the teacher's]"),
-    click.option("--recipe", help="Schedule, e.g. paper.  [the data set's]"),
-    click.option("--epochs", type=int, help="Epochs; everything counted in epochs follows in proportion."),
-    click.option("--batch-size", type=int, help="Samples per optimiser step.  [the recipe's]"),
-    click.option("--micro-batch", type=int, help="Of these at once; halved by itself when memory runs out.  [all]"),
-    click.option("--sync-bn", is_flag=True, default=None, help="With torchrun: one BatchNorm over all processes."),
-    click.option("--select", type=click.Choice(["last", "best", "test"]), help=SELECT_HELP),
-    click.option("--train-limit", type=int, help="Train on a stratified part of this size."),
-    names("--train-with", help=TRAIN_WITH_HELP),
-    click.option("--uniform-threat", is_flag=True, default=None, help=UNIFORM_HELP),
+def setting_option(name: str, help: str = "") -> Callable[[Command], Command]:
+    """The option of a run setting as its field declares it, with another help where a command needs one."""
+    setting = SETTINGS[name]
+    flags, help = setting.flags or (setting.flag,), help or setting.help
+    if setting.many:
+        return names(*flags, help=help, convert=setting.kind)
+    if setting.kind is bool:
+        return click.option(*flags, is_flag=True, default=None, help=help)
+    if setting.kind is float:
+        return click.option(*flags, callback=fraction, metavar=setting.metavar, help=help)
+    kind: Any = click.Path() if setting.metavar == "PATH" else setting.kind
+    kind = click.Choice(setting.choices) if setting.choices else kind
+    return click.option(*flags, type=kind, metavar=setting.metavar, help=help)
+
+
+def setting_options(*settings: str) -> Callable[[Command], Command]:
+    """The options of several run settings."""
+    return options(*map(setting_option, settings))
+
+
+TRAINING_OPTIONS = setting_options(
+    "methods", "model", "teacher", "teacher_model", "natural_teacher", "natural_teacher_model", "recipe", "epochs",
+    "batch_size", "micro_batch", "sync_bn", "select", "train_limit", "train_with", "uniform_threat",
 )  # fmt: skip
 EVALUATION_OPTIONS = options(
-    click.option("--dataset", help="Data set; `bench list datasets`.  [digits]"),
-    names("--attacks", help="Attacks of the table.  [fgsm,pgd,cw,autoattack, or all of the protocol]"),
-    names("--protocols", "--protocol", help="Attack as published; `bench list protocols`."),
-    names("--seeds", "--seed", convert=int, help="One run per method and seed.  [0]"),
-    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm of the threat model.  [linf]"),
-    click.option(
-        "--eps",
-        callback=fraction,
-        metavar="NUMBER|a/b",
-        help="Its radius in units of x in [0, 1], e.g. 8/255.  [the data set's]",
+    setting_options(
+        "dataset", "attacks", "protocols", "seeds", "norm", "eps", "limit", "autoattack_limit", "block", "shard",
+        "prepare", "stop_when", "device", "threads", "workers", "gpus", "deterministic", "out", "data_dir", "download",
     ),
-    click.option("--limit", type=int, help="Test on a stratified part of this size."),
-    click.option("--autoattack-limit", type=int, help="The same for AutoAttack alone."),
-    click.option("--block", type=int, help="Test samples that are attacked together.  [the data set's]"),
-    click.option("--shard", metavar="I/N", help="Only a share of the blocks of each evaluation; then `bench merge`."),
-    names("--prepare", help="Search faster: bf16, channels-last, compile; or none.  [folded]"),
-    click.option("--stop-when", metavar="RULE", help="Stop an evaluation once it is certain, e.g. worst<20%."),
-    click.option("--device", help="auto (cuda, then mps, then cpu) or a torch device.  [auto]"),
-    click.option("--threads", type=int, help="CPU threads of each job.  [1]"),
-    click.option("--workers", type=int, help="Jobs side by side.  [one per core on a CPU, one per GPU]"),
-    click.option("--gpus", metavar="N|all", help="Jobs side by side on several GPUs, each bound to one.  [1]"),
-    click.option("--deterministic", is_flag=True, default=None, help="Bit-reproducible on a GPU as well; slower."),
-    click.option("--out", type=click.Path(), help="Results folder.  [results]"),
-    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
-    click.option("--download", is_flag=True, default=None, help="Fetch missing data."),
     click.option("--set", "sets", multiple=True, metavar="NAME.FIELD=VALUE", help="Set one field, e.g. pgd.steps=50."),
     click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
     plugin_option(),
-)
+)  # fmt: skip
 RESULTS = click.argument("results", nargs=-1, type=click.Path())

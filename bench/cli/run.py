@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli.common import note, settings_from, workspace_of
-from bench.cli.options import EVALUATION_OPTIONS, RESULTS, TRAINING_OPTIONS, comma_list, options, plugin_option
+from bench.cli.options import (
+    EVALUATION_OPTIONS,
+    RESULTS,
+    TRAINING_OPTIONS,
+    comma_list,
+    options,
+    plugin_option,
+    setting_option,
+)
 from bench.data.registry import DATASETS
 from bench.errors import BenchError, Interrupted, UsageError
 
@@ -118,7 +126,7 @@ def _adopted(
 @RESULTS
 @options(
     click.option("--out", type=click.Path(file_okay=False), help="Where to put everything.  [the first of RESULTS]"),
-    click.option("--data-dir", type=click.Path(), help="Folder of the data sets.  [data]"),
+    setting_option("data_dir"),
     plugin_option(),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip

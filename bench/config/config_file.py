@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bench.config.settings import RunSettings
-from bench.core.values import parse_number, parse_value
+from bench.config.setting import Setting
+from bench.config.settings import SETTINGS
+from bench.core.values import parse_value
 from bench.errors import UsageError
 
 
@@ -21,17 +20,16 @@ def from_file(path: Path) -> dict[str, Any]:
         UsageError: if the file cannot be read or holds an unknown name.
     """
     values = _parse(path)
-    known = {f.name for f in fields(RunSettings)}
     settings: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
         if isinstance(value, Mapping):
             overrides.update(_flatten("" if name in ("set", "overrides") else f"{raw}.", value))
-        elif name in known:
-            settings[name] = _typed(f"{path}: {raw}", name, value)
+        elif name in SETTINGS:
+            settings[name] = _read(f"{path}: {raw}", SETTINGS[name], value)
         else:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
+            close = difflib.get_close_matches(name, sorted(SETTINGS), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UsageError(f"{path}: unknown setting {raw!r}{hint}")
     if overrides:
@@ -63,36 +61,11 @@ def _parse(path: Path) -> dict[str, Any]:
     raise UsageError(f"--config {path}: expected a .toml, .yaml or .yml file")
 
 
-def _typed(where: str, name: str, value: Any) -> Any:
-    """A value from a file in the type of its setting."""
-    hint = typing.get_type_hints(RunSettings)[name]
+def _read(where: str, setting: Setting, value: Any) -> Any:
     try:
-        if name == "eps":
-            return parse_number(value)
-        if name == "gpus" and not isinstance(value, bool):
-            return str(value)
-        if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
-            items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-            return tuple(_whole(item) if name == "seeds" else str(item).strip() for item in items)
-        wanted = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
-        if typing.get_origin(hint) is Literal or typing.get_origin(wanted[0]) is Literal:
-            allowed = [
-                a for t in ([hint] if typing.get_origin(hint) is Literal else wanted) for a in typing.get_args(t)
-            ]
-            if value not in allowed:
-                raise ValueError(f"expected one of {', '.join(allowed)}")
-            return value
-        if not isinstance(value, wanted[0]) or (isinstance(value, bool) and wanted[0] is not bool):
-            raise ValueError(f"expected {wanted[0].__name__}")
-        return value
+        return setting.read(value)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UsageError(f"{where}: {error}, got {value!r}") from None
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, (float, bool)):
-        raise ValueError("expected whole numbers")
-    return int(value)
 
 
 def _flatten(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def evaluation_jobs(
             revision=sketch.fact("revision", 1),
             title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
             source=_source_hash(ATTACKS, attack),
-            part=share(run.shard),
+            part=None if run.shard is None else share(run.shard),
             prepare=run.prepare,
             stop_when=run.stop_when,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.cli.app import main
 from bench.config.config_file import from_file
-from bench.config.settings import RunSettings, combined
+from bench.config.settings import SETTINGS, RunSettings, combined
 from bench.core.values import parse_number, parse_value
 from bench.errors import UsageError
 from methods.registry import METHODS
@@ -134,13 +136,6 @@ def test_no_methods_means_all_of_them_and_seeds_come_once() -> None:
     assert found.seeds == (4, 2)
 
 
-def test_the_flat_form_is_plain_and_complete() -> None:
-    found = combined({"methods": ("ham",), "overrides": {"ham.recipe.milestones": (1, 2)}}).flat()
-    assert found["methods"] == ["ham"]
-    assert found["overrides"] == {"ham.recipe.milestones": [1, 2]}
-    assert set(found) == set(RunSettings.__dataclass_fields__)
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [("8/255", 8 / 255), ("0.5", 0.5), ("1e-2", 0.01), (0.25, 0.25), (1, 1.0)],
@@ -242,3 +237,17 @@ def test_a_file_that_cannot_be_parsed_is_refused(tmp_path: Path, name: str, text
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--config .*absent\.toml: cannot be read: .*No such file"):
         from_file(tmp_path / "absent.toml")
+
+
+def test_every_setting_but_plug_ins_and_overrides_is_an_option_of_run() -> None:
+    options = {parameter.name: parameter for parameter in main.commands["run"].params if parameter.name in SETTINGS}
+    assert {field.name for field in fields(RunSettings)} == {*options, "overrides"}
+    for name, option in options.items():
+        assert option.help == SETTINGS[name].help or name == "plugins"
+        assert SETTINGS[name].flag in option.opts or name == "plugins"
+
+
+def test_defaults_are_in_the_types_of_their_settings() -> None:
+    for name, value in vars(RunSettings()).items():
+        if name in SETTINGS and value is not None and SETTINGS[name].kind is not float:
+            assert SETTINGS[name].read(list(value) if isinstance(value, tuple) else value) == value
