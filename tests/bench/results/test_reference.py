@@ -1,4 +1,4 @@
-"""The committed outcomes: the tables follow from them, and the README shows those tables."""
+"""The committed outcomes: the tables follow from them, and the pages beside them show those tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from bench.report import against, gains, load_results, render, verify
 from methods import METHODS
 from methods.registry import COMPOSITIONS
 
-ROOT = Path(__file__).parents[3]
-TABLES = ROOT / "results" / "reference"
+TABLES = Path(__file__).parents[3] / "results" / "reference"
 REFERENCE = TABLES / "digits"
 both = pytest.mark.parametrize("folder", [REFERENCE, TABLES / "cifar10"], ids=lambda folder: folder.name)
 
@@ -38,8 +37,8 @@ def test_gains_over_a_baseline_are_recomputed_as_well(folder: Path, baseline: st
     [(REFERENCE, ["autoattack"]), (TABLES / "cifar10", ["pgd", "autoattack"])],
     ids=["digits", "cifar10"],
 )
-def test_the_readme_shows_the_tables(folder: Path, attacks: list[str]) -> None:
-    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_table(folder: Path, attacks: list[str]) -> None:
+    shown = (folder / "README.md").read_text(encoding="utf-8")
     lines = [line for line in render(folder, attacks=attacks).splitlines() if line.startswith("|")]
     assert len(lines) > 9
     assert "\n".join(lines) in shown
