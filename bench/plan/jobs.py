@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ from methods.recipes import Recipe
 FORMAT = 1
 PARTIAL = "partial"
 BLOCK = 100  # test samples that are attacked together where neither the run nor the data set says how many
-# Fields that recipes got after runs were stored: at their usual value they are no part of a key.
-NEWER_RECIPE_FIELDS = {"schedule": "steps", "ema": 0.0}
+# Which fields are no part of a key: some never are, others, which came after runs were stored, not at this value.
+NEVER_IN_KEY = ("role", "label", "recipe_name", "run", "title", "part")
+LEFT_OUT_AT: dict[str, Any] = {
+    "train_with": (), "model_source": "", "micro_batch": None, "processes": 1, "sync_bn": False,
+    "prepare": (), "stop_when": None,
+}  # fmt: skip
+LEFT_OUT_OF_RECIPE_AT: dict[str, Any] = {"schedule": "steps", "ema": 0.0}
 
 
 @dataclass(frozen=True)
@@ -72,21 +77,13 @@ class TrainJob:
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
-        identity = {**asdict(self), "dataset": DATASETS.label(self.dataset)}
-        if not self.train_with:
-            del identity["train_with"]
-        identity["recipe"] |= {"source": "", "selection": "", "settings": {}}  # what these say stands elsewhere
-        for name, usual in NEWER_RECIPE_FIELDS.items():
-            if identity["recipe"][name] == usual:
-                del identity["recipe"][name]
-        whole = {"micro_batch": None, "processes": 1, "sync_bn": False}
-        for name in ("role", "label", "recipe_name", *(n for n, value in whole.items() if identity[n] == value)):
-            del identity[name]
-        if not self.model_source:
-            del identity["model_source"]
-        identity["teachers"] = {role: _origin(teacher) for role, teacher in self.teachers.items()}
-        identity["warm_start"] = None if self.warm_start is None else _origin(self.warm_start)
-        identity["device"] = self.device.partition(":")[0]
+        elsewhere = {"source": "", "selection": "", "settings": {}}  # what these say of a recipe stands elsewhere
+        identity = {
+            **_identity(self),
+            "recipe": {**_in_key(self.recipe, LEFT_OUT_OF_RECIPE_AT), **elsewhere},
+            "teachers": {role: _origin(teacher) for role, teacher in self.teachers.items()},
+            "warm_start": None if self.warm_start is None else _origin(self.warm_start),
+        }
         if self.select != "test":
             del identity["norm"], identity["eps"]  # the selection attack is the only other reader
             identity["selection_threat"] = None if self.select == "last" else [self.norm, self.eps]
@@ -168,12 +165,7 @@ class EvalJob:
     @property
     def key(self) -> str:
         """Hash of everything the outcomes depend on; how the work is cut is not among it."""
-        given = {"stop_when": self.stop_when is not None, "prepare": bool(self.prepare)}
-        free = ("run", "title", "part", *(name for name, there in given.items() if not there))
-        identity = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
-        identity["device"] = self.device.partition(":")[0]
-        identity["settings"], identity["dataset"] = dict(self.settings), DATASETS.label(self.dataset)
-        return key_of({"format": FORMAT, **identity})
+        return key_of({"format": FORMAT, **_identity(self)})
 
     @property
     def folder(self) -> Path:
@@ -228,6 +220,17 @@ class Plan:
     def jobs(self) -> tuple[Job, ...]:
         """All of them."""
         return (*self.train, *self.evaluate)
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What a key holds of a job's fields."""
+    fixed = {"dataset": DATASETS.label(job.dataset), "device": job.device.partition(":")[0]}
+    return {**_in_key(job, LEFT_OUT_AT), "settings": dict(job.settings), **fixed}
+
+
+def _in_key(owner: Job | Recipe, left_out_at: Mapping[str, Any]) -> dict[str, Any]:
+    values = {f.name: getattr(owner, f.name) for f in fields(owner) if f.name not in NEVER_IN_KEY}
+    return {name: value for name, value in values.items() if name not in left_out_at or value != left_out_at[name]}
 
 
 def _origin(source: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from bench.catalog.pages import page
 from bench.core.files import file_hash
 from bench.errors import UsageError
 from bench.models.checkpoints import load_weights
-from bench.plan.jobs import NEWER_RECIPE_FIELDS, TrainJob
+from bench.plan.jobs import LEFT_OUT_OF_RECIPE_AT, TrainJob
 from bench.training.trainer import Trainer, build_method
 from methods.base import Context
 from methods.recipes import Recipe, known, short
@@ -149,10 +149,10 @@ def test_fields_that_recipes_got_later_leave_the_keys_of_earlier_runs() -> None:
         *("epochs", "lr", "milestones", "factors", "weight_decay", "momentum", "nesterov", "batch_size", "augment"),
         *("holdout", "selection", "threat_eps", "settings", "source"),
     }
-    assert {f.name for f in fields(Recipe)} == first | set(NEWER_RECIPE_FIELDS)
+    assert {f.name for f in fields(Recipe)} == first | set(LEFT_OUT_OF_RECIPE_AT)
     (job,) = plan(methods=("natural",)).train
-    usual = {f.name: f.default for f in fields(Recipe) if f.name in NEWER_RECIPE_FIELDS}
-    assert usual == NEWER_RECIPE_FIELDS
+    usual = {f.name: f.default for f in fields(Recipe) if f.name in LEFT_OUT_OF_RECIPE_AT}
+    assert usual == LEFT_OUT_OF_RECIPE_AT
     for change in ({"schedule": "one_cycle"}, {"ema": 0.5}):
         assert replace(job, recipe=replace(job.recipe, **change)).key != job.key  # type: ignore[arg-type]
     ema: TrainJob = plan(methods=("natural",), overrides={"natural.recipe.ema": 0.5}).train[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from bench.core.plugins import load_plugins
 from bench.errors import UsageError
+from bench.plan.jobs import LEFT_OUT_AT, NEVER_IN_KEY, EvalJob, TrainJob
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import job_of, key, own_registrations, plan, settings
 
@@ -150,3 +151,9 @@ def test_an_attack_more_is_an_evaluation_more_and_nothing_else() -> None:
     new = {job.folder for job in after.evaluate} - {job.folder for job in before.evaluate}
     assert {job.attack for job in after.evaluate if job.folder in new} == {"cw"}
     assert len(new) == 2, "student and teacher"
+
+
+def test_what_is_left_out_of_keys_is_left_out_at_its_default() -> None:
+    known = {f.name: f.default for job in (TrainJob, EvalJob) for f in fields(job)}
+    assert {name: known[name] for name in LEFT_OUT_AT} == LEFT_OUT_AT
+    assert set(NEVER_IN_KEY) <= set(known)
