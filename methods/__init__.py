@@ -1,8 +1,8 @@
-"""How a model is trained: adversarial-training methods, one file each.
+"""Adversarial-training methods, one file each, and the contract that they implement.
 
-`METHODS["absld"]` is the class; `METHODS["absld"](num_classes=10, temperature_rate=0.1)` builds one. A method of
-your own subclasses `Method`, defines `perturb` and `loss`, and is added with `@register("mine")`. What can be put
-around any method, as in `METHODS["awp:trades"]`, subclasses `Wrapper`: `@COMPOSITIONS.register("mine")`.
+`METHODS["absld"]` is the class; `METHODS["absld"](num_classes=10, temperature_rate=0.1)` builds one. To add a method,
+subclass `Method`, define `perturb` and `loss`, and decorate the class with `@register("mine")`. A composition, which
+wraps any method as in `METHODS["awp:trades"]`, subclasses `Wrapper` and is added with `@COMPOSITIONS.register("mine")`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from methods.registry import COMPOSITIONS, METHODS, register
     from methods.wrapper import Wrapper
 
-_HOMES = {
+_MODULES = {
     **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
     **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.registry"),
     "Recipe": "methods.recipes",
@@ -42,6 +42,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "losses":
         return importlib.import_module("methods.losses")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'methods' has no attribute {name!r}")

@@ -79,7 +79,7 @@ class ABSLD(RSLAD):
         self.sums += class_sums(torch.stack([*losses, torch.ones_like(losses[0])]), batch.y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Move both temperatures, and start the sums anew."""
+        """Update both temperatures, and reset the sums."""
         sums = ctx.reduce(self.sums)
         rate = self.temperature_rate * 0.1 ** sum(ctx.epoch >= m for m in self.rate_milestones)
         for row, tau in enumerate((self.temperature_adv, self.temperature_clean)):

@@ -69,8 +69,8 @@ class AdaAD(Method):
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence of student and teacher, both on the iterate."""
         both = _Joint(ctx.searched(model), ctx.teacher("robust"))
-        watchers = tuple(partial(_of_student, watch) for watch in ctx.watchers)
-        x_adv = self.ascend(both, batch.x, _apart, replace(ctx, watchers=watchers), start="gaussian")
+        watchers = tuple(partial(_observe_student, watch) for watch in ctx.watchers)
+        x_adv = self.ascend(both, batch.x, _divergence, replace(ctx, watchers=watchers), start="gaussian")
         extras = {"soft_adv": ctx.teacher("robust", x_adv).softmax(1)}
         if self.alpha < 1:
             extras["soft_clean"] = ctx.teacher("robust", batch.x).softmax(1)
@@ -97,12 +97,12 @@ class _Joint(nn.Module):
         return torch.stack([self.student(x), self.teacher(x)], 1)
 
 
-def _apart(logits: Tensor, rows: Tensor) -> Tensor:
+def _divergence(logits: Tensor, rows: Tensor) -> Tensor:
     """KL(p_T || p_S) of joint logits (M, 2, K), with gradients through both; (M,)."""
     student, teacher = logits.unbind(1)
     return kl_logits(teacher, student)
 
 
-def _of_student(watch: Observer, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
-    """Let a watcher see the student's logits alone, as in the ascent of any other method."""
+def _observe_student(watch: Observer, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
+    """Call a watcher with the student's logits alone, as in the ascent of any other method."""
     return watch(step, x_adv, logits[:, 0], rows)

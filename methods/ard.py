@@ -71,11 +71,11 @@ class ARD(Method):
         )
 
     def loss_overhead(self) -> Passes:
-        """The clean forward that nothing flows back through."""
+        """The clean forward, which has no backward."""
         return Passes(forward=int(self.clean_pass and self.alpha == 1))
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """Maximise cross-entropy; the teacher's soft labels ride along."""
+        """Maximise cross-entropy, and compute the teacher's soft labels."""
         soft = (ctx.teacher("robust", batch.x) / self.temperature).softmax(1)
         objective = objectives.cross_entropy(batch.y)
         x_adv = self.ascend(model, batch.x, objective, ctx, start="uniform_unclipped", bn="train")

@@ -1,4 +1,8 @@
-"""The contract of a training method: two pure halves, `perturb` and `loss`, and hooks that default to nothing."""
+"""The contract of a training method: the base class `Method`, and the data that it and the trainer exchange.
+
+A method overrides two pure functions, `perturb` (inner maximisation) and `loss` (outer minimisation); other hooks do
+nothing by default. The loop that calls them is in `bench.training`; `methods.wrapper` has the contract of compositions.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ class Batch:
 
     Attributes:
         x: (N, C, H, W) float in [0, 1].
-        y: (N,) int64 labels; `HIDDEN` where the method does not want to be told (`Method.visible_labels`).
+        y: (N,) int64 labels; `HIDDEN` where the method hides them from training (`Method.visible_labels`).
         index: (N,) int64 positions in the training part.
         step_labels: (M,) labels of the whole optimiser step, of which this batch may be a part; hidden ones likewise.
     """
@@ -40,12 +44,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """What the inner maximisation found.
+    """The result of the inner maximisation.
 
     Attributes:
-        x: (M, C, H, W) the inputs to train on, for the rows below.
+        x: (M, C, H, W) adversarial inputs to train on, one for each of `rows`.
         rows: (M,) positions in the batch that are trained on; None means all.
-        extras: what `loss` and `observe` need besides, such as a teacher's soft labels.
+        extras: further tensors for `loss` and `observe`, such as a teacher's soft labels.
     """
 
     x: Tensor
@@ -53,7 +57,7 @@ class Adversarial:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, values: Tensor) -> Tensor:
-        """The part of a per-sample tensor (N, ...) that is trained on (M, ...)."""
+        """The rows (M, ...) of a per-sample tensor (N, ...) that are trained on."""
         return values if self.rows is None else values[self.rows]
 
 
@@ -63,8 +67,8 @@ class Terms:
 
     Attributes:
         loss: (M,); the trainer takes its mean over the samples of the step.
-        logits: "adv" and "clean" (M, K), those that the loss computed anyway.
-        extras: further per-sample figures for `observe`.
+        logits: "adv" and "clean" (M, K), as far as the loss computes them.
+        extras: further per-sample values for `observe`.
     """
 
     loss: Tensor
@@ -78,7 +82,7 @@ Work = Callable[[], list[Tensor]]
 
 @dataclass
 class Context:
-    """What the trainer tells a method.
+    """State and services of the run that the trainer passes to every hook.
 
     Attributes:
         epoch, epochs: current epoch, from 0, and their number.
@@ -86,15 +90,15 @@ class Context:
         lr: current learning rate.
         device: where tensors live.
         num_classes: K.
-        class_counts: (K,) training samples per class, of those whose label is not hidden.
-        generator: stream of this step; draw every random number of `perturb` from it.
+        class_counts: (K,) training samples per class whose label is not hidden.
+        generator: random stream of this step; draw every random number of `perturb` from it.
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
         split: the parts in which a loss on this process's share of a step is to be computed; each is a batch.
         spared: calls what goes over `split` of a step, and again with smaller parts if memory runs out; as this may
             happen in one process alone, nothing in it calls `reduce`.
-        watchers: see every iterate of `Method.ascend`, as an observer does, and cannot stop samples; for compositions.
+        watchers: observers of every iterate of `Method.ascend` that cannot stop samples; for compositions.
         searched: what an attack in eval mode runs on instead of a model: the same function, faster.
     """
 
@@ -162,9 +166,9 @@ class Method(nn.Module):
     teachers: ClassVar[tuple[str, ...]] = ()
     warm_start: ClassVar[str | None] = None
     epoch_settings: ClassVar[tuple[str, ...]] = ()  # settings counted in epochs of the "paper" recipe
-    reported: ClassVar[tuple[str, ...]] = ()  # state that the history records, (K,) or a scalar
+    reported: ClassVar[tuple[str, ...]] = ()  # state recorded in the history, (K,) or a scalar
     drops_rows: ClassVar[bool] = False  # whether fewer passes than declared may be made
-    averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; a recipe's own is then left out
+    averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; replaces that of a recipe
     couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
     revision: ClassVar[int] = 2
 
@@ -185,55 +189,55 @@ class Method(nn.Module):
         self.steps = steps
 
     def passes(self) -> Passes:
-        """Passes per training sample and step, at most; the default is that of adversarial training."""
+        """Upper bound on the passes per training sample and step; by default those of plain adversarial training."""
         return Passes(forward=self.steps + 1, input_grad=self.steps, backward=1)
 
     def loss_overhead(self) -> Passes:
-        """Those passes of `loss` that no gradient to the weights follows: the others are as many as `backward` says."""
+        """Passes of `loss` without a backward pass to the weights; its other forward passes number `backward`."""
         return Passes()
 
     def visible_labels(self, y: Tensor) -> Tensor:
-        """What may be read of the labels (N,) of the training part: `HIDDEN` in place of a label hides it.
+        """The labels (N,) of the training part with `HIDDEN` in place of those that training may not use.
 
-        Called once, before `setup`, and the same in a resumed run. Nothing in training sees the others: neither batches
-        nor class counts nor the accuracies of the history.
+        Called once, before `setup`, and with the same result in a resumed run. Batches, class counts and the accuracies
+        of the history are all made from these labels.
         """
         return y
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
         """Before the first epoch: allocate what depends on the model or the data; a ValueError refuses the run.
 
-        A launch also calls it before anything starts, of an object of its own, on the CPU and without teachers.
+        A launch also calls it on a separate object before any run starts, on the CPU and without teachers.
         """
 
     def begin_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Before an epoch, after a resumed run's state is back."""
+        """Before an epoch; in a resumed run, after its state has been restored."""
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """The inner maximisation; reads the method's state and never writes it."""
+        """The inner maximisation; it may read the method's state and must not write it."""
         raise NotImplementedError(f"{type(self).__name__} defines no inner problem: override perturb")
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
-        """The outer loss per sample, with the model in train mode; reads state and never writes it."""
+        """The outer loss per sample, with the model in train mode; it may read state and must not write it."""
         raise NotImplementedError(f"{type(self).__name__} defines no outer problem: override loss")
 
     @contextmanager
     def around_step(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Iterator[None]:
-        """From after `perturb` to after the optimiser's step."""
+        """A context entered after `perturb` and left after the optimiser's step."""
         yield
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        """Once per step, before it: fold figures into per-class sums.
+        """Before each optimiser step: add values of the step to per-class sums.
 
-        Of several processes, one that has none of the step's samples is not asked: `ctx.reduce` belongs in the hooks
-        before and after, which all of them go through.
+        A process that has none of the step's samples skips this hook, so it must not call `ctx.reduce`; every process
+        runs the hooks before and after it.
         """
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
-        """After the optimiser's step: weight averages."""
+        """After the optimiser's step: update weight averages."""
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """After an epoch: move the per-class state."""
+        """After an epoch: update the per-class state."""
 
     def evaluation_model(self, model: nn.Module) -> nn.Module:
         """The model that is selected, saved and evaluated."""
@@ -267,12 +271,12 @@ class Method(nn.Module):
             eps=self.eps if eps is None else eps,
             step_size=self.step_size if step_size is None else step_size,
             steps=self.steps, start=start, norm=self.norm, generator=ctx.generator,
-            observe=_together(observe, ctx.watchers), bn=bn,
+            observe=_joint_observer(observe, ctx.watchers), bn=bn,
         )  # fmt: skip
 
 
-def _together(observe: Observer | None, watchers: tuple[Observer, ...]) -> Observer | None:
-    """One observer for a method's own, which alone may stop samples, and those that only watch."""
+def _joint_observer(observe: Observer | None, watchers: tuple[Observer, ...]) -> Observer | None:
+    """One observer that calls the watchers, then the method's observer, which alone may stop samples."""
     if not watchers:
         return observe
 

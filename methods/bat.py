@@ -75,10 +75,11 @@ class BAT(Method):
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence from the clean prediction until the boundary is crossed."""
         objective = divergence_from(model, batch)
-        exits = Exits(batch.y, self.grace if self.shared_trace else 0)
-        end = self._trace(model, batch, ctx, objective, exits)
-        x_last = exits.last_right(end)
-        x_first = end if self.shared_trace else self._trace(model, batch, ctx, objective, Exits(batch.y, self.grace))
+        exits = EarlyExit(batch.y, self.grace if self.shared_trace else 0)
+        x_first = self._attack(model, batch, ctx, objective, exits)
+        x_last = exits.last_correct(x_first)
+        if not self.shared_trace:
+            x_first = self._attack(model, batch, ctx, objective, EarlyExit(batch.y, self.grace))
         return Adversarial(x_first, extras={"last": x_last})
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
@@ -89,38 +90,38 @@ class BAT(Method):
         loss = loss + self.uniform_weight * (kl_logits(last, uniform) + kl_logits(first, uniform))
         return Terms(loss, {"adv": first, "clean": clean})
 
-    def _trace(self, model: nn.Module, batch: Batch, ctx: Context, objective: Objective, exits: Exits) -> Tensor:
+    def _attack(self, model: nn.Module, batch: Batch, ctx: Context, objective: Objective, exits: EarlyExit) -> Tensor:
         start = starting_point(batch.x, "gaussian", self.eps, self.norm, ctx.generator)
         start = project(start, batch.x, self.eps, self.norm)
         return self.ascend(model, batch.x, objective, ctx, start=start, observe=exits)
 
 
-class Exits:
-    """Watches an ascent: samples leave at a misclassified iterate, as in friendly adversarial training.
+class EarlyExit:
+    """An observer that stops a sample at a misclassified iterate, as in friendly adversarial training.
 
     Args:
         y: (N,) labels.
-        grace: how many misclassified iterates a sample may pass; it leaves at the next.
+        grace: misclassified iterates at which a sample still goes on; it stops at the next.
     """
 
     def __init__(self, y: Tensor, grace: int) -> None:
-        self.y, self.left = y, torch.full_like(y, grace + 1)
+        self.y, self.grace_left = y, torch.full_like(y, grace + 1)
         self.crossed = torch.zeros_like(y, dtype=torch.bool)
         self.last: Tensor | None = None
 
     def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        """Note what is still right, and keep the samples that have grace left."""
+        """Record correctly classified iterates, and keep the samples that have grace left."""
         wrong = logits.argmax(1) != self.y[rows]
         self.crossed[rows] |= wrong
         if self.last is None:
             self.last = x_adv.clone()
         else:
-            stay = per_sample(self.crossed[rows], x_adv).bool()
-            self.last[rows] = torch.where(stay, self.last[rows], x_adv)
-        self.left[rows] -= wrong.long()
-        return self.left[rows] > 0
+            crossed = per_sample(self.crossed[rows], x_adv).bool()
+            self.last[rows] = torch.where(crossed, self.last[rows], x_adv)
+        self.grace_left[rows] -= wrong.long()
+        return self.grace_left[rows] > 0
 
-    def last_right(self, end: Tensor) -> Tensor:
+    def last_correct(self, end: Tensor) -> Tensor:
         """The last iterate before the first misclassified one (N, ...); `end` of the ascent where there is none."""
         if self.last is None:
             return end

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.bat import Exits
+from methods.bat import EarlyExit
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import RICE, Recipe, digits
 from methods.registry import register
@@ -114,7 +114,7 @@ class CFA(Method):
             objective = divergence_from(model, batch)
             return Adversarial(self.ascend(model, batch.x, objective, ctx, start="gaussian", eps=radius))
         objective = objectives.cross_entropy(batch.y)
-        friendly = Exits(batch.y, FAT_GRACE) if self.host == "fat" else None
+        friendly = EarlyExit(batch.y, FAT_GRACE) if self.host == "fat" else None
         bn: Literal["eval", "train"] = "train" if friendly is None else "eval"
         x_adv = self.ascend(model, batch.x, objective, ctx, start="uniform", eps=radius, observe=friendly, bn=bn)
         return Adversarial(x_adv)
@@ -136,7 +136,7 @@ class CFA(Method):
             self.counts[row] += class_sums(values, batch.y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Note the accuracies, and calibrate the next epoch by them."""
+        """Record the accuracies, and calibrate the next epoch by them."""
         self.accuracy.copy_(class_means(*ctx.reduce(self.counts)))
         if ctx.epoch + 1 >= self.begin_epoch_index:
             base = EPS_BASE[self.host] if self.eps_base is None else self.eps_base

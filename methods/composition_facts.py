@@ -1,4 +1,7 @@
-"""Facts of a composition from those of its parts, for its class (`wrapper`) and its sketch (`registry`) alike."""
+"""Declarations of a composition (recipes, teachers, passes, ...), composed from those of its wrapper and its host.
+
+Used for the class (`methods.wrapper`) and for the sketch read without importing it (`methods.registry`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def compose_facts(wrapper: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a composition; its `passes` are the host's and the wrapper's `added_passes`."""
+    """The declarations of a composition; its `passes` are the host's plus the wrapper's `added_passes`."""
 
     def passes(self: Any) -> Passes:
         of_host: Passes = host["passes"](self)
@@ -22,11 +25,11 @@ def compose_facts(wrapper: Mapping[str, Any], host: Mapping[str, Any]) -> dict[s
 
 
 def _compose(wrapper: Any, host: Any) -> Any:
-    """One fact that both parts have.
+    """One declaration that both parts make.
 
-    Revisions add up, so that a change of either shows. Lists and tables hold the entries of both, and the host's wins
-    where both have one. A flag is set if either sets it. Any other fact is the host's, or the wrapper's if the host has
-    none.
+    Revisions add up, so that a change of either shows. Tuples and mappings are united, and the host's entry wins where
+    both have one. A flag is set if either sets it. Any other value is the host's, or the wrapper's if the host's is
+    None.
     """
     if isinstance(host, bool):
         return wrapper or host

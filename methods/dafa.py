@@ -97,7 +97,7 @@ class DAFA(Method):
         return Passes(forward=self.steps + (3 if trades else 1), input_grad=self.steps, backward=2 if trades else 1)
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Refuse a run without an epoch to measure in and one to weigh in."""
+        """Refuse a run without an epoch that measures and one that is weighted."""
         if not 1 <= self.begin_epoch_index < ctx.epochs:
             raise ValueError(
                 f"dafa: expected begin_epoch_index from 1 to the run's last epoch {ctx.epochs - 1}, got "
@@ -125,7 +125,7 @@ class DAFA(Method):
         return Terms(loss, {"adv": logits, "clean": clean})
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        """In the measuring epoch, add adversarial probabilities by class."""
+        """In the measuring epoch, sum adversarial probabilities by class."""
         if ctx.epoch == self.begin_epoch_index - 1:
             probs = terms.logits["adv"].detach().softmax(1)
             self.probs += class_sums(probs.T, batch.y, self.num_classes).T

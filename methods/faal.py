@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from attacks import objectives
 from attacks.passes import Passes
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.losses import class_means, class_sums, cross_entropy, exact, kl_logits, of_class
+from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class, sum_dtype
 from methods.mart import mart
 from methods.recipes import Recipe, digits
 from methods.registry import register
 from methods.trades import divergence_from
 
 ROUNDING = 1e-9  # margins that differ by less are equal
-POINTS, ROUNDS, FAR = 64, 9, 30.0
+POINTS, ROUNDS, UPPER = 64, 9, 30.0  # of the search in `worst_case`: points per round, rounds, largest s
 
 
 @register("faal")
@@ -106,7 +106,7 @@ class FAAL(Method):
             self.sums[row] += class_sums(values, batch.y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Note the mean weight of each class."""
+        """Record the mean weight of each class."""
         self.class_weight.copy_(class_means(*ctx.reduce(self.sums)))
         self.sums.zero_()
 
@@ -119,10 +119,10 @@ class FAAL(Method):
 
     def _weights(self, logits: Tensor, y: Tensor, ctx: Context) -> Tensor:
         """Class weights K q (K,) for adversarial logits (N, K) of the batch, over all processes."""
-        probs = logits.to(exact(logits.device)).softmax(1)
+        probs = logits.to(sum_dtype(logits.device)).softmax(1)
         margin = objectives.margin(y)(probs, torch.arange(len(y), device=y.device))
-        found = [class_sums(values, y, self.num_classes) for values in (margin, torch.ones_like(y))]
-        sums, counts = ctx.reduce(torch.stack(found))
+        totals = [class_sums(values, y, self.num_classes) for values in (margin, torch.ones_like(y))]
+        sums, counts = ctx.reduce(torch.stack(totals))
         if self.margins == "means":
             sums = torch.where(counts > 0, sums / counts.clamp_min(1), -1.0)
         return worst_case(sums, self.radius)
@@ -143,15 +143,15 @@ def worst_case(gain: Tensor, radius: float) -> Tensor:
     if radius == 0 or len(gain) < 2:
         return torch.ones_like(gain)
     gaps = (below / reach.clamp_min(ROUNDING)).log()
-    # KL(u || q) falls as eta - max(gain) = reach e^s grows: it encloses s ever more narrowly, many points at a time.
+    # KL(u || q) falls as eta - max(gain) = reach e^s grows: each round narrows the interval of s by many points.
     low = gain.new_full((), -len(gain) * (radius + math.log(len(gain))))
-    high = gain.new_full((), FAR)
+    high = gain.new_full((), UPPER)
     steps = torch.linspace(0, 1, POINTS + 1, dtype=gain.dtype, device=gain.device)
     for _ in range(ROUNDS):
         s = low + (high - low) * steps
-        apart = -math.log(len(gain)) - _log_shares(gaps, s).mean(1)
-        place = ((apart > radius).sum() - 1).clamp(0, POINTS - 1)
-        low, high = s[torch.stack((place, place + 1))].unbind()
+        divergence = -math.log(len(gain)) - _log_shares(gaps, s).mean(1)
+        i = ((divergence > radius).sum() - 1).clamp(0, POINTS - 1)
+        low, high = s[torch.stack((i, i + 1))].unbind()
     weights = len(gain) * _log_shares(gaps, (low + high)[None] / 2)[0].exp()
     return torch.where(reach > ROUNDING, weights, torch.ones_like(gain))
 

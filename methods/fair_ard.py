@@ -85,6 +85,6 @@ class FairMTARD(FairWeight, MTARD):
         self.natural_from = natural_from
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """MTARD's attack, watched; the natural term's soft labels come from the teacher that was chosen."""
+        """MTARD's attack; the natural term's soft labels come from the teacher `natural_from`."""
         teachers = {**ctx.teachers, "natural": ctx.teacher(self.natural_from)}
         return super().perturb(model, batch, replace(ctx, teachers=teachers))

@@ -63,10 +63,10 @@ class FairWeight(Wrapper):
         return seen
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """The host's attack, watched."""
-        counter = Kappa(batch.y)
+        """The host's attack, with an observer that counts correct iterates."""
+        counter = KappaCounter(batch.y)
         adv = super().perturb(model, batch, replace(ctx, watchers=(*ctx.watchers, counter)))
-        return replace(adv, extras={**adv.extras, KAPPA: adv.of(counter.right)})
+        return replace(adv, extras={**adv.extras, KAPPA: adv.of(counter.correct)})
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """The host's loss, weighted by class."""
@@ -81,7 +81,7 @@ class FairWeight(Wrapper):
             self.fair_sums[row] += class_sums(values, y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """New weights from the epoch's class means, and the sums anew."""
+        """Update the weights from the epoch's class means, and reset the sums."""
         super().end_epoch(model, ctx)
         kappa = class_means(*ctx.reduce(self.fair_sums))
         raw = (kappa + 1e-5) ** -self.fair_power
@@ -89,13 +89,13 @@ class FairWeight(Wrapper):
         self.fair_sums.zero_()
 
 
-class Kappa:
-    """Watches an ascent, and counts for each sample the iterates that are classified correctly."""
+class KappaCounter:
+    """An observer that counts for each sample the iterates that are classified correctly."""
 
     def __init__(self, y: Tensor) -> None:
         self.y = y
-        self.right = torch.zeros(len(y), device=y.device)
+        self.correct = torch.zeros(len(y), device=y.device)
 
     def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> None:
         """Count one iterate."""
-        self.right[rows] += (logits.argmax(1) == self.y[rows]).to(self.right.dtype)
+        self.correct[rows] += (logits.argmax(1) == self.y[rows]).to(self.correct.dtype)

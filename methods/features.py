@@ -1,4 +1,4 @@
-"""The penultimate features of a model: what its last linear layer is given."""
+"""Penultimate features of a model: the input of its last linear layer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 def has_linear(model: nn.Module) -> bool:
-    """Whether a model has a linear layer at all."""
+    """Whether a model has a linear layer."""
     return any(isinstance(module, nn.Linear) for module in model.modules())
 
 
 def with_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and penultimate features in one forward pass.
 
-    The features are the input of the linear layer that runs last, seen by hooks that are there for this pass alone;
-    model and pass are what they would be without.
+    The features are the input of the linear layer that runs last, recorded by hooks that exist for this pass alone and
+    change nothing in it.
 
     Args:
         model: x -> logits (N, K).
@@ -27,7 +27,7 @@ def with_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         logits (N, K) and features (N, D).
 
     Raises:
-        ValueError: if the last linear layer is not what gives the logits.
+        ValueError: if the logits do not come from the last linear layer.
     """
     seen: list[tuple[nn.Linear, Tensor]] = []
 
@@ -51,14 +51,13 @@ def with_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             f"{where} on (N, D), got {classes} classes and, as the last one to run, a layer to {head.out_features} "
             f"features on {shape}; end the model in nn.Linear"
         )
-    return _Together.apply(logits, features)  # type: ignore[no-any-return]
+    return _SharedBackward.apply(logits, features)  # type: ignore[no-any-return]
 
 
-class _Together(torch.autograd.Function):
-    """Passes gradients on to both, zeros where there are none.
+class _SharedBackward(torch.autograd.Function):
+    """The identity on logits and features; its backward sends a gradient to both, zeros where there is none.
 
-    A backward pass through the features is one through the model, and passes are counted where the logits get their
-    gradient.
+    Backward passes are counted at the logits, so one through the features alone has to pass there too.
     """
 
     @staticmethod

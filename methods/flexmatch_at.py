@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from attacks.contexts import mode
 from attacks.passes import Passes
-from methods.averaging import frozen_copy, move, warm
+from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
 from methods.pgd_at import PGDAT
@@ -111,7 +111,7 @@ class FlexMatchAT(Method):
         self._check()
         options: dict[str, Any] = {"bn": bn} if host == "pgd_at" else {"beta": beta}
         shared = {name: getattr(self, name) for name in ("num_classes", "norm", "eps", "step_size", "steps")}
-        self.hosting: Method = {"pgd_at": PGDAT, "trades": TRADES}[host](**shared, **options)
+        self.host_method: Method = {"pgd_at": PGDAT, "trades": TRADES}[host](**shared, **options)
         self.unlabelled_size = 0
         for name in ("sigma", "change", "used_share"):  # change: of sigma, within a step
             self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.float64))
@@ -129,7 +129,7 @@ class FlexMatchAT(Method):
             )
 
     def passes(self) -> Passes:
-        """The host's, and the forward that gives pseudo-labels."""
+        """The host's passes, and the forward pass that gives pseudo-labels."""
         trades, labels = self.host == "trades", self.labelled_fraction < 1 and self.unlabelled == "pseudo"
         return Passes(forward=self.steps + 1 + 2 * trades + labels, input_grad=self.steps, backward=1 + trades)
 
@@ -141,7 +141,7 @@ class FlexMatchAT(Method):
         return self.tau * (beta / (2 - beta) if self.mapping == "convex" else beta)
 
     def visible_labels(self, y: Tensor) -> Tensor:
-        """A stratified share of the labels."""
+        """A stratified share of the labels; the others are hidden."""
         seen = (
             y
             if self.labelled_fraction == 1
@@ -153,32 +153,32 @@ class FlexMatchAT(Method):
         return seen
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Begin the weights' average."""
+        """Start the average of the weights."""
         if self.unlabelled_size and self.unlabelled == "pseudo" and self.labeller == "average":
             self.average = frozen_copy(model)
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """The host's attack, on pseudo-labels where labels are hidden."""
         if not self.unlabelled_size:
-            return self.hosting.perturb(model, batch, ctx)
+            return self.host_method.perturb(model, batch, ctx)
         hidden = batch.y == HIDDEN
         if self.unlabelled == "ignore":
             rows = (~hidden).nonzero().flatten()
-            part = _take(batch, rows)
-            return Adversarial(self.hosting.perturb(model, part, ctx).x if len(rows) > 1 else part.x, rows)
+            part = _select(batch, rows)
+            return Adversarial(self.host_method.perturb(model, part, ctx).x if len(rows) > 1 else part.x, rows)
         confidence, guess = self._predict(model, batch.x).softmax(1).max(1)
         target = guess.where(hidden, batch.y)
-        adv = self.hosting.perturb(model, replace(batch, y=target), ctx)
+        adv = self.host_method.perturb(model, replace(batch, y=target), ctx)
         extras = {"target": target, "use": confidence > self.threshold[guess]}
         return replace(adv, extras=extras | {"learnt": guess.where(hidden & (confidence > self.tau), HIDDEN)})
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
         """The host's loss of the labelled samples and the cross-entropy of the used ones, each a mean of its own."""
         if not self.unlabelled_size or self.unlabelled == "ignore":
-            part = batch if adv.rows is None else _take(batch, adv.rows)
-            return self.hosting.loss(model, part, Adversarial(adv.x), ctx)
+            part = batch if adv.rows is None else _select(batch, adv.rows)
+            return self.host_method.loss(model, part, Adversarial(adv.x), ctx)
         target, hidden = adv.extras["target"], batch.y == HIDDEN
-        terms = self.hosting.loss(model, replace(batch, y=target), adv, ctx)
+        terms = self.host_method.loss(model, replace(batch, y=target), adv, ctx)
         guessed = self.weight * (adv.extras["use"] * cross_entropy(terms.logits["adv"], target))
         of_step = batch.step_labels == HIDDEN
         size = torch.where(hidden, of_step.sum(), (~of_step).sum())
@@ -199,15 +199,15 @@ class FlexMatchAT(Method):
             self.counts[row] += class_sums(values, guess, self.num_classes)
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
-        """Move sigma, with what every process has seen in the step, and the average."""
+        """Update sigma, with the counts of the step over all processes, and the average."""
         self.sigma += ctx.reduce(self.change)
         self.change.zero_()
         if hasattr(self, "average"):
             step = ctx.epoch * ctx.steps + ctx.step
-            move(self.average, model, 1 - warm(self.decay, step))
+            update_average(self.average, model, 1 - warm_decay(self.decay, step))
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Note the used shares; what other processes have seen joins `latest`."""
+        """Record the used shares, and add the changes of all processes to `latest`."""
         self.latest += ctx.reduce(self.moved)
         self.moved.zero_()
         used, given = ctx.reduce(self.counts)
@@ -222,20 +222,20 @@ class FlexMatchAT(Method):
 
 
 def stratified(y: Tensor, fraction: float, seed: int) -> Tensor:
-    """Which of the labels y (N,) belong to a share of each class of at least one sample; (N,) bool.
+    """Mask (N,) of a fraction of the labels y (N,) of each class, at least one sample of each.
 
-    The samples come in one fixed order per seed, so a smaller share is part of a larger one.
+    The samples of a class come in an order fixed by the seed, so a smaller fraction is part of a larger one.
     """
     labels = y.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     sizes = torch.bincount(labels)
     rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    due = (fraction * sizes).round().clamp_min(1).repeat_interleave(sizes)
+    quota = (fraction * sizes).round().clamp_min(1).repeat_interleave(sizes)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[order] = rank < due
+    chosen[order] = rank < quota
     return chosen.to(y.device)
 
 
-def _take(batch: Batch, rows: Tensor) -> Batch:
+def _select(batch: Batch, rows: Tensor) -> Batch:
     return replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows])

@@ -80,12 +80,12 @@ class FRL(Method):
     @property
     def weight_clean(self) -> Tensor:
         """Class weights (K,) of the clean loss; they sum to 1."""
-        return weights(self.multiplier_clean)
+        return class_weights(self.multiplier_clean)
 
     @property
     def weight_boundary(self) -> Tensor:
         """Class weights (K,) of the boundary loss; they sum to 1."""
-        return weights(self.multiplier_boundary)
+        return class_weights(self.multiplier_boundary)
 
     @property
     def radius_scale(self) -> Tensor:
@@ -97,7 +97,7 @@ class FRL(Method):
         return Passes(forward=self.steps + 3, input_grad=self.steps, backward=2)
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Refuse a run without samples whose errors move the multipliers."""
+        """Refuse a run without held-out samples, whose errors move the multipliers."""
         if ctx.validator is None:
             raise ValueError("frl: expected held-out training samples to weigh by, got none; use recipe.holdout=true")
 
@@ -151,7 +151,7 @@ class FRLRemargin(FRL):
         super().__init__(delta=delta, margin_rate=margin_rate, max_scale=max_scale, **options)
 
 
-def weights(multiplier: Tensor) -> Tensor:
+def class_weights(multiplier: Tensor) -> Tensor:
     """Class weights 1/K + l_k - mean(l) from multipliers l (K,)."""
     return 1 / len(multiplier) + multiplier - multiplier.mean()
 

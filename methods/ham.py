@@ -110,14 +110,14 @@ class HAM(Method):
             self.counts[row] += class_sums(torch.ones_like(y), y, self.num_classes)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Note the kept share of each class."""
+        """Record the kept share of each class."""
         kept, seen = ctx.reduce(self.counts)
         self.kept_share.copy_(kept / seen.clamp_min(1))
         self.counts.zero_()
 
 
 class _Miner:
-    """Watches an ascent: at the mining step it keeps the misclassified, and it measures how predictions move."""
+    """An observer that keeps the samples misclassified at the mining step, and measures how predictions change."""
 
     def __init__(self, y: Tensor, step: int | None, reweight: str) -> None:
         self.y, self.step, self.reweight = y, step, reweight

@@ -1,4 +1,4 @@
-"""Per-sample losses and per-class sums that several methods share."""
+"""Per-sample losses, class weights and per-class sums that several methods share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kl_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 
 def of_class(values: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each sample's entry (N,) of a quantity per class (K,), such as a weight or a radius, in a type of its own."""
+    """The entry (N,) for each sample's class of a quantity per class (K,), such as a weight or a radius, as `dtype`."""
     return values.to(dtype)[y]
 
 
@@ -47,8 +47,8 @@ def tempered(teacher_logits: Tensor, temperature: Tensor, y: Tensor) -> Tensor:
     return (teacher_logits / of_class(temperature, y, teacher_logits.dtype)[:, None]).softmax(1)
 
 
-def exact(device: torch.device) -> torch.dtype:
-    """The type in which sums are kept: float64, or float32 on devices without it."""
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of running sums: float64, or float32 on devices without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -58,16 +58,16 @@ def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
     Hidden labels belong to no class.
 
     A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
-    on a GPU as well. For the type see `exact`.
+    on a GPU as well. The result has the dtype `sum_dtype`.
     """
-    dtype = exact(values.device)
-    one_hot = y[:, None] == torch.arange(num_classes, device=y.device)  # F.one_hot looks at the labels: it waits
+    dtype = sum_dtype(values.device)
+    one_hot = y[:, None] == torch.arange(num_classes, device=y.device)  # F.one_hot would wait for the GPU
     sums: Tensor = values.to(dtype) @ one_hot.to(dtype)
     return sums
 
 
-def under_attack(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which samples are right before and under attack, of each class how many, and how many samples it has.
+def robust_class_counts(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples that are classified correctly both clean and under attack, their number and all samples by class.
 
     Args:
         y: labels (V,).
@@ -76,7 +76,7 @@ def under_attack(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> tup
         num_classes: K.
 
     Returns:
-        (V,) bool, (K,) and (K,).
+        correct (V,) bool, correct samples per class (K,), samples per class (K,).
     """
     right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
     return right, class_sums(right, y, num_classes), class_sums(torch.ones_like(right), y, num_classes)

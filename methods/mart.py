@@ -81,10 +81,10 @@ def mart(
     clean: Tensor, logits: Tensor, y: Tensor, beta: float, *, margin_weight: float = 1.0, weighted: bool = True
 ) -> Tensor:
     """The loss of clean and adversarial logits (N, K) with labels y (N,), see `MART`; (N,)."""
-    log_p, own, q = clean.log_softmax(1), y[:, None], logits.softmax(1)
+    log_p, label, q = clean.log_softmax(1), y[:, None], logits.softmax(1)
     divergence = (log_p.exp() * (log_p - (q + 1e-12).log())).sum(1)
     if weighted:
-        divergence = divergence * (1.0000001 - log_p.gather(1, own).squeeze(1).exp())
-    rival = q.scatter(1, own, -1.0).amax(1)
+        divergence = divergence * (1.0000001 - log_p.gather(1, label).squeeze(1).exp())
+    rival = q.scatter(1, label, -1.0).amax(1)
     margin = -(1.0001 - rival + 1e-12).log()
     return cross_entropy(logits, y) + margin_weight * margin + beta * divergence

@@ -79,7 +79,7 @@ class MTARD(Method):
         return Passes(forward=self.steps + 2, input_grad=self.steps, backward=2, teacher=2)
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """Maximise cross-entropy; both teachers' soft labels ride along."""
+        """Maximise cross-entropy, and compute both teachers' soft labels."""
         x_adv = self.ascend(model, batch.x, objectives.cross_entropy(batch.y), ctx, start="gaussian")
         soft = {
             "soft_adv": ctx.teacher("robust", x_adv).softmax(1),
@@ -88,7 +88,7 @@ class MTARD(Method):
         return Adversarial(x_adv, extras=soft)
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
-        """The two divergences in their present balance."""
+        """The two divergences, weighted by the current balance."""
         logits = model(adv.x)
         clean = model(batch.x)
         robust, natural = kl(adv.extras["soft_adv"], logits), kl(adv.extras["soft_clean"], clean)
@@ -98,12 +98,12 @@ class MTARD(Method):
         return Terms(loss, {"adv": logits, "clean": clean}, extras=terms)
 
     def observe(self, batch: Batch, adv: Adversarial, terms: Terms, ctx: Context) -> None:
-        """Add up the step's terms."""
+        """Sum the step's terms."""
         values = torch.stack([terms.extras["robust"], terms.extras["natural"]]).to(self.first.dtype)
         self.step_sums.copy_(torch.cat([values.sum(1), values.new_full((1,), values.shape[1])]))
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
-        """Move the balance by what the step's terms are, over all processes, to those of the first step."""
+        """Update the balance from the ratio of the step's terms, over all processes, to those of the first step."""
         sums = ctx.reduce(self.step_sums)
         now = sums[:2] / sums[2].clamp_min(1)
         self.first.copy_(torch.where(self.first > 0, self.first, now))

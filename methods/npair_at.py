@@ -47,7 +47,7 @@ class NPairAT(PGDAT):
         self.weight, self.norm_weight = weight, norm_weight
 
     def passes(self) -> Passes:
-        """Adversarial training, and the clean forward."""
+        """Adversarial training and the clean forward."""
         clean = int(self.weight != 0)
         return Passes(forward=self.steps + 1 + clean, input_grad=self.steps, backward=1 + clean)
 

@@ -1,4 +1,4 @@
-"""Recipes: how long and with which optimiser a method trains. Plain data, free of torch."""
+"""Training recipes: epochs, learning-rate schedule, optimiser and batch size of a method. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 EPS_8 = 8 / 255
 DIGITS_EPS = 0.15
 SHORT_EPOCHS = 30
-RISE = 0.3  # share of the steps of a one-cycle schedule until its peak
+RISE = 0.3  # share of the steps of a one-cycle schedule before its peak
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,22 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training part.
-        lr: initial learning rate; of a one-cycle schedule the highest.
-        schedule: "steps" (the rate of an epoch, cut at the milestones) or "one_cycle" (the rate of a step: from 0 in a
-            line to `lr` after three tenths of all steps, and back to 0 in a line with the last; no milestones).
+        lr: initial learning rate; the peak of a one-cycle schedule.
+        schedule: "steps" (constant within an epoch, cut at the milestones) or "one_cycle" (set at every step: linear
+            from 0 to `lr` over the first three tenths of all steps, then linear to 0; no milestones).
         milestones: epochs, counted from 0, from which the rate is multiplied by the next of `factors`.
-        factors: one factor per milestone; one number serves all.
+        factors: one factor per milestone, or one number for all.
         weight_decay, momentum, nesterov: of SGD, on all parameters.
         batch_size: samples per optimiser step.
-        augment: "none", "crop_flip" (zero padding 4), "crop_flip_reflect", or None for the data set's own.
+        augment: "none", "crop_flip" (zero padding 4), "crop_flip_reflect", or None for the data set's default.
         holdout: whether the select and steer parts are kept out of training.
-        ema: decay of the moving average of the weights that is evaluated instead of them, as the composition `ema`
-            does; 0 evaluates the weights themselves.
+        ema: decay of the moving average of the weights that is evaluated instead of them, as in the composition `ema`;
+            0 evaluates the weights themselves.
         selection: "best" (average plus worst class under PGD-10 on the select part) or "last".
         threat_eps: the Linf radius that the method's eps and step_size are stated for; runs at another radius
             scale both in proportion.
         settings: method settings that belong to the recipe; epoch-valued ones count in its epochs.
-        source: where the figures come from.
+        source: where the values come from.
     """
 
     epochs: int
@@ -68,13 +68,13 @@ class Recipe:
                 f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"
             )
 
-    def selected_by(self, asked: str | None = None) -> str:
-        """The rule that chooses a checkpoint: the one that is asked for, else the recipe's.
+    def selection_rule(self, requested: str | None = None) -> str:
+        """The rule that selects a checkpoint: the requested one, else the recipe's.
 
         Raises:
-            ValueError: if it is to choose by held-out samples, and none are held out.
+            ValueError: if it needs held-out samples and the recipe holds none out.
         """
-        rule = asked or self.selection
+        rule = requested or self.selection
         if rule == "best" and not self.holdout:
             raise ValueError(
                 "recipe.holdout=false: trains on the samples by which selection 'best' judges checkpoints; take "
@@ -87,7 +87,7 @@ class Recipe:
 
         Args:
             epoch: the epoch.
-            done: share of the epoch that lies behind, in the middle of the step that is asked about.
+            done: share of the epoch that is over at the middle of the step; for one-cycle schedules.
         """
         if self.schedule == "one_cycle":
             share = (epoch + done) / self.epochs
@@ -100,10 +100,10 @@ class Recipe:
 
 
 def digits(*, scale: float = 1.0, **changes: Any) -> Recipe:
-    """The schedule for scikit-learn's digits: small images, 1,197 of them, Linf radius 0.15, steps of eps / 4.
+    """The schedule for scikit-learn's digits: 1,197 small images, Linf radius 0.15, steps of eps / 4.
 
     Args:
-        scale: factor on the whole loss that the method makes in comparison with cross-entropy; see `short`.
+        scale: size of the method's loss relative to cross-entropy; see `short`.
         changes: further fields.
     """
     settings = {"eps": DIGITS_EPS, "step_size": DIGITS_EPS / 4, **changes.pop("settings", {})}
@@ -115,12 +115,12 @@ def digits(*, scale: float = 1.0, **changes: Any) -> Recipe:
 
 
 def short(paper: Recipe, *, scale: float = 1.0, **changes: Any) -> Recipe:
-    """A published schedule in about 30 epochs: one cycle up to twice its rate, and the weights' moving average.
+    """A published schedule shortened to 30 epochs: one cycle with twice its rate, and a moving average of the weights.
 
     Args:
         paper: the published schedule; batch, weight decay, augmentation, radius and settings stay.
-        scale: factor on the whole loss that the method makes in comparison with cross-entropy. Rate and weight decay
-            are moved against it, so that steps are as long as those of a method without the factor.
+        scale: size of the method's loss relative to cross-entropy. The rate is divided and the weight decay multiplied
+            by it, so that steps are as long as those of a method without the factor.
         changes: further fields.
     """
     plain: dict[str, Any] = {
@@ -131,17 +131,17 @@ def short(paper: Recipe, *, scale: float = 1.0, **changes: Any) -> Recipe:
     return replace(paper, **{**plain, **changes})
 
 
-def known(own: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """All recipes of a method: its own, those that every method has, and short forms of its paper's.
+def all_recipes(declared: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """All recipes of a method: those that it declares, the defaults, and short versions of its paper's.
 
-    `paper_svhn` is what `paper` means on the data set svhn; where there is none, `paper` is what it is on CIFAR-10.
+    `paper_svhn` is used for `paper` on the data set svhn; without one, `paper` is the same as on CIFAR-10.
     """
-    recipes = {"digits": DEFAULT["digits"], **own} if "paper" in own else {**DEFAULT, **own}
-    found = {"paper": recipes["paper"], "short": short(recipes["paper"])}
+    recipes = {"digits": DEFAULT["digits"], **declared} if "paper" in declared else {**DEFAULT, **declared}
+    published = {"paper": recipes["paper"], "short": short(recipes["paper"])}
     for name, recipe in recipes.items():
         if name.startswith("paper_"):
-            found |= {name: recipe, name.replace("paper", "short"): short(recipe)}
-    return found | recipes
+            published |= {name: recipe, name.replace("paper", "short"): short(recipe)}
+    return published | recipes
 
 
 RICE = Recipe(

@@ -1,4 +1,4 @@
-"""The table of training methods, and that of compositions, which wrap any of them: `awp:trades`."""
+"""Registries of training methods and of compositions, which wrap any method as in `awp:trades`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Compositions(Registry["type[Wrapper]"]):
-    """What can be put around any method."""
+    """The registered compositions."""
 
-    def own_settings(self, name: str) -> dict[str, Any]:
-        """The settings that a composition has besides those of every method, with their defaults."""
-        return {key: value for key, value in self.sketch(name).settings.items() if key not in _every_setting()}
+    def added_settings(self, name: str) -> dict[str, Any]:
+        """The settings that a composition adds to those of every method, with their defaults."""
+        return {key: value for key, value in self.sketch(name).settings.items() if key not in _base_settings()}
 
 
 COMPOSITIONS = Compositions(
@@ -38,16 +38,16 @@ COMPOSITIONS = Compositions(
 
 
 class Methods(Registry["Callable[..., Method]"]):
-    """The registered methods, and their compositions: `awp:trades` wraps trades, `awp:ema:trades` wraps ema:trades."""
+    """The registered methods, and any composition of them: `awp:trades` wraps trades, `awp:ema:trades` ema:trades."""
 
     @property
     def forms(self) -> dict[str, str]:
-        """How compositions are named, with a line on each."""
+        """The pattern by which each composition is named, with a line on it."""
         lines = {name: COMPOSITIONS.sketch(name) for name in COMPOSITIONS}
         return {f"{name}:METHOD": (s.fact("own_doc") or s.doc).strip().split("\n")[0] for name, s in lines.items()}
 
     def accepted(self) -> list[str]:
-        """The methods; an unknown composition has a sentence of its own."""
+        """The methods alone; an unknown composition raises its own message."""
         return self.names()
 
     def resolve(self, name: str) -> str:
@@ -64,7 +64,7 @@ class Methods(Registry["Callable[..., Method]"]):
         wrapper, known = COMPOSITIONS.resolve(outer), self.resolve(host)
         if wrapper in known.split(":")[:-1]:
             raise UnknownName(f"{wrapper}:{known}: {wrapper} stands there twice; leave one out")
-        shared = sorted(COMPOSITIONS.own_settings(wrapper).keys() & self._sketch(known).settings.keys())
+        shared = sorted(COMPOSITIONS.added_settings(wrapper).keys() & self._sketch(known).settings.keys())
         if shared:
             raise UnknownName(
                 f"{wrapper}:{known}: {wrapper} and {known} both have the setting {shared[0]!r}, and --set could not "
@@ -73,12 +73,12 @@ class Methods(Registry["Callable[..., Method]"]):
         return f"{wrapper}:{known}"
 
     def parts(self, name: str) -> list[tuple[Registry[Any], str]]:
-        """The registered things that a name is made of, the outermost first, each with its table."""
+        """The plug-ins that a name consists of, the outermost first, each with its registry."""
         *wrappers, method = self.resolve(name).split(":")
         return [*((COMPOSITIONS, wrapper) for wrapper in wrappers), (self, method)]
 
     def __getitem__(self, name: str) -> Callable[..., Method]:
-        """The class; that of a composition is made of the classes of its parts."""
+        """The class; that of a composition is composed of the classes of its parts."""
         outer, colon, host = self.resolve(name).partition(":")
         if not colon:
             return super().__getitem__(outer)
@@ -95,7 +95,7 @@ class Methods(Registry["Callable[..., Method]"]):
             return False
 
     def sketch(self, name: str) -> Sketch:
-        """What is known of a method or a composition, without importing it."""
+        """Documentation, settings and facts of a method or a composition, read without importing it."""
         return self._sketch(self.resolve(name))
 
     def _sketch(self, known: str) -> Sketch:
@@ -107,14 +107,14 @@ class Methods(Registry["Callable[..., Method]"]):
         return Sketch(
             name=f"{wrapper.name}:{host.name}",
             doc=f"{wrapper.doc.strip()}\n\nAround {host.name}:\n\n{host.doc.strip()}",
-            settings={**host.settings, **COMPOSITIONS.own_settings(outer)},
+            settings={**host.settings, **COMPOSITIONS.added_settings(outer)},
             facts={**compose_facts(wrapper.facts, host.facts), "own_doc": own_doc},
             source=host.source if wrapper.source is None else wrapper.source,
         )
 
 
 @cache
-def _every_setting() -> frozenset[str]:
+def _base_settings() -> frozenset[str]:
     """The settings that every method has."""
     return frozenset(sketch_class("methods.base", "Method").settings)
 

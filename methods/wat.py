@@ -70,7 +70,7 @@ class WAT(TRADES):
         return self.weights[:-1]
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Refuse a run without samples to weigh by."""
+        """Refuse a run without held-out samples, whose losses set the weights."""
         if ctx.validator is None:
             raise ValueError("wat: expected held-out training samples to weigh by, got none; use a recipe with holdout")
 
@@ -81,8 +81,8 @@ class WAT(TRADES):
         return replace(terms, loss=weight * terms.loss)
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Add the losses on held-out training samples, and weigh anew."""
-        y, clean, adv = ctx.validate(_Inner(self, ctx), model)
+        """Add the losses on held-out training samples to the costs, and update the weights."""
+        y, clean, adv = ctx.validate(_InnerAttack(self, ctx), model)
         cost = cross_entropy(clean, y) + self.beta * kl_logits(clean, adv)
         self.costs += self._means(cost, y)
         self.weights.copy_(self.num_classes * (self.eta * self.costs).softmax(0))
@@ -97,8 +97,8 @@ class WAT(TRADES):
 
 
 @dataclass(frozen=True)
-class _Inner:
-    """A method's inner problem as an attack on held-out samples."""
+class _InnerAttack:
+    """The inner problem of a method as an attack on held-out samples."""
 
     method: Method
     ctx: Context

@@ -1,8 +1,8 @@
-"""Compositions: what can be put around any method, written once and named in front of it, as in `awp:trades`.
+"""The contract of compositions, which wrap any method and are named in front of it, as in `awp:trades`.
 
-A composition is a class whose `super()` is the method that it wraps: the class of `awp:trades` inherits from AWP and
-TRADES, in this order. A hook that it defines calls the host's through `super()`; one that it leaves alone is the
-host's. Settings and buffers of both halves stand side by side, so neither may use a name of the other.
+A wrapper is a class whose `super()` is the method that it wraps, its host: the class of `awp:trades` inherits from AWP
+and TRADES, in this order. A hook that the wrapper overrides calls the host's through `super()`. Settings and buffers of
+both share one namespace, so neither may use a name of the other. The wrappers are in `methods.compositions`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from methods.composition_facts import compose_facts
 
 
 class Wrapper(Method):
-    """Base class of compositions; hooks call those of the host through `super()`.
+    """Base class of wrappers; hooks call those of the host through `super()`.
 
-    At strength 0, whichever of its settings that is, a composition is its host bit for bit.
+    With its strength set to 0, a composition equals its host bit for bit.
     """
 
     def added_passes(self, host: Passes) -> Passes:
-        """Passes per training sample and step besides those of the host.
+        """Passes per training sample and step in addition to those of the host.
 
-        `passes` itself is not overridden: what a composition costs may depend on its host, which is known only when
-        the two are put together.
+        Override this and not `passes`: the cost may depend on the host, which is known only when both are composed.
         """
         return Passes()
 
 
 @cache
 def compose(wrapper: type[Wrapper], host: Callable[..., Method]) -> type[Method]:
-    """The class of a wrapper around a host, with the declarations of both; the same one each time.
+    """The class of a wrapper around a host, with the declarations of both; cached.
 
     Raises:
-        ValueError: if the host is no class, or is one that has the wrapper in it already.
+        ValueError: if the host is not a class of a method, or contains the wrapper already.
     """
     if not (isinstance(host, type) and issubclass(host, Method)) or issubclass(host, wrapper):
         raise ValueError(f"{wrapper.__name__}: expected the class of a method without it to wrap, got {host}")

@@ -15,7 +15,7 @@ from bench.catalog import markdown
 from bench.catalog.docstrings import arguments, around, sections
 from bench.config.protocols import PROTOCOLS, radius_text
 from bench.data.registry import Datasets
-from methods.recipes import Recipe, known
+from methods.recipes import Recipe, all_recipes
 from methods.registry import COMPOSITIONS, METHODS
 
 REGISTRIES = {
@@ -105,7 +105,7 @@ def _row(name: str, sketch: Sketch) -> tuple[str, ...]:
         f"`{start}`" if (start := sketch.fact("warm_start")) else "",
         ", ".join(f"`{state}`" for state in sketch.fact("reported", ())),
         ("at most " if sketch.fact("drops_rows") else "") + _short(_minus(sketch.call("passes", {}), _plain(sketch))),
-        ", ".join(known(sketch.fact("recipes", {}))),
+        ", ".join(all_recipes(sketch.fact("recipes", {}))),
     )
 
 
@@ -141,7 +141,7 @@ def _tables(kind: str, registry: Registry[Any], sketch: Sketch) -> list[str]:
         options = _options(name, sketch.settings, texts)
         return ["## Cost", _cost(sketch), _needs(sketch), "## Options", options, "## Recipes", _recipes(sketch)]
     if kind == "compositions":
-        return ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.own_settings(name), texts)]
+        return ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.added_settings(name), texts)]
     if kind == "attacks":
         passes = sketch.call("passes", {}, 10).as_dict()
         used = [what for what in KINDS if passes[what]]
@@ -208,7 +208,7 @@ def _options(name: str, settings: Mapping[str, Any], texts: Mapping[str, str]) -
 
 
 def _recipes(sketch: Sketch) -> str:
-    recipes = known(sketch.fact("recipes", {}))
+    recipes = all_recipes(sketch.fact("recipes", {}))
     rows = []
     for name in (f.name for f in fields(Recipe)):
         values = [getattr(recipe, name) for recipe in recipes.values()]

@@ -62,7 +62,7 @@ class _Planner:
         overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
-            select = recipe.selected_by(self.run.select)
+            select = recipe.selection_rule(self.run.select)
         except ValueError as error:
             raise UsageError(f"--set {owner}.{error}") from None
         eps = usual_eps(self.run)
@@ -98,7 +98,7 @@ class _Planner:
     def _recipe(
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
-        known = recipes.known(sketch.fact("recipes", {}))
+        known = recipes.all_recipes(sketch.fact("recipes", {}))
         usual = facts.get("recipe", "paper")
         name = (self.run.recipe or usual).lower()
         if name not in known and method not in self.run.methods:
@@ -140,7 +140,7 @@ class _Planner:
     ) -> dict[str, Any]:
         """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
         settings = dict(sketch.settings)
-        paper = recipes.known(sketch.fact("recipes", {}))["paper"]
+        paper = recipes.all_recipes(sketch.fact("recipes", {}))["paper"]
         for name in sketch.fact("epoch_settings", ()):
             settings[name] = _rescaled(settings[name], recipe.epochs / paper.epochs)
         settings.update(recipe.settings)

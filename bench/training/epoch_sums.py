@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Terms
-from methods.losses import class_sums, exact
+from methods.losses import class_sums, sum_dtype
 
 LATER = 50  # steps whose predictions are summed up together, which costs less than one by one
 
@@ -28,8 +28,8 @@ class Tally:
 
     def clear(self) -> None:
         """Start anew."""
-        self.loss = torch.zeros((), dtype=exact(self.device), device=self.device)
-        self.count = torch.zeros((), dtype=exact(self.device), device=self.device)
+        self.loss = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
+        self.count = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self._classes: dict[str, Tensor] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.skipped = 0

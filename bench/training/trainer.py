@@ -35,7 +35,7 @@ from bench.training.run_record import description
 from bench.training.step import Stepping, agreed_state, cut_of
 from bench.training.validation import attacked, judged
 from methods.base import HIDDEN, Batch, Context, Method, Terms, Validation
-from methods.losses import exact
+from methods.losses import sum_dtype
 from methods.registry import METHODS
 
 FINITE_EVERY = 50
@@ -80,7 +80,7 @@ class Trainer:
             self.train = replace(self.train, y=method.visible_labels(self.train.y))
         except (TypeError, ValueError) as error:
             raise BenchError(f"{job.title}: {error}") from None
-        self.method = method.to(self.device, exact(self.device))
+        self.method = method.to(self.device, sum_dtype(self.device))
         self.counter = PassCounter()
         self.networks = FastNetworks(
             self.model, {role: teacher.to(self.device) for role, teacher in teachers.items()},

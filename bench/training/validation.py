@@ -12,7 +12,7 @@ from bench.core.out_of_memory import BatchLimit
 from bench.data.splits import Part, to_float
 from bench.distributed.process_group import ProcessGroup
 from methods.base import Validation
-from methods.losses import under_attack
+from methods.losses import robust_class_counts
 
 CHUNK = 512
 
@@ -94,7 +94,7 @@ def judged(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str,
         adv: logits (V, K) under attack.
         num_classes: K.
     """
-    right, of_class, counts = under_attack(y, clean, adv, num_classes)
+    right, of_class, counts = robust_class_counts(y, clean, adv, num_classes)
     average, worst = right.float().mean().item(), (of_class / counts).min().item()
     return {
         "clean": (clean.argmax(1) == y).float().mean().item(),

@@ -1,1 +1,1 @@
-"""What can be put around any method: weight averages, AWP, class weights."""
+"""Compositions, which wrap any method: weight averages and adversarial weight perturbation."""

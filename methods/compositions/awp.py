@@ -59,29 +59,29 @@ class AWP(Wrapper):
         self.gamma, self.awp_start = gamma, awp_start
 
     def added_passes(self, host: Passes) -> Passes:
-        """The loss once more, with its gradient."""
+        """One more forward and backward pass of the loss."""
         if self.gamma == 0:
             return Passes()
         return Passes(forward=host.backward, backward=host.backward) + self.loss_overhead()
 
     @contextmanager
     def around_step(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Iterator[None]:
-        """Perturb the weights, and take the perturbation off what the step has made of them."""
-        due = self.gamma > 0 and ctx.epoch >= self.awp_start * ctx.epochs
-        # Whether there is a step at all is the same in all processes, however many rows each of them has.
-        due = due and int(ctx.reduce(torch.tensor(len(adv.x)))) >= 2
-        weights = perturbed_tensors(model) if due else []
-        before = [weight.detach().clone() for weight in weights]
+        """Perturb the weights before the step, and subtract the perturbation after it."""
+        active = self.gamma > 0 and ctx.epoch >= self.awp_start * ctx.epochs
+        # Summed over processes: each of them has to decide alike whether there is a step, whatever rows it has.
+        active = active and int(ctx.reduce(torch.tensor(len(adv.x)))) >= 2
+        weights = perturbed_tensors(model) if active else []
+        originals = [weight.detach().clone() for weight in weights]
         if weights:
             self._perturb(model, weights, batch, adv, ctx)
-        moved = [weight.detach().clone() for weight in weights]
+        perturbed = [weight.detach().clone() for weight in weights]
         try:
             with super().around_step(model, batch, adv, ctx):
                 yield
         finally:
             with torch.no_grad():
-                for weight, start, there in zip(weights, before, moved, strict=True):
-                    weight.sub_(there).add_(start)
+                for weight, original, moved in zip(weights, originals, perturbed, strict=True):
+                    weight.sub_(moved).add_(original)
 
     def _perturb(self, model: nn.Module, weights: list[Tensor], batch: Batch, adv: Adversarial, ctx: Context) -> None:
         """Move the weights along the gradient of the host's loss."""

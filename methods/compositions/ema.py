@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.averaging import frozen_copy, move, warm
+from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import Context
 from methods.registry import COMPOSITIONS
 from methods.wrapper import Wrapper
@@ -40,15 +40,15 @@ class EMA(Wrapper):
         self.ema_decay = ema_decay
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Begin at the weights that the run begins with."""
+        """Start the average at the initial weights."""
         super().setup(model, ctx)
         self.ema_average = frozen_copy(super().evaluation_model(model))
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
-        """Move the average."""
+        """Update the average."""
         super().after_step(model, ctx)
-        decay = warm(self.ema_decay, ctx.epoch * ctx.steps + ctx.step)
-        move(self.ema_average, super().evaluation_model(model), 1 - decay)
+        decay = warm_decay(self.ema_decay, ctx.epoch * ctx.steps + ctx.step)
+        update_average(self.ema_average, super().evaluation_model(model), 1 - decay)
 
     def evaluation_model(self, model: nn.Module) -> nn.Module:
         """The average."""

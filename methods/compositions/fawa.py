@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from attacks.pgd import PGD
 from attacks.threat import ThreatModel
-from methods.averaging import frozen_copy, move
+from methods.averaging import frozen_copy, update_average
 from methods.base import Context
-from methods.losses import class_means, under_attack
+from methods.losses import class_means, robust_class_counts
 from methods.registry import COMPOSITIONS
 from methods.wrapper import Wrapper
 
@@ -58,23 +58,23 @@ class FAWA(Wrapper):
         self.register_buffer("fawa_accuracy", torch.zeros(self.num_classes, dtype=torch.float64))
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Room for the average; refuse a run that could not decide what to take in."""
+        """Allocate the average; refuse a run without held-out samples to select epochs by."""
         super().setup(model, ctx)
         if ctx.validator is None:
             raise ValueError("fawa: expected held-out training samples to judge by, got none; use recipe.holdout=true")
         self.fawa_average = frozen_copy(super().evaluation_model(model))
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Judge the epoch's weights, and take them in if every class is robust enough."""
+        """Add the epoch's weights to the average if every class is robust enough."""
         super().end_epoch(model, ctx)
         if ctx.epoch < self.fawa_start * ctx.epochs:
             return
         weights = super().evaluation_model(model)
         attack = PGD(ThreatModel(self.norm, self.eps), steps=10, step_size=self.step_size)
-        _, right, counts = under_attack(*ctx.validate(attack, weights), self.num_classes)
+        _, right, counts = robust_class_counts(*ctx.validate(attack, weights), self.num_classes)
         self.fawa_accuracy.copy_(class_means(right, counts))
         if self.fawa_accuracy.min().item() >= self.fawa_threshold:
-            move(self.fawa_average, weights, 1 - self.fawa_decay if bool(self.fawa_begun) else 1.0)
+            update_average(self.fawa_average, weights, 1 - self.fawa_decay if bool(self.fawa_begun) else 1.0)
             self.fawa_begun.fill_(True)
 
     def evaluation_model(self, model: nn.Module) -> nn.Module:

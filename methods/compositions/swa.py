@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.averaging import frozen_copy, move
+from methods.averaging import frozen_copy, update_average
 from methods.base import Context
 from methods.registry import COMPOSITIONS
 from methods.wrapper import Wrapper
@@ -47,16 +47,16 @@ class SWA(Wrapper):
         self.register_buffer("swa_count", torch.zeros((), dtype=torch.int64))  # epochs in the mean
 
     def setup(self, model: nn.Module, ctx: Context) -> None:
-        """Room for the mean."""
+        """Allocate the mean."""
         super().setup(model, ctx)
         self.swa_average = frozen_copy(super().evaluation_model(model))
 
     def end_epoch(self, model: nn.Module, ctx: Context) -> None:
-        """Take the epoch's weights into the mean."""
+        """Add the epoch's weights to the mean."""
         super().end_epoch(model, ctx)
         if ctx.epoch >= self.swa_start * ctx.epochs:
             self.swa_count.add_(1)
-            move(self.swa_average, super().evaluation_model(model), 1 / int(self.swa_count))
+            update_average(self.swa_average, super().evaluation_model(model), 1 / int(self.swa_count))
 
     def evaluation_model(self, model: nn.Module) -> nn.Module:
         """The mean, once it holds an epoch."""

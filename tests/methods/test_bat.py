@@ -17,7 +17,7 @@ from attacks.passes import Passes
 from bench.conformance.material import Operations, images, network
 from bench.core.pass_counter import PassCounter
 from methods.base import Adversarial, Batch
-from methods.bat import BAT, Exits
+from methods.bat import BAT, EarlyExit
 from tests.helpers import formulas
 from tests.helpers.drills import ADV, BATCH, CLEAN, Y, build, counted, what_differs_after_resuming
 from tests.helpers.scripted import Scripted, make_context, random_logits
@@ -33,7 +33,7 @@ class Walk:
     points: list[Tensor]
     wrong: Tensor
 
-    def last_right(self, row: int) -> Tensor:
+    def last_correct(self, row: int) -> Tensor:
         """The definition of x_last, sample by sample."""
         wrong = [k for k in range(len(self.wrong)) if self.wrong[k, row]]
         return self.points[max(wrong[0] - 1, 0) if wrong else -1][row]
@@ -92,7 +92,7 @@ def test_the_scene_has_every_kind_of_sample() -> None:
 def test_x_last_and_x_first_are_the_iterates_of_their_definitions(grace: int, shared: bool) -> None:
     adv, walks = perturbed(grace=grace, shared_trace=shared)
     for_last, for_first = walks[0], walks[0 if shared else 1]
-    expected_last = torch.stack([for_last.last_right(row) for row in range(SAMPLES)])
+    expected_last = torch.stack([for_last.last_correct(row) for row in range(SAMPLES)])
     expected_first = torch.stack([for_first.first_wrong(row, grace) for row in range(SAMPLES)])
     torch.testing.assert_close(adv.extras["last"], expected_last, rtol=0, atol=1e-9)
     torch.testing.assert_close(adv.x, expected_first, rtol=0, atol=1e-9)
@@ -116,14 +116,14 @@ def test_scripted_logits() -> None:
     """Right, right, wrong, right, wrong: the last before the first wrong is the second, the second wrong the fifth."""
     y = torch.zeros(3, dtype=torch.int64)
     right = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]], dtype=torch.bool)
-    exits, rows, left = Exits(y, grace=1), torch.arange(3), {}
+    exits, rows, left = EarlyExit(y, grace=1), torch.arange(3), {}
     for step in range(6):
         logits = torch.stack([right[rows, step].double(), (~right[rows, step]).double()], 1)
         keep = exits(step, torch.full((len(rows), 1, 1, 1), float(step)), logits, rows)
         left.update({int(row): step for row in rows[~keep]})
         rows = rows[keep]
     assert left == {0: 4}, "one grace step each, and no third"
-    assert exits.last_right(torch.full((3, 1, 1, 1), 9.0)).flatten().tolist() == [1.0, 0.0, 4.0]
+    assert exits.last_correct(torch.full((3, 1, 1, 1), 9.0)).flatten().tolist() == [1.0, 0.0, 4.0]
 
 
 def test_loss_and_gradient_of_three_different_points() -> None:

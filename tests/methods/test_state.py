@@ -13,7 +13,7 @@ from attacks.base import Attack
 from attacks.pgd import PGD
 from methods.absld import ABSLD
 from methods.base import Adversarial, Terms
-from methods.frl import FRL, FRLRemargin, projected, weights
+from methods.frl import FRL, FRLRemargin, class_weights, projected
 from methods.losses import class_means, class_sums
 from methods.registry import METHODS
 from tests.helpers import formulas
@@ -179,9 +179,9 @@ def test_class_weights_sum_to_one_and_stay_positive(seed: int) -> None:
     raw = torch.randn(CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     multiplier = projected(raw, 0.5)
     np.testing.assert_allclose(multiplier.numpy(), formulas.frl_project(raw.numpy(), 0.5), rtol=1e-9)
-    np.testing.assert_allclose(weights(multiplier).numpy(), formulas.frl_weights(multiplier.numpy()), rtol=1e-9)
-    assert weights(multiplier).sum().item() == pytest.approx(1.0)
-    assert weights(multiplier).min().item() >= 0.05 - 1e-12
+    np.testing.assert_allclose(class_weights(multiplier).numpy(), formulas.frl_weights(multiplier.numpy()), rtol=1e-9)
+    assert class_weights(multiplier).sum().item() == pytest.approx(1.0)
+    assert class_weights(multiplier).min().item() >= 0.05 - 1e-12
 
 
 def test_the_projection_leaves_a_small_sum_alone() -> None:

@@ -77,7 +77,7 @@ def test_the_page_of_a_composition_tells_both_halves() -> None:
     assert "## Departures, trades" in text
     assert {"`gamma`", "`beta`"} <= {row[0] for row in rows(text, "option")}
     alone = pages.page("compositions", "awp")
-    assert [row[0] for row in rows(alone, "option")[1:]] == [f"`{name}`" for name in COMPOSITIONS.own_settings("awp")]
+    assert [row[0] for row in rows(alone, "option")[1:]] == [f"`{name}`" for name in COMPOSITIONS.added_settings("awp")]
 
 
 def test_head_comments_are_cut_at_their_sections_alone() -> None:

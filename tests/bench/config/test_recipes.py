@@ -15,7 +15,7 @@ from bench.models.checkpoints import load_weights
 from bench.plan.jobs import LEFT_OUT_OF_RECIPE_AT, TrainJob
 from bench.training.trainer import Trainer, build_method
 from methods.base import Context
-from methods.recipes import Recipe, known, short
+from methods.recipes import Recipe, all_recipes, short
 from methods.registry import COMPOSITIONS, METHODS
 from tests.helpers.jobs import (
     description,
@@ -31,7 +31,7 @@ from tests.helpers.jobs import (
 
 @pytest.mark.parametrize("name", METHODS.builtin)
 def test_every_method_has_a_short_recipe_beside_its_paper_and_digits(name: str) -> None:
-    recipes = known(METHODS.sketch(name).fact("recipes", {}))
+    recipes = all_recipes(METHODS.sketch(name).fact("recipes", {}))
     assert list(recipes)[:2] == ["paper", "short"] and "digits" in recipes
     paper, recipe = recipes["paper"], recipes["short"]
     assert (paper.schedule, paper.ema) == ("steps", 0.0), "published schedules stay"
@@ -48,7 +48,7 @@ def test_every_method_has_a_short_recipe_beside_its_paper_and_digits(name: str) 
 @pytest.mark.parametrize("name", METHODS.builtin)
 def test_what_a_recipe_sets_in_epochs_lies_within_them(name: str) -> None:
     sketch = METHODS.sketch(name)
-    for recipe in known(sketch.fact("recipes", {})).values():
+    for recipe in all_recipes(sketch.fact("recipes", {})).values():
         counted = [recipe.settings[key] for key in sketch.fact("epoch_settings", ()) if key in recipe.settings]
         for value in (*counted, recipe.milestones):
             assert all(epoch < recipe.epochs for epoch in (value if isinstance(value, tuple) else (value,)))

@@ -10,20 +10,20 @@ from torch import nn
 
 from bench.conformance.material import difference, values
 from methods.base import Adversarial, Terms
-from methods.fair_weight import KAPPA, FairWeight, Kappa
+from methods.fair_weight import KAPPA, FairWeight, KappaCounter
 from methods.registry import METHODS
 from tests.helpers.drills import BATCH, K, loop_of
 from tests.helpers.scripted import CLASSES, Scripted, make_context, random_logits
 
 
 def test_kappa_counts_the_right_iterates_of_each_sample() -> None:
-    counter = Kappa(BATCH.y)
+    counter = KappaCounter(BATCH.y)
     wrong, rows = (BATCH.y + 1) % CLASSES, torch.arange(len(BATCH.y))
     for step, said in enumerate((BATCH.y, torch.where(rows < 3, wrong, BATCH.y), wrong)):
         counter(step, BATCH.x, nn.functional.one_hot(said, CLASSES).float(), rows)
-    assert counter.right.tolist() == [1, 1, 1] + [2] * 9
+    assert counter.correct.tolist() == [1, 1, 1] + [2] * 9
     counter(3, BATCH.x[5:7], nn.functional.one_hot(BATCH.y, CLASSES).float()[5:7], rows[5:7])
-    assert counter.right.tolist() == [1, 1, 1, 2, 2, 3, 3] + [2] * 5, "the others have left the attack"
+    assert counter.correct.tolist() == [1, 1, 1, 2, 2, 3, 3] + [2] * 5, "the others have left the attack"
 
 
 def test_the_watcher_sees_what_the_host_ascends_and_changes_nothing() -> None:

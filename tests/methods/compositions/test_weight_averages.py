@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.conformance.material import difference, values
-from methods.averaging import frozen_copy, move, warm
+from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import Method
 from methods.registry import METHODS
 from tests.helpers.drills import loop_of
@@ -27,21 +27,21 @@ def test_an_average_moves_by_a_share_of_the_way_and_copies_counters() -> None:
             parameter.add_(1)
         model(torch.randn(4, 2))
         there = values(model)
-    move(average, model, 0.25)
+    update_average(average, model, 0.25)
     for name, tensor in values(average).items():
         expected = there[name] if "num_batches" in name else 0.75 * start[name] + 0.25 * there[name]
         torch.testing.assert_close(tensor, expected)
     held = values(average)
-    move(average, model, 0.0)
+    update_average(average, model, 0.0)
     held["1.num_batches_tracked"] = there["1.num_batches_tracked"]
     assert difference(held, values(average)) is None
-    move(average, model, 1.0)
+    update_average(average, model, 1.0)
     assert difference(there, values(average)) is None
 
 
 def test_a_decay_is_warmed_up() -> None:
-    assert [warm(0.999, step) for step in (0, 8)] == [0.1, 0.5]
-    assert warm(0.5, 8) == 0.5 and warm(0.5, 100) == 0.5 and warm(0.999, 10**6) == 0.999
+    assert [warm_decay(0.999, step) for step in (0, 8)] == [0.1, 0.5]
+    assert warm_decay(0.5, 8) == 0.5 and warm_decay(0.5, 100) == 0.5 and warm_decay(0.999, 10**6) == 0.999
 
 
 def test_ema_is_the_recursion_over_the_weights_after_each_step() -> None:
