@@ -49,7 +49,7 @@ def test_a_page_has_formula_state_cost_options_recipes_and_departures(name: str)
     kinds = {text: kind for kind, text in pages.KINDS.items()}
     for title, value, over in zip(head[1:], now[1:], beyond[1:], strict=True):
         assert float(value) == passes[kinds[title]] and float(over) == float(value) - plain[kinds[title]]
-    assert rows(text, " | `")[0][1:] == [f"`{recipe}`" for recipe in pages.known(method.recipes)]
+    assert rows(text, " | `")[0][1:] == [f"`{recipe}`" for recipe in pages.all_recipes(method.recipes)]
     for table in (lines for lines in text.split("\n\n") if lines.startswith("|")):
         assert len({len(cells(line)) for line in table.splitlines()}) == 1
 
