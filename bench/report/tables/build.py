@@ -60,9 +60,20 @@ def build_tables(
     if dataset is not None:
         runs = _keep(runs, "data set", "dataset", [dataset])
     chosen = runs if not methods else _keep(runs, "method", "method", methods)
-    scopes = {(run.text("dataset"), threat) for run in chosen for threat in _threats(run, runs)}
+    threats = _threats(runs)
+    scopes = {(run.text("dataset"), threat) for run in chosen for threat in threats[run.path]}
     ordered = sorted(scopes, key=lambda scope: (scope[0], scope[1][0], scope[1][1] or -1.0))
-    tables = [table for scope in ordered for table in _tables_of(*scope, chosen, runs, checkpoint)]
+    tables = [
+        table
+        for dataset, threat in ordered
+        for table in _tables_of(
+            dataset,
+            threat,
+            [run for run in chosen if threat in threats[run.path]],
+            [run for run in runs if threat in threats[run.path]],
+            checkpoint,
+        )
+    ]
     if not tables:
         raise UsageError(f"report: no evaluation of the checkpoint {checkpoint!r} in {_places(results)}")
     if attacks:
@@ -87,28 +98,29 @@ def _keep(runs: list[Run], kind: str, fact: str, names: Sequence[str]) -> list[R
     return [run for run in runs if spellings(run) & wanted]
 
 
-def _threats(run: Run, runs: Sequence[Run]) -> set[Threat]:
-    """Threat models a run was attacked with; without any, those of its data set, or none at all."""
-    own = _attacked(run)
-    others = {threat for other in runs if other.text("dataset") == run.text("dataset") for threat in _attacked(other)}
-    return own or others or {("", None)}
-
-
-def _attacked(run: Run) -> set[Threat]:
-    return {threat_of(evaluation) for evaluation in run.evaluations if evaluation.attack != CLEAN}
+def _threats(runs: Sequence[Run]) -> dict[Path, set[Threat]]:
+    """Threat models each run was attacked with; without any, those of its data set, or none at all."""
+    attacked = {
+        run.path: {threat_of(evaluation) for evaluation in run.evaluations if evaluation.attack != CLEAN}
+        for run in runs
+    }
+    of_dataset: dict[str, set[Threat]] = {}
+    for run in runs:
+        of_dataset.setdefault(run.text("dataset"), set()).update(attacked[run.path])
+    return {run.path: attacked[run.path] or of_dataset[run.text("dataset")] or {("", None)} for run in runs}
 
 
 def _tables_of(
     dataset: str, threat: Threat, chosen: Sequence[Run], runs: Sequence[Run], checkpoint: str | None
 ) -> Iterator[Table]:
-    here = [run for run in chosen if run.text("dataset") == dataset and threat in _threats(run, runs)]
+    here = [run for run in chosen if run.text("dataset") == dataset]
     students = [run for run in here if not run.is_teacher] or here
     busy = {key for run in students for key in run.teacher_keys}
     idle = [run for run in here if run.is_teacher and run.key not in busy]
     for model in sorted({run.text("model") for run in students}):
         own = [run for run in students if run.text("model") == model]
         keys = {key for run in own for key in run.teacher_keys}
-        teachers = [run for run in runs if run.key in keys and threat in _threats(run, runs)]
+        teachers = [run for run in runs if run.key in keys]
         listed = {run.path: run for run in [*own, *teachers, *idle]}
         built = build_rows(list(listed.values()), threat, model, {run.path for run in own}, checkpoint)
         rows = newest_alone(built)

@@ -40,11 +40,14 @@ class Cell:
         """(S, K) fractions."""
         return np.stack([metrics.class_accuracy(row, self.labels, self.num_classes) for row in self.correct])
 
+    @cached_property
+    def _statistics(self) -> dict[str, Floats]:
+        found = {name: f(self.class_accuracy, self.counts) for name, f in metrics.STATISTICS.items()}
+        return found | {"average": np.asarray(self.correct.mean(axis=1), dtype=np.float64)}
+
     def values(self, statistic: str) -> Floats:
         """The statistic of every seed (S,)."""
-        if statistic == "average":
-            return np.asarray(self.correct.mean(axis=1), dtype=np.float64)
-        return metrics.STATISTICS[statistic](self.class_accuracy, self.counts)
+        return self._statistics[statistic]
 
     def mean(self, statistic: str) -> float:
         """Mean over seeds; NaN if a seed has no value."""

@@ -13,10 +13,12 @@ import numpy as np
 
 from bench import metrics
 from bench.metrics import DRAWS, Floats, Interval
-from bench.report.tables.cells import Cell, Row, Table
+from bench.report.tables.cells import Row, Table
 from bench.report.tables.columns import Column
 
 SEED = 0
+# A statistic of every training seed (S,), and the same on resamples of the test samples (D, S).
+Resampled = tuple[Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,29 @@ def marks(table: Table, *, intervals: bool = False, draws: int = DRAWS) -> Marks
         rival = [not row.is_teacher for row in rows]
         if not intervals and sum(rival) < 2:
             continue
-        drawn = resampled(rows, column, draws)
-        for statistic in table.statistics:
-            marked = _mark([row.cells[column] for row in rows], rival, drawn, statistic, intervals)
+        for statistic, values in resampled(rows, column, table.statistics, draws).items():
+            marked = _mark(values, rival, statistic, intervals)
             found |= {(i, column, statistic): mark for i, mark in zip(places, marked, strict=True)}
     return found
 
 
-def resampled(rows: Sequence[Row], column: Column, draws: int = DRAWS) -> list[Floats]:
-    """Class accuracies of every row on the same resamples: for each row (D, S, K)."""
+def resampled(
+    rows: Sequence[Row], column: Column, statistics: Sequence[str], draws: int = DRAWS
+) -> dict[str, list[Resampled]]:
+    """Statistics of every row, exact (S,) and on the same resamples for all rows (D, S)."""
     cells = [row.cells[column] for row in rows]
     correct = np.concatenate([cell.correct for cell in cells])
     generator = np.random.default_rng(SEED)
-    drawn = metrics.resample(correct, cells[0].labels, cells[0].num_classes, generator=generator, draws=draws)
-    return np.split(drawn, np.cumsum([len(cell.seeds) for cell in cells])[:-1], axis=1)
+    accuracy = metrics.resample(correct, cells[0].labels, cells[0].num_classes, generator=generator, draws=draws)
+    ends = np.cumsum([len(cell.seeds) for cell in cells])[:-1]
+    found: dict[str, list[Resampled]] = {}
+    for name in statistics:
+        drawn = np.split(metrics.STATISTICS[name](accuracy, cells[0].counts), ends, axis=1)
+        found[name] = [(cell.values(name), own) for cell, own in zip(cells, drawn, strict=True)]
+    return found
 
 
-def exact_and_drawn(cell: Cell, drawn: Floats, statistic: str) -> tuple[Floats, Floats]:
-    """A statistic of every seed (S,), and on resamples (D, S) of the class accuracies (D, S, K)."""
-    return cell.values(statistic), metrics.STATISTICS[statistic](drawn, cell.counts)
-
-
-def _mark(
-    cells: Sequence[Cell], rival: Sequence[bool], drawn: Sequence[Floats], statistic: str, intervals: bool
-) -> list[Mark]:
-    values = [exact_and_drawn(cell, a, statistic) for cell, a in zip(cells, drawn, strict=True)]
+def _mark(values: Sequence[Resampled], rival: Sequence[bool], statistic: str, intervals: bool) -> list[Mark]:
     places = _places([float(exact.mean()) for exact, _ in values], rival, statistic)
     best = next((i for i, place in enumerate(places) if place == 0), None)
     found = []

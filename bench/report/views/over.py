@@ -16,7 +16,7 @@ from bench.report.tables.build import Filters, build_tables
 from bench.report.tables.cells import Row, Table
 from bench.report.tables.columns import Column, titles
 from bench.report.tables.main import checkpoint_text, row_record, table_title
-from bench.report.tables.marks import exact_and_drawn, resampled
+from bench.report.tables.marks import resampled
 from bench.report.tables.notes import older_notes
 from bench.report.tables.sanity import marked, sanity_notes
 from bench.report.views.compare import difference_entry, matching
@@ -172,15 +172,12 @@ def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: 
 def _gains(
     base: Row, rows: Sequence[Row], column: Column, statistics: Sequence[str], known: Mapping[str, Run]
 ) -> list[Gain]:
-    first, *drawn = resampled([base, *rows], column)
+    drawn = resampled([base, *rows], column, statistics)
     cell, cost = base.cells[column], _cost(base, known, STUDENT)
     found = []
-    for row, draws in zip(rows, drawn, strict=True):
+    for place, row in enumerate(rows, start=1):
         own = row.cells[column]
-        differences = {
-            name: metrics.difference(exact_and_drawn(own, draws, name), exact_and_drawn(cell, first, name))
-            for name in statistics
-        }
+        differences = {name: metrics.difference(values[place], values[0]) for name, values in drawn.items()}
         share = levelling_down(cell.class_accuracy.mean(axis=0), own.class_accuracy.mean(axis=0))
         costs = [_cost(row, known, owners) / cost for owners in (STUDENT, TEACHER)]
         found.append(Gain(row, differences, share, *costs))
