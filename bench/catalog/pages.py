@@ -21,7 +21,7 @@ from methods.registry import COMPOSITIONS, METHODS
 REGISTRIES = {
     "methods": ("methods.registry", "METHODS"), "compositions": ("methods.registry", "COMPOSITIONS"),
     "attacks": ("attacks.registry", "ATTACKS"), "datasets": ("bench.data.registry", "DATASETS"),
-    "models": ("bench.models.registry", "MODELS"), "reporters": ("bench.report.formats.sheet", "REPORTERS"),
+    "models": ("bench.models.registry", "MODELS"), "reporters": ("bench.report.formats.text_table", "REPORTERS"),
 }  # fmt: skip
 KINDS = {
     "forward": "forward",

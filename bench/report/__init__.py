@@ -1,4 +1,4 @@
-"""From stored outcomes to what people read: tables, comparisons, figures, and checks of a results folder."""
+"""Reports on stored outcomes: tables, comparisons, figures, and the check of a results folder."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.report.formats.sheet import REPORTERS
+    from bench.report.formats.text_table import REPORTERS
     from bench.report.integrity import verify
     from bench.report.plots.figures import figures
-    from bench.report.tables.main import render
     from bench.report.views.against import against
     from bench.report.views.by_class import by_class
     from bench.report.views.compare import compare
-    from bench.report.views.over import gains
+    from bench.report.views.gains import gains
+    from bench.report.views.main import render
     from bench.results.tree import load_results
 
-# Name -> module; no module here is called like a function, since importing it would hide the function.
+# Name -> module. No module directly in this package has the name of a function: importing it would hide the function.
 _HOMES = {
     "against": "bench.report.views.against",
     "by_class": "bench.report.views.by_class",
     "compare": "bench.report.views.compare",
     "figures": "bench.report.plots.figures",
-    "gains": "bench.report.views.over",
+    "gains": "bench.report.views.gains",
     "load_results": "bench.results.tree",
-    "render": "bench.report.tables.main",
-    "REPORTERS": "bench.report.formats.sheet",
+    "render": "bench.report.views.main",
+    "REPORTERS": "bench.report.formats.text_table",
     "verify": "bench.report.integrity",
 }
 

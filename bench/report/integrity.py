@@ -1,4 +1,4 @@
-"""Is a results folder sound? Every file is read, every figure recomputed, every checkpoint hashed."""
+"""Integrity check of a results folder: read every file, recompute every figure, hash every checkpoint."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from bench.core.files import file_hash, read_json
 from bench.errors import BenchError
-from bench.report.tables.main import render
 from bench.report.tables.sanity import SIGNS
+from bench.report.views.main import render
 from bench.results.outcomes import CLEAN, Outcomes
-from bench.results.tree import Roots, run_folders
+from bench.results.tree import ResultsFolders, run_folders
 
 RUN_FACTS = ("key", "dataset", "model", "method", "seed", "data")
 EVAL_FACTS = ("key", "checkpoint", "attack", "weights", "n", "classes", "class_names")
@@ -20,14 +20,14 @@ EVAL_FACTS = ("key", "checkpoint", "attack", "weights", "n", "classes", "class_n
 TABLES = {"table.md": "markdown", "table.tex": "latex", "table.csv": "csv", "table.json": "json"}
 
 
-def verify(results: Roots) -> list[str]:
+def verify(results: ResultsFolders) -> list[str]:
     """Check one or several results folders.
 
-    Read are run.json, eval.json, history.jsonl and the outcomes; recomputed are all figures and
-    the tables that lie in the folder itself (`table.md`, `.tex`, `.csv`, `.json`); hashed are the weights.
+    Reads run.json, eval.json, history.jsonl and the outcomes, recomputes all figures and the tables stored in the
+    folder itself (`table.md`, `.tex`, `.csv`, `.json`), and hashes the weights.
 
     Returns:
-        One sentence per problem; empty if all is well.
+        One sentence per problem; empty if there is none.
 
     Raises:
         UsageError: if a folder does not exist.
@@ -119,21 +119,21 @@ def _check_outcomes(folder: Path, facts: dict[str, Any], outcomes: Outcomes) -> 
 
 
 def _check_sanity(folder: Path, sanity: Any) -> Iterator[str]:
-    """The mark must be the worst level of the findings, and each level what value and thresholds make it."""
+    """Check that each level follows from value and thresholds, and that the mark is the worst level."""
     if sanity is None:
         return
     try:
         levels = {finding["check"]: (finding["level"], _level(finding)) for finding in sanity["findings"]}
-        wrong = [check for check, (said, due) in levels.items() if said != due]
-        mark = max((level for level, _ in levels.values()), key=list(SIGNS).index, default="reliable")
-        said = sanity["mark"]
+        wrong = [check for check, (stated, expected) in levels.items() if stated != expected]
+        expected_mark = max((level for level, _ in levels.values()), key=list(SIGNS).index, default="reliable")
+        mark = sanity["mark"]
     except (KeyError, TypeError, ValueError) as error:
         yield f"{folder}: the sanity checks in eval.json cannot be read ({error!r})"
         return
     if wrong:
         yield f"{folder}: levels of sanity checks do not follow from value and thresholds: {', '.join(wrong)}"
-    elif said != mark:
-        yield f"{folder}: eval.json says that sanity checks found it {said!r}, the findings say {mark!r}"
+    elif mark != expected_mark:
+        yield f"{folder}: eval.json says that sanity checks found it {mark!r}, the findings say {expected_mark!r}"
 
 
 def _level(finding: dict[str, Any]) -> str:
@@ -144,7 +144,7 @@ def _level(finding: dict[str, Any]) -> str:
 
 
 def _check_weights(run: Path, folder: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """Compare the checkpoint with the hash that was attacked; a copy that holds no weights at all is let pass."""
+    """Compare the checkpoint with the hash that was attacked, unless the copy holds no weights at all."""
     file = run / f"{facts.get('checkpoint', 'last')}.safetensors"
     if not file.is_file():
         if any(run.glob("*.safetensors")) or (run / "state.pt").is_file():
@@ -163,9 +163,10 @@ def _check_agreement(evaluations: list[Path]) -> Iterator[str]:
             table = Outcomes.read(folder)
         except BenchError:
             continue
-        own = dict(zip(table.index.tolist(), zip(table.label.tolist(), table.clean.tolist(), strict=True), strict=True))
-        before, known = first.setdefault(checkpoint, (folder, own))
-        if any(known.get(index, value) != value for index, value in own.items()):
+        facts = zip(table.label.tolist(), table.clean.tolist(), strict=True)
+        samples = dict(zip(table.index.tolist(), facts, strict=True))
+        before, known = first.setdefault(checkpoint, (folder, samples))
+        if any(known.get(index, value) != value for index, value in samples.items()):
             yield f"{folder}: labels or clean predictions differ from those in {before}, though both are {checkpoint!r}"
 
 

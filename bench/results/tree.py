@@ -1,4 +1,4 @@
-"""From a results tree to records: which runs and evaluations are there, and one tidy table of their figures."""
+"""Reading a results tree: runs, evaluations, and one data frame of their metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.results.outcomes import CLEAN, Outcomes
 if TYPE_CHECKING:
     import pandas as pd
 
-Roots = Path | str | Sequence[Path | str]
+ResultsFolders = Path | str | Sequence[Path | str]
 # <dataset>/<model>/<method>/<key>: a run lies at most this deep below a results folder.
 DEPTH = 4
 
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def stopped(self) -> str | None:
-        """Which rule ended it before everything was attacked, and where; None if its figures are what they seem."""
+        """Which rule stopped it before everything was attacked, and where; None if it is complete."""
         stop = self.facts.get("stopped")
         if not stop:
             return None
@@ -50,7 +50,7 @@ class Evaluation:
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        """The per-sample table, read when first asked for; every class has a sample in it.
+        """The per-sample table, read on first access; every class has a sample in it.
 
         Raises:
             BenchError: if the table is broken or lacks a class.
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether the run was made to teach others."""
+        """Whether the run was trained as a teacher."""
         return self.facts.get("role") == "teacher"
 
     @property
@@ -116,7 +116,7 @@ class Run:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def run_folders(results: Roots) -> list[Path]:
+def run_folders(results: ResultsFolders) -> list[Path]:
     """Every folder below the given ones that holds a run.json, in order of path, each once.
 
     Raises:
@@ -133,25 +133,25 @@ def run_folders(results: Roots) -> list[Path]:
     return sorted(found.values())
 
 
-def read_runs(results: Roots) -> list[Run]:
+def read_runs(results: ResultsFolders) -> list[Run]:
     """The finished runs below one or several folders; a folder counts only if its `done` is there."""
     runs = [
         Run(folder, read_json(folder / "run.json"), tuple(_evaluations(folder)))
         for folder in run_folders(results)
         if (folder / "done").is_file()
     ]
-    _presume([run.facts for run in runs], "model", "model_source")
-    _presume([evaluation.facts for run in runs for evaluation in run.evaluations], "attack", "source")
+    _fill_missing_sources([run.facts for run in runs], "model", "model_source")
+    _fill_missing_sources([evaluation.facts for run in runs for evaluation in run.evaluations], "attack", "source")
     return runs
 
 
-def _presume(stored: Sequence[dict[str, Any]], name: str, source: str) -> None:
-    """Give those from before sources were stored the source that all others of the same name state, if it is one."""
+def _fill_missing_sources(entries: Sequence[dict[str, Any]], name: str, source: str) -> None:
+    """Give entries that state no source, being older, the source of all others of the same name if these agree."""
     stated: dict[str, set[str]] = {}
-    for facts in stored:
+    for facts in entries:
         if source in facts:
             stated.setdefault(facts[name], set()).add(facts[source])
-    for facts in stored:
+    for facts in entries:
         if source not in facts and len(known := stated.get(facts.get(name, ""), set())) == 1:
             facts[source] = next(iter(known))
 
@@ -161,12 +161,12 @@ def _evaluations(folder: Path) -> Iterator[Evaluation]:
         yield Evaluation(done.parent, read_json(done.parent / "eval.json"))
 
 
-def clean_source(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Of several evaluations of one checkpoint, the one whose clean predictions cover most samples."""
+def widest_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of a checkpoint whose clean predictions cover most samples."""
     return min(evaluations, key=lambda evaluation: (-len(evaluation.outcomes), evaluation.path.name))
 
 
-def load_results(results: Roots = "results", *, stages: bool = False) -> pd.DataFrame:
+def load_results(results: ResultsFolders = "results", *, stages: bool = False) -> pd.DataFrame:
     """One tidy table: a row per run, checkpoint and attack (`clean` included), figures as fractions.
 
     Every figure is computed from the stored outcomes. A row is one training seed; nothing is averaged.
@@ -188,7 +188,7 @@ def load_results(results: Roots = "results", *, stages: bool = False) -> pd.Data
     """
     import pandas as pd
 
-    rows = [row for run in read_runs(results) for row in _rows(run, stages)]
+    rows = [row for run in read_runs(results) for row in _run_rows(run, stages)]
     columns = [*_RUN_FACTS, "train_size", *_EVAL_FACTS, *metrics.STATISTICS, "stopped", "path"]
     table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
     return table
@@ -203,20 +203,20 @@ _EVAL_FACTS = (
 )
 
 
-def _rows(run: Run, stages: bool) -> Iterator[dict[str, Any]]:
-    own = {fact: run.facts.get(fact) for fact in _RUN_FACTS}
-    own |= {"label": run.label, "key": run.key, "train_size": (run.facts.get("data") or {}).get("train_size")}
+def _run_rows(run: Run, stages: bool) -> Iterator[dict[str, Any]]:
+    common = {fact: run.facts.get(fact) for fact in _RUN_FACTS}
+    common |= {"label": run.label, "key": run.key, "train_size": (run.facts.get("data") or {}).get("train_size")}
     for checkpoint in sorted({evaluation.checkpoint for evaluation in run.evaluations}):
         here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
-        yield own | _figures(clean_source(here), CLEAN)
+        yield common | _row(widest_evaluation(here), CLEAN)
         for evaluation in here:
             if evaluation.attack != CLEAN:
-                staged = evaluation.outcomes.stages(evaluation.attack) if stages else []
-                for attack in (evaluation.attack, *staged):
-                    yield own | _figures(evaluation, attack)
+                parts = evaluation.outcomes.stages(evaluation.attack) if stages else []
+                for attack in (evaluation.attack, *parts):
+                    yield common | _row(evaluation, attack)
 
 
-def _figures(evaluation: Evaluation, attack: str) -> dict[str, Any]:
+def _row(evaluation: Evaluation, attack: str) -> dict[str, Any]:
     facts, outcomes = evaluation.facts, evaluation.outcomes
     row = {name: facts.get(name) for name in _EVAL_FACTS} | {"checkpoint": evaluation.checkpoint, "attack": attack}
     row |= {

@@ -1,1 +1,1 @@
-"""How a table is written: Markdown, LaTeX, CSV, JSON."""
+"""Reporters, which write tables as Markdown, LaTeX, CSV or JSON."""

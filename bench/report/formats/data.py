@@ -1,4 +1,4 @@
-"""Tables for other programs: fractions in full precision, one record per figure."""
+"""CSV and JSON for other programs: fractions in full precision, one record per value."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import io
 import json as json_format
 from collections.abc import Sequence
 
-from bench.report.formats.sheet import REPORTERS, Sheet
+from bench.report.formats.text_table import REPORTERS, TextTable
 
 
 @REPORTERS.register("csv")
-def csv(sheets: Sequence[Sheet]) -> str:
+def csv(tables: Sequence[TextTable]) -> str:
     """All records in one table; an empty field is a figure that does not exist."""
-    records = [record for sheet in sheets for record in sheet.records]
+    records = [record for table in tables for record in table.records]
     names = list(dict.fromkeys(name for record in records for name in record))
     text = io.StringIO()
     writer = csv_format.DictWriter(text, names, restval="", lineterminator="\n")
@@ -23,7 +23,7 @@ def csv(sheets: Sequence[Sheet]) -> str:
 
 
 @REPORTERS.register("json")
-def json(sheets: Sequence[Sheet]) -> str:
+def json(tables: Sequence[TextTable]) -> str:
     """A list of tables: title, notes, and records."""
-    tables = [{"title": sheet.title, "notes": sheet.notes, "records": sheet.records} for sheet in sheets]
-    return json_format.dumps(tables, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    written = [{"title": table.title, "notes": table.notes, "records": table.records} for table in tables]
+    return json_format.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

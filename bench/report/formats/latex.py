@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from bench.report.formats.sheet import REPORTERS, Entry, Head, Sheet
+from bench.report.formats.text_table import REPORTERS, Header, TextCell, TextTable
 
 PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
@@ -34,34 +34,34 @@ _SPECIAL = {
 
 
 @REPORTERS.register("latex")
-def latex(sheets: Sequence[Sheet]) -> str:
+def latex(tables: Sequence[TextTable]) -> str:
     """One document with all tables, notes below each."""
-    return "\n\n".join([PREAMBLE, *(table for sheet in sheets for table in _tables(sheet)), "\\end{document}\n"])
+    return "\n\n".join([PREAMBLE, *(page for table in tables for page in _pages(table)), "\\end{document}\n"])
 
 
-def _tables(sheet: Sheet) -> Iterator[str]:
-    starts = range(0, max(len(sheet.rows), 1), PAGE_ROWS)
+def _pages(table: TextTable) -> Iterator[str]:
+    starts = range(0, max(len(table.rows), 1), PAGE_ROWS)
     for start in starts:
-        title = escape(sheet.title) + (" (continued)" if start else "")
+        title = escape(table.title) + (" (continued)" if start else "")
         lines = [r"\begin{table}[p]", r"\centering\footnotesize", rf"\caption{{{title}}}"]
-        lines += [r"\fitted{%", *_tabular(sheet.heads, sheet.rows[start : start + PAGE_ROWS]), "}"]
-        if start == starts[-1] and sheet.notes:
-            notes = " ".join(escape(note) for note in sheet.notes)
+        lines += [r"\fitted{%", *_tabular(table.heads, table.rows[start : start + PAGE_ROWS]), "}"]
+        if start == starts[-1] and table.notes:
+            notes = " ".join(escape(note) for note in table.notes)
             lines += [r"\par\medskip", rf"\parbox{{\linewidth}}{{\scriptsize\raggedright {notes}}}"]
         yield "\n".join([*lines, r"\end{table}"])
 
 
-def _tabular(heads: Sequence[Head], rows: Sequence[Sequence[Entry]]) -> list[str]:
+def _tabular(heads: Sequence[Header], rows: Sequence[Sequence[TextCell]]) -> list[str]:
     alignment = "".join("r" if head.is_number else "l" for head in heads)
     lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
     if any(head.group for head in heads):
-        lines += _groups(heads)
+        lines += _group_header(heads)
     lines += [_line(escape(head.name) for head in heads), r"\midrule"]
-    lines += [_line(_entry(entry) for entry in row) for row in rows]
+    lines += [_line(_cell(cell) for cell in row) for row in rows]
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
-def _groups(heads: Sequence[Head]) -> list[str]:
+def _group_header(heads: Sequence[Header]) -> list[str]:
     cells, rules, place = [], [], 1
     for group, members in itertools.groupby(heads, key=lambda head: head.group):
         size = len(list(members))
@@ -78,13 +78,13 @@ def _line(cells: Iterator[str] | Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _entry(entry: Entry) -> str:
-    text = escape(entry.text)
-    text = rf"\textbf{{{text}}}" if entry.bold else text
-    text = rf"\underline{{{text}}}" if entry.underline else text
-    if not entry.detail:
+def _cell(cell: TextCell) -> str:
+    text = escape(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.bold else text
+    text = rf"\underline{{{text}}}" if cell.underline else text
+    if not cell.detail:
         return text
-    return rf"\begin{{tabular}}[c]{{@{{}}r@{{}}}}{text}\\{{\tiny {escape(entry.detail)}}}\end{{tabular}}"
+    return rf"\begin{{tabular}}[c]{{@{{}}r@{{}}}}{text}\\{{\tiny {escape(cell.detail)}}}\end{{tabular}}"
 
 
 def escape(text: str) -> str:
@@ -96,7 +96,7 @@ def escape(text: str) -> str:
 def _printable(character: str) -> str:
     if " " <= character <= "~" or ("À" <= character <= "ÿ" and character not in "ÐðÞþ÷"):
         return character
-    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    ascii_form = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     if character.isspace() or unicodedata.combining(character):
         return " " if character.isspace() else ""
-    return "".join(_SPECIAL.get(c, c) for c in plain) or f"U+{ord(character):04X}"
+    return "".join(_SPECIAL.get(c, c) for c in ascii_form) or f"U+{ord(character):04X}"

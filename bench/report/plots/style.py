@@ -1,4 +1,4 @@
-"""How figures look: small sans-serif type, thin lines, colours that the colour-blind tell apart."""
+"""Style of figures: small sans-serif type, thin lines, colours safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Petroff (2021), "Accessible color sequences for data visualization", ten colours; markers repeat what they say.
+# Petroff (2021), "Accessible color sequences for data visualization", ten colours; markers differ as well.
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 DASHES = ("-", "--", ":", "-.")
 COLOURMAP = "viridis"
 # Up to this many names stand beside the panels, more below them.
-BESIDE = 14
+MAX_NAMES_BESIDE = 14
 # Inches: a page inside its margins.
 PAGE = (7.2, 9.6)
 
@@ -51,22 +51,22 @@ _STYLE: Any = {
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """The style, for as long as figures are drawn and saved; the caller's settings come back after it."""
+def figure_style() -> Iterator[None]:
+    """Use the style while figures are drawn and saved, then restore the caller's settings."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
         yield
 
 
-def canvas(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, outside pyplot's list and without a window."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, size in inches, independent of pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG (200 dpi) and PDF, without dates, so that equal figures are equal files."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
     files = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
@@ -80,8 +80,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
-    """A legend in columns under everything else; the figure grows by what it takes."""
+def add_legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
+    """Add a legend in columns at the bottom and enlarge the figure by its height."""
     names = [label.replace("\n", " ") for label in labels]
     width, height = figure.get_size_inches()
     across = max(1, int(22 * width) // (max(map(len, names)) + 8))  # characters of this size on an inch, and the marker
@@ -92,22 +92,22 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
     )  # fmt: skip
 
 
-def look(place: int) -> dict[str, Any]:
+def marker_style(place: int) -> dict[str, Any]:
     """Colour and marker of the n-th method."""
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
-def stroke(place: int) -> dict[str, Any]:
+def line_style(place: int) -> dict[str, Any]:
     """Colour and dashes of the n-th line."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)]}
 
 
-def wrapped(text: str, width: int = 22) -> str:
-    """A label in lines of limited width."""
+def wrap_text(text: str, width: int = 22) -> str:
+    """Wrap a label to lines of limited width."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False)) or text
 
 
-def grid(axes: Axes) -> None:
+def add_grid(axes: Axes) -> None:
     """Faint grid lines behind the data."""
     axes.grid(True)
     axes.set_axisbelow(True)

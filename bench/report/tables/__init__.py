@@ -1,1 +1,1 @@
-"""The main table: rows, columns, cells, marks and notes."""
+"""Tables of results: data model, rows, columns, ranking and notes."""

@@ -1,7 +1,6 @@
-"""Which rows stand in one table.
+"""Build tables from stored runs, filtered and sorted.
 
-Rows stand together if they agree in data set, model and threat model; the teachers of its students stand there as
-well, whatever their model.
+A table holds the rows of one data set, model and threat model, and the teachers of its students, whatever their model.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import Any, TypedDict
 
 from attacks.plugins.registry import canonical
 from bench.errors import UsageError
-from bench.report.tables.cells import Row, Table
 from bench.report.tables.columns import Column
-from bench.report.tables.rows import BEST, Threat, build_rows, newest_alone, threat_of
+from bench.report.tables.model import Row, Table
+from bench.report.tables.rows import BEST, Threat, build_rows, drop_old_revisions, threat_of
 from bench.results.outcomes import CLEAN
-from bench.results.tree import Roots, Run, read_runs
+from bench.results.tree import ResultsFolders, Run, read_runs
 
 
 class Filters(TypedDict, total=False):
-    """Which part of the results a report is on; see `build_tables`. None restricts nothing."""
+    """The part of the results to report; see `build_tables`. None selects everything."""
 
     dataset: str | None
     methods: Sequence[str] | None
@@ -31,7 +30,7 @@ class Filters(TypedDict, total=False):
 
 
 def build_tables(
-    results: Roots,
+    results: ResultsFolders,
     *,
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
@@ -44,7 +43,7 @@ def build_tables(
     Args:
         results: a results folder, or several.
         dataset: only this data set.
-        methods: only these methods or row labels, in this order; the teachers of what remains stay.
+        methods: only these methods or row labels, in this order, and their teachers.
         checkpoint: only "last" or only "best".
         attacks: only these columns beside the clean one.
         runs: the runs of the folders, where they have been read already.
@@ -55,11 +54,11 @@ def build_tables(
     runs = [run for run in (read_runs(results) if runs is None else runs) if run.evaluations]
     if not runs:
         raise UsageError(
-            f"report: no finished evaluation in {_places(results)}; see `bench status` for what is missing"
+            f"report: no finished evaluation in {_folders_text(results)}; see `bench status` for what is missing"
         )
     if dataset is not None:
-        runs = _keep(runs, "data set", "dataset", [dataset])
-    chosen = runs if not methods else _keep(runs, "method", "method", methods)
+        runs = _select_runs(runs, "data set", "dataset", [dataset])
+    chosen = runs if not methods else _select_runs(runs, "method", "method", methods)
     threats = _threats(runs)
     scopes = {(run.text("dataset"), threat) for run in chosen for threat in threats[run.path]}
     ordered = sorted(scopes, key=lambda scope: (scope[0], scope[1][0], scope[1][1] or -1.0))
@@ -75,23 +74,23 @@ def build_tables(
         )
     ]
     if not tables:
-        raise UsageError(f"report: no evaluation of the checkpoint {checkpoint!r} in {_places(results)}")
+        raise UsageError(f"report: no evaluation of the checkpoint {checkpoint!r} in {_folders_text(results)}")
     if attacks:
-        tables = _with_attacks(tables, attacks)
-    return [_ordered(table, methods) for table in tables]
+        tables = _select_attacks(tables, attacks)
+    return [_sort_rows(table, methods) for table in tables]
 
 
-def _places(results: Roots) -> str:
+def _folders_text(results: ResultsFolders) -> str:
     return str(results) if isinstance(results, (str, Path)) else ", ".join(map(str, results))
 
 
-def _keep(runs: list[Run], kind: str, fact: str, names: Sequence[str]) -> list[Run]:
+def _select_runs(runs: list[Run], kind: str, fact: str, names: Sequence[str]) -> list[Run]:
     def spellings(run: Run) -> set[str]:
         return {canonical(run.text(fact))} | ({canonical(run.label)} if fact == "method" else set())
 
-    there = {spelling for run in runs for spelling in spellings(run)}
+    known = {spelling for run in runs for spelling in spellings(run)}
     for name in names:
-        if canonical(name) not in there:
+        if canonical(name) not in known:
             listed = ", ".join(sorted({run.text(fact) for run in runs}))
             raise UsageError(f"report: no results for the {kind} {name!r}; there are: {listed}")
     wanted = {canonical(name) for name in names}
@@ -113,57 +112,57 @@ def _threats(runs: Sequence[Run]) -> dict[Path, set[Threat]]:
 def _tables_of(
     dataset: str, threat: Threat, chosen: Sequence[Run], runs: Sequence[Run], checkpoint: str | None
 ) -> Iterator[Table]:
-    here = [run for run in chosen if run.text("dataset") == dataset]
-    students = [run for run in here if not run.is_teacher] or here
-    busy = {key for run in students for key in run.teacher_keys}
-    idle = [run for run in here if run.is_teacher and run.key not in busy]
+    on_dataset = [run for run in chosen if run.text("dataset") == dataset]
+    students = [run for run in on_dataset if not run.is_teacher] or on_dataset
+    teacher_keys = {key for run in students for key in run.teacher_keys}
+    unused_teachers = [run for run in on_dataset if run.is_teacher and run.key not in teacher_keys]
     for model in sorted({run.text("model") for run in students}):
-        own = [run for run in students if run.text("model") == model]
-        keys = {key for run in own for key in run.teacher_keys}
+        competing = [run for run in students if run.text("model") == model]
+        keys = {key for run in competing for key in run.teacher_keys}
         teachers = [run for run in runs if run.key in keys]
-        listed = {run.path: run for run in [*own, *teachers, *idle]}
-        built = build_rows(list(listed.values()), threat, model, {run.path for run in own}, checkpoint)
-        rows = newest_alone(built)
+        listed = {run.path: run for run in [*competing, *teachers, *unused_teachers]}
+        built = build_rows(list(listed.values()), threat, model, {run.path for run in competing}, checkpoint)
+        rows = drop_old_revisions(built)
         if rows:
             columns = sorted({column for row in rows for column in row.cells}, key=lambda column: column.order)
             yield Table(dataset, model, *threat, tuple(columns), tuple(rows))
 
 
-def _with_attacks(tables: Sequence[Table], attacks: Sequence[str]) -> list[Table]:
-    there = {column.attack for table in tables for column in table.shown}
+def _select_attacks(tables: Sequence[Table], attacks: Sequence[str]) -> list[Table]:
+    known = {column.attack for table in tables for column in table.shown}
     for name in attacks:
-        if canonical(name) not in map(canonical, there):
-            listed = ", ".join(sorted(there - {CLEAN}))
+        if canonical(name) not in map(canonical, known):
+            listed = ", ".join(sorted(known - {CLEAN}))
             raise UsageError(f"report: no results under the attack {name!r}; there are: {listed}")
     named = {canonical(name) for name in attacks}
 
-    def narrowed(table: Table) -> Table:
+    def narrow(table: Table) -> Table:
         rows = [replace(row, cells=_only(row.cells, named), bounds=_only(row.bounds, named)) for row in table.rows]
         return replace(table, columns=tuple(_only(dict.fromkeys(table.columns), named)), rows=tuple(
             row for row in rows if any(canonical(column.attack) in named for column in (*row.cells, *row.bounds))
         ))  # fmt: skip
 
-    return [table for table in map(narrowed, tables) if table.rows]
+    return [table for table in map(narrow, tables) if table.rows]
 
 
 def _only(measured: Mapping[Column, Any], named: AbstractSet[str]) -> dict[Column, Any]:
-    return {column: found for column, found in measured.items() if canonical(column.attack) in {CLEAN, *named}}
+    return {column: value for column, value in measured.items() if canonical(column.attack) in {CLEAN, *named}}
 
 
-def _ordered(table: Table, methods: Sequence[str] | None) -> Table:
-    """Rows in a fixed order: as asked for, else by name; the better known checkpoint order; teachers at the end."""
-    asked = [canonical(name) for name in methods or ()]
+def _sort_rows(table: Table, methods: Sequence[str] | None) -> Table:
+    """Sort rows: as in `methods`, else in the order of the registry, then by name; best before last, teachers last."""
+    wanted = [canonical(name) for name in methods or ()]
 
-    def place(row: Row) -> tuple[Any, ...]:
+    def sort_key(row: Row) -> tuple[Any, ...]:
         spellings = [canonical(row.run.label), canonical(row.run.text("method"))]
-        wish = min((asked.index(name) for name in spellings if name in asked), default=len(asked))
-        return row.is_teacher, wish, _method_place(spellings[1]), row.name, row.checkpoint != BEST
+        place = min((wanted.index(name) for name in spellings if name in wanted), default=len(wanted))
+        return row.is_teacher, place, _method_order(spellings[1]), row.name, row.checkpoint != BEST
 
-    return Table(table.dataset, table.model, table.norm, table.eps, table.columns, tuple(sorted(table.rows, key=place)))
+    return replace(table, rows=tuple(sorted(table.rows, key=sort_key)))
 
 
-def _method_place(method: str) -> tuple[int, int, str]:
-    """A composition stands behind the method that it wraps."""
+def _method_order(method: str) -> tuple[int, int, str]:
+    """Order of the registry; a composition comes after the method that it wraps."""
     from methods import METHODS
 
     names = [canonical(name) for name in METHODS.builtin]

@@ -65,7 +65,7 @@ class Column:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sorting key: clean first, the usual attacks next, then by name and protocol."""
+        """Sorting key: clean first, the attacks of the suite next, then by name and protocol."""
         known = list(TITLES)
         name = canonical(self.attack)
         place = known.index(name) if name in known else len(known)
@@ -73,8 +73,8 @@ class Column:
         return (place, name, *measured, -self.revision, self.source)
 
     @property
-    def code(self) -> str:
-        """What ran, in words: `revision 3`, of a plug-in `revision 1, source 0f3a92bd`; empty if nothing is stated."""
+    def revision_text(self) -> str:
+        """Revision of the code: `revision 3`, of a plug-in `revision 1, source 0f3a92bd`; empty if none is stated."""
         stated = [f"revision {self.revision}"] if self.revision else []
         return ", ".join([*stated, *([f"source {source_text(self.source)}"] if self.source else [])])
 
@@ -102,35 +102,35 @@ def column_of(evaluation: Evaluation, attack: str) -> Column:
 
 
 def superseded(columns: Iterable[Column]) -> dict[Column, Column]:
-    """Columns that differ from others in nothing but an older revision, each with the newest of those."""
+    """Map columns that differ from others only in an older revision to the newest of those."""
     columns, newest = list(columns), dict[Column, Column]()
     for column in sorted(columns, key=lambda column: column.revision):
-        newest[_but_for_code(column)] = column
-    latest = {column: newest[_but_for_code(column)] for column in columns}
+        newest[_without_revision(column)] = column
+    latest = {column: newest[_without_revision(column)] for column in columns}
     return {column: other for column, other in latest.items() if column.revision < other.revision}
 
 
-def _but_for_code(column: Column) -> Column:
+def _without_revision(column: Column) -> Column:
     return replace(column, revision=0, source="")
 
 
-def titles(columns: Sequence[Column]) -> dict[Column, str]:
-    """Printed name of each column.
+def column_titles(columns: Sequence[Column]) -> dict[Column, str]:
+    """Printed title of each column.
 
-    An attack that stands there more than once is named by its protocols, else by its revision, else it is numbered.
+    An attack with several columns is named with its protocols, else with its revision, else with a number.
     """
     names: dict[Column, str] = {}
     for column in columns:
         same = [other for other in columns if other.title == column.title]
-        ways = [[", ".join(protocols(other)) for other in same], [other.code for other in same]]
+        candidates = [[", ".join(protocols(other)) for other in same], [other.revision_text for other in same]]
         numbers = [str(place + 1) for place in range(len(same))]
-        apart = next((way for way in ways if all(way) and len(set(way)) == len(same)), numbers)
-        names[column] = column.title if len(same) == 1 else f"{column.title} ({apart[same.index(column)]})"
+        suffixes = next((texts for texts in candidates if all(texts) and len(set(texts)) == len(same)), numbers)
+        names[column] = column.title if len(same) == 1 else f"{column.title} ({suffixes[same.index(column)]})"
     return names
 
 
 def source_text(source: str) -> str:
-    """The hash of a plug-in's file, or of several, as short as it is printed."""
+    """The hash of a plug-in's file, or of several, cut to eight digits."""
     return "+".join(digest[:8] for digest in source.split("+"))
 
 
@@ -174,6 +174,6 @@ def _value_text(value: Any) -> str:
     return str(value)
 
 
-def plain(attack: str) -> str:
-    """An attack's name for comparing: our own AutoAttack and the reference's are one attack."""
+def base_attack(attack: str) -> str:
+    """An attack's name without its implementation: our AutoAttack and the reference's are one attack."""
     return canonical(attack).removesuffix("_reference")

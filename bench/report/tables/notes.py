@@ -1,4 +1,4 @@
-"""What stands under a table: everything a reader needs in order to know how its figures came about."""
+"""Notes below the main table: how its values were measured and what they mean."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from bench import metrics
-from bench.report.formats.sheet import AT_MOST
-from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import Column, settings_text, titles
+from bench.report.formats.text_table import UPPER_BOUND_SIGN
+from bench.report.tables.columns import Column, column_titles, settings_text
+from bench.report.tables.model import Row, Table
 from bench.report.tables.protocol_notes import protocol_note, uniform_note
 from bench.report.tables.sanity import sanity_notes
 from bench.results.outcomes import CLEAN
 
-DEFINITION = (
+DEFINITIONS_NOTE = (
     "Accuracies in percent. Average: over the test samples. Worst: the worst class. NSD: standard deviation of the "
     "class accuracies over their mean, ddof 0, lower is fairer. Under an attack a sample counts as right only if its "
     "clean and its attacked prediction are both right."
 )
-WORST10 = "Worst 10 %: mean of the lowest tenth of the classes."
-MARKED = (
+WORST10_NOTE = "Worst 10 %: mean of the lowest tenth of the classes."
+RANKING_NOTE = (
     "Bold: the best, and what the outcomes cannot tell from it (the 95 % interval of the difference, from a paired "
     f"bootstrap of {metrics.DRAWS:,} draws over the same test samples within classes{{seeds}}, holds zero; no "
     "correction for the number of comparisons). Underlined: the second."
 )
-INTERVALS = (
+INTERVALS_NOTE = (
     "In brackets: 95 % intervals of the mean over seeds from a bootstrap of the test samples within classes "
     f"({metrics.DRAWS:,} draws, reflected around the figure, which takes off the bias that sampling puts on worst and "
     "NSD: with few samples a class these two can lie outside)."
@@ -39,22 +39,23 @@ SELECTION = {
 }
 
 
-def table_notes(table: Table, *, intervals: bool, marked: bool) -> list[str]:
+def table_notes(table: Table, *, intervals: bool, has_ranking: bool) -> list[str]:
     """The notes of the main table."""
     several = any(len(row.seeds) > 1 for row in table.rows)
-    notes = [DEFINITION + (f" {WORST10}" if "worst10" in table.statistics else "")]
+    notes = [DEFINITIONS_NOTE + (f" {WORST10_NOTE}" if "worst10" in table.statistics else "")]
     notes += [sample_note(table), *attack_notes(table), protocol_note(table)]
     notes += [training_note(table), uniform_note(table), seeds_note(table), selection_note(table)]
-    notes += [noise_note(table), stopped_note(table), *older_notes(table.rows, table.shown, titles(table.shown))]
+    notes += [noise_note(table), stopped_note(table)]
+    notes += old_revision_notes(table.rows, table.shown, column_titles(table.shown))
     notes += sanity_notes(table.rows)
-    if marked:
-        notes.append(MARKED.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
-    return [note for note in [*notes, *([INTERVALS] if intervals else [])] if note]
+    if has_ranking:
+        notes.append(RANKING_NOTE.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
+    return [note for note in [*notes, *([INTERVALS_NOTE] if intervals else [])] if note]
 
 
 def sample_note(table: Table) -> str:
     """Number of test samples, and which attacks cover a part of them only."""
-    names, most = titles(table.shown), max(column.n for column in table.columns)
+    names, most = column_titles(table.shown), max(column.n for column in table.columns)
     whole = max((_data(row).get("test_size") or 0 for row in table.rows), default=0)
     part = f", a stratified part of {whole:,}" if whole > most else ""
     text = f"Test samples: n = {most:,}{part}, {table.num_classes} classes"
@@ -69,15 +70,15 @@ def _blocks(table: Table) -> list[int]:
 
 def attack_notes(table: Table) -> list[str]:
     """Implementation and settings of every attack, its revision where several stand there, and stages left out."""
-    names, blocks, notes = titles(table.shown), _blocks(table), []
+    names, blocks, notes = column_titles(table.shown), _blocks(table), []
     for column in table.shown:
         if column.attack == CLEAN:
             continue
         facts = [column.implementation or "unknown implementation", settings_text(json.loads(column.settings))]
         if column.stages not in ((), (column.attack,)):
             facts.append("stages " + ", ".join(column.stages))
-        if len({other.code for other in table.shown if other.title == column.title}) > 1:
-            facts.append(column.code or "no stated revision")
+        if len({other.revision_text for other in table.shown if other.title == column.title}) > 1:
+            facts.append(column.revision_text or "no stated revision")
         if column.block is not None and len(blocks) > 1:
             facts.append(f"blocks of {column.block:,}")
         notes.append(f"{names[column]}: " + ", ".join(fact for fact in facts if fact) + ".")
@@ -90,34 +91,36 @@ def training_note(table: Table) -> str:
 
     def facts(row: Row) -> str:
         size, epochs, recipe = _data(row).get("train_size"), row.run.facts.get("epochs"), row.run.text("recipe")
-        told = _data(row).get("labelled_size")
-        samples = f"{size:,} samples" + (f", labels of {told:,} of them" if told is not None else "") if size else ""
+        labelled = _data(row).get("labelled_size")
+        labels = f", labels of {labelled:,} of them" if labelled is not None else ""
+        samples = f"{size:,} samples{labels}" if size else ""
         known = [samples, f"recipe {recipe}" if recipe else ""]
-        known += [f"{epochs} epochs" if epochs else "", *_schedule(row), *split_facts(row.run.facts), _precision(row)]
+        known += [f"{epochs} epochs" if epochs else "", *_schedule(row), *batch_split_facts(row.run.facts)]
+        known.append(_precision(row))
         return ", ".join(fact for fact in known if fact) or "unknown"
 
-    return f"Training: {by_row(table.rows, facts)}."
+    return f"Training: {summarize_by_row(table.rows, facts)}."
 
 
 def _precision(row: Row) -> str:
-    """How numbers were rounded in training, where it was not as usual."""
+    """Numerical precision of training, if it was not float32."""
     precision = str((row.run.facts.get("arithmetic") or {}).get("precision", "float32"))
     return "" if precision == "float32" else precision
 
 
 def _schedule(row: Row) -> list[str]:
-    """What of the schedule a reader would not expect: a rate that moves with every step, averaged weights."""
+    """Unusual parts of the schedule: one-cycle learning rate, averaged weights."""
     training = row.run.facts.get("training") or {}
     facts = ["one-cycle rate"] if training.get("schedule") == "one_cycle" else []
     return facts + ([f"weights averaged (EMA {training['ema']:g})"] if training.get("ema") else [])
 
 
-def split_facts(facts: Mapping[str, Any]) -> list[str]:
-    """Over how many processes, and in what micro-batches, a run was trained; nothing of whole batches in one."""
+def batch_split_facts(facts: Mapping[str, Any]) -> list[str]:
+    """Number of processes and size of micro-batches of a training; nothing for whole batches in one process."""
     processes, micro, found = facts.get("processes") or {}, facts.get("micro_batch"), []
     if processes.get("count", 1) > 1:
-        whose = processes.get("batch_norm")
-        found.append(f"{processes['count']} processes" + (f" with BatchNorm statistics of {whose}" if whose else ""))
+        scope = processes.get("batch_norm")
+        found.append(f"{processes['count']} processes" + (f" with BatchNorm statistics of {scope}" if scope else ""))
     if micro:
         cause = "" if micro.get("asked") == micro["size"] else " since memory ran out"
         differs = (
@@ -128,13 +131,13 @@ def split_facts(facts: Mapping[str, Any]) -> list[str]:
 
 
 def seeds_note(table: Table) -> str:
-    """The seeds, and what the printed spread is."""
+    """The seeds, and the meaning of the printed spread."""
     spread = any(len(row.seeds) > 1 for row in table.rows)
-    text = f"Seeds: {by_row(table.rows, lambda row: ', '.join(map(str, row.seeds)))}"
+    text = f"Seeds: {summarize_by_row(table.rows, lambda row: ', '.join(map(str, row.seeds)))}"
     if not spread:
         return text + " (no spread over seeds)."
     text += "; mean ± standard deviation over seeds (ddof 1)."
-    names = titles(table.shown)
+    names = column_titles(table.shown)
     short = [
         f"{row.name} ({row.checkpoint}), {names[column]}: {', '.join(map(str, cell.seeds))}"
         for row in table.rows
@@ -145,7 +148,7 @@ def seeds_note(table: Table) -> str:
 
 
 def selection_note(table: Table) -> str:
-    """What the checkpoints in the table are."""
+    """How the checkpoints in the table were selected."""
     kinds = {part for row in table.rows for part in row.checkpoint.split(" = ")}
     rules = {_rule(row, kind) for row in table.rows for kind in kinds if kind in row.checkpoint}
     return "Checkpoints: " + "; ".join(SELECTION.get(rule, rule) for rule in sorted(rules)) + "."
@@ -157,7 +160,7 @@ def _rule(row: Row, kind: str) -> str:
 
 def noise_note(table: Table) -> str:
     """The NSD to expect from sampling alone, at the mean accuracy of each column."""
-    names, floors = titles(table.shown), []
+    names, floors = column_titles(table.shown), []
     for column in table.columns:
         cells = [row.cells[column] for row in table.rows if column in row.cells]
         floor = metrics.noise_floor(float(np.mean([cell.mean("average") for cell in cells])), cells[0].counts)
@@ -169,8 +172,8 @@ def noise_note(table: Table) -> str:
 
 
 def stopped_note(table: Table) -> str:
-    """Which evaluations were stopped, so that their figures are bounds."""
-    names = titles(table.shown)
+    """Which evaluations were stopped early and give upper bounds."""
+    names = column_titles(table.shown)
     stops = [
         f"{names[column]} of {row.name} ({row.checkpoint}) by {'; '.join(bound.reasons)}"
         for row in table.rows
@@ -179,22 +182,22 @@ def stopped_note(table: Table) -> str:
     if not stops:
         return ""
     return (
-        f"{AT_MOST}: an upper bound and no result. The evaluation was stopped before everything was attacked: "
+        f"{UPPER_BOUND_SIGN}: an upper bound and no result. The evaluation was stopped before everything was attacked: "
         f"{'; '.join(stops)}."
     )
 
 
-def older_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:
-    """Where a newer revision of an attack stands in for older ones, by column; nothing if nowhere."""
+def old_revision_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:
+    """Which old revisions of attacks are left out in favour of newer ones, by column."""
     left_out: dict[str, list[str]] = {}
     for column in columns:
         for row in rows:
-            if column in row.older:
-                instead = " and ".join(map(str, row.older[column]))
-                told = f"{names[column]}, revision {column.revision} instead of {instead}"
-                left_out.setdefault(told, []).append(f"{row.name} ({row.checkpoint})")
-    told = "; ".join(f"{what}, for {', '.join(whose)}" for what, whose in left_out.items())
-    return [f"Evaluated under several revisions of an attack, of which the newest is shown: {told}."] if told else []
+            if column in row.older_revisions:
+                instead = " and ".join(map(str, row.older_revisions[column]))
+                text = f"{names[column]}, revision {column.revision} instead of {instead}"
+                left_out.setdefault(text, []).append(f"{row.name} ({row.checkpoint})")
+    text = "; ".join(f"{change}, for {', '.join(names)}" for change, names in left_out.items())
+    return [f"Evaluated under several revisions of an attack, of which the newest is shown: {text}."] if text else []
 
 
 def _teacher_note(table: Table) -> str:
@@ -205,8 +208,8 @@ def _data(row: Row) -> dict[str, Any]:
     return row.run.facts.get("data") or {}
 
 
-def by_row(rows: Sequence[Row], fact: Callable[[Row], str]) -> str:
-    """A fact of all rows: once if they agree, else the commonest first and the others with their rows."""
+def summarize_by_row(rows: Sequence[Row], fact: Callable[[Row], str]) -> str:
+    """Summarize a fact of all rows: once if they agree, else the commonest value first, others with their rows."""
     groups: dict[str, dict[str, None]] = {}
     for row in rows:
         groups.setdefault(fact(row), {})[row.name] = None

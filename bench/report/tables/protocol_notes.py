@@ -1,4 +1,4 @@
-"""What the attacks of a table have in common: the protocol they belong to, and one training attack for all rows."""
+"""Notes on what rows share: the evaluation protocol of their attacks, and the training attack."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from bench.config.protocols import PROTOCOLS, Protocol
-from bench.report.tables.cells import Table
-from bench.report.tables.columns import TITLES, Column, plain, protocols, threat_text, titles
+from bench.report.tables.columns import TITLES, Column, base_attack, column_titles, protocols, threat_text
+from bench.report.tables.model import Table
 from bench.results.outcomes import CLEAN
 
 
@@ -19,20 +19,20 @@ def protocol_note(table: Table) -> str:
         return ""
     shared = [PROTOCOLS[name] for name in PROTOCOLS if all(name in names for names in found)]
     if not shared:
-        names = titles(table.shown)
+        names = column_titles(table.shown)
         each = [f"{names[column]} of {' and '.join(protocols(column))}" for column in attacked]
         return f"Protocols, by the attacks' settings: {'; '.join(each)}."
     whole = [protocol for protocol in shared if not _missing(protocol, attacked)]
-    told = [_told(protocol, attacked, table.eps or 0.0) for protocol in whole or shared]
-    return f"Protocol, by the attacks' settings: {'; '.join(told)}."
+    texts = [_protocol_text(protocol, attacked, table.eps or 0.0) for protocol in whole or shared]
+    return f"Protocol, by the attacks' settings: {'; '.join(texts)}."
 
 
 def _missing(protocol: Protocol, columns: Sequence[Column]) -> list[str]:
-    there = {plain(column.attack) for column in columns}
-    return [TITLES.get(plain(attack), attack) for attack in protocol.attacks if plain(attack) not in there]
+    there = {base_attack(column.attack) for column in columns}
+    return [TITLES.get(base_attack(attack), attack) for attack in protocol.attacks if base_attack(attack) not in there]
 
 
-def _told(protocol: Protocol, columns: Sequence[Column], eps: float) -> str:
+def _protocol_text(protocol: Protocol, columns: Sequence[Column], eps: float) -> str:
     missing = _missing(protocol, columns)
     text = protocol.name + (f" without {', '.join(missing)}" if missing else "")
     if math.isclose(eps, protocol.eps, rel_tol=1e-9):

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from bench.report.tables.cells import Bound, Cell, Row
 from bench.report.tables.columns import Column, column_of, source_text, superseded
+from bench.report.tables.model import Cell, Row, UpperBound
 from bench.report.tables.sanity import worst
 from bench.results.outcomes import CLEAN
-from bench.results.tree import Evaluation, Run, clean_source
+from bench.results.tree import Evaluation, Run, widest_evaluation
 
 Threat = tuple[str, "float | None"]
 LAST, BEST = "last", "best"
 
 
 def build_rows(
-    runs: Sequence[Run], threat: Threat, model: str, own: AbstractSet[Path], checkpoint: str | None = None
+    runs: Sequence[Run], threat: Threat, model: str, competing: AbstractSet[Path], checkpoint: str | None = None
 ) -> list[Row]:
     """Group runs by everything but the seed, and measure each group at each checkpoint.
 
@@ -30,14 +30,14 @@ def build_rows(
         runs: all runs of the table.
         threat: norm and eps; evaluations under another are left out.
         model: of the table; a row of another model says so.
-        own: paths of the runs that take part in the competition.
+        competing: paths of the runs that are ranked; the others are shown as teachers.
         checkpoint: only this one.
     """
     groups = _groups(runs)
-    names = row_names([_shown_facts(group[0]) for group in groups], [group[0] for group in groups])
+    names = row_names([_naming_facts(group[0]) for group in groups], [group[0] for group in groups])
     rows: list[Row] = []
     for group, name in zip(groups, names, strict=True):
-        is_teacher = group[0].is_teacher or group[0].path not in own
+        is_teacher = group[0].is_teacher or group[0].path not in competing
         if is_teacher:
             other = group[0].text("model")
             name += " (teacher)" if other == model else f" (teacher, {other})"
@@ -55,7 +55,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
     by_identity: dict[str, list[Run]] = {}
     known = {run.key: run for run in runs}
     for run in sorted(runs, key=lambda run: (run.seed, run.key)):
-        by_identity.setdefault(json.dumps(identity(run, known), sort_keys=True), []).append(run)
+        by_identity.setdefault(json.dumps(run_identity(run, known), sort_keys=True), []).append(run)
     groups: list[list[Run]] = []
     for group in by_identity.values():
         # Two runs of one seed differ in something that run.json does not spell out, so neither is averaged.
@@ -64,7 +64,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
     return groups
 
 
-_OWN_FACTS = (
+_IDENTITY_FACTS = (
     "dataset",
     "model",
     "method",
@@ -80,18 +80,18 @@ _OWN_FACTS = (
 )
 
 
-def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
+def run_identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     """Everything about a run that must agree before seeds are averaged.
 
     A teacher serves all seeds, so its key is part of it; a warm start has the seed of its student, so what it is
     counts and not its key.
     """
-    facts = {fact: run.facts.get(fact) for fact in _OWN_FACTS}
+    facts = {fact: run.facts.get(fact) for fact in _IDENTITY_FACTS}
     facts |= {name: run.text(name) for name in ("source", "model_source")}
     facts["deterministic"] = bool(run.facts.get("deterministic"))
-    # The hash of all parts covers the test part, of which runs of before have no hash.
+    # The hash of all parts covers the test part, whose own hash older runs did not store.
     facts["data"] = {name: value for name, value in (facts["data"] or {}).items() if name != "test_hash"}
-    facts["split"] = _split(run)
+    facts["split"] = _batch_split(run)
     facts["hardware"] = {name: (run.facts.get("hardware") or {}).get(name) for name in ("device", "threads")}
     facts["train_with"] = (run.facts.get("arithmetic") or {}).get("switches")
     facts["teachers"] = {
@@ -100,19 +100,19 @@ def identity(run: Run, known: Mapping[str, Run]) -> dict[str, Any]:
     }
     start = run.facts.get("warm_start") or {}
     before = known.get(str(start.get("key")))
-    facts["warm_start"] = identity(before, {}) if before else start.get("label")
+    facts["warm_start"] = run_identity(before, {}) if before else start.get("label")
     return facts
 
 
-def _split(run: Run) -> dict[str, Any]:
-    """How a step was cut, as far as numbers depend on it."""
+def _batch_split(run: Run) -> dict[str, Any]:
+    """Processes and micro-batches of a training step, as far as its numbers depend on them."""
     micro = run.facts.get("micro_batch") or {}
     given = micro.get("size") if not micro.get("exact", True) else micro.get("asked")
     return {**(run.facts.get("processes") or {"count": 1, "batch_norm": None}), "micro_batch": given}
 
 
-def _shown_facts(run: Run) -> dict[str, str]:
-    """Facts by which rows of equal label can be told apart, flat, as text."""
+def _naming_facts(run: Run) -> dict[str, str]:
+    """Facts that can distinguish rows of equal label, flat, as text."""
     facts = {name: run.facts.get(name) for name in ("recipe", "epochs", "selection", "revision")}
     facts |= {
         "source": source_text(run.text("source")) or "suite",
@@ -124,7 +124,7 @@ def _shown_facts(run: Run) -> dict[str, str]:
         skip = ("class_names", "hash", "test_hash") if group == "data" else ()
         facts |= {name: value for name, value in values.items() if name not in skip and group != "hardware"}
         facts |= {name: values.get(name) for name in ("device", "threads") if group == "hardware"}
-    split = _split(run)
+    split = _batch_split(run)
     facts |= {"processes": split["count"], "batch_norm": split["batch_norm"], "micro_batch": split["micro_batch"]}
     facts["train_with"] = " ".join((run.facts.get("arithmetic") or {}).get("switches") or ["none"])
     teachers = (run.facts.get("teachers") or {}).values()
@@ -133,14 +133,14 @@ def _shown_facts(run: Run) -> dict[str, str]:
 
 
 def row_names(facts: Sequence[Mapping[str, str]], runs: Sequence[Run]) -> list[str]:
-    """Row names that tell rows apart: the label, with the facts in which rows of one label differ, or the key."""
-    identical = [(run.label, run.text("model"), run.is_teacher) for run in runs]
+    """Distinct row names: the label, with the facts in which rows of one label differ, or the key."""
+    labels = [(run.label, run.text("model"), run.is_teacher) for run in runs]
     names = []
-    for run, own, same in zip(runs, facts, identical, strict=True):
-        rivals = [other for other, label in zip(facts, identical, strict=True) if label == same]
-        differing = [name for name in own if len({other.get(name) for other in rivals}) > 1]
-        alike = sum(all(other.get(name) == own[name] for name in differing) for other in rivals) > 1
-        extra = [f"{name}={own[name]}" for name in differing] + ([f"run {run.key[:8]}"] if alike else [])
+    for run, known, label in zip(runs, facts, labels, strict=True):
+        namesakes = [other for other, its_label in zip(facts, labels, strict=True) if its_label == label]
+        differing = [name for name in known if len({other.get(name) for other in namesakes}) > 1]
+        is_ambiguous = sum(all(other.get(name) == known[name] for name in differing) for other in namesakes) > 1
+        extra = [f"{name}={known[name]}" for name in differing] + ([f"run {run.key[:8]}"] if is_ambiguous else [])
         names.append(f"{run.label} [{', '.join(extra)}]" if extra else run.label)
     return names
 
@@ -148,45 +148,45 @@ def row_names(facts: Sequence[Mapping[str, str]], runs: Sequence[Run]) -> list[s
 def _checkpoint_rows(
     group: Sequence[Run], threat: Threat, name: str, is_teacher: bool, checkpoint: str | None
 ) -> Iterator[Row]:
-    found = {kind: dict(_measured(group, kind, threat)) for kind in (BEST, LAST)}
+    found = {kind: dict(_measurements(group, kind, threat)) for kind in (BEST, LAST)}
     if found[BEST] and found[LAST] and _same_weights(group):
         merged = {**found[BEST], **found[LAST]}
         found = {"best = last": merged}
     for kind, known in found.items():
         if known and (checkpoint is None or checkpoint in kind.split(" = ")):
             cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
-            bounds = {column: bound for column, bound in known.items() if isinstance(bound, Bound)}
-            sanity = worst(_attacked(group, kind.split(" = "), threat))
+            bounds = {column: bound for column, bound in known.items() if isinstance(bound, UpperBound)}
+            sanity = worst(_attack_evaluations(group, kind.split(" = "), threat))
             yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity)
 
 
-def _attacked(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> Iterator[Evaluation]:
-    """The evaluations behind the attacked figures of a row."""
+def _attack_evaluations(group: Sequence[Run], checkpoints: Sequence[str], threat: Threat) -> Iterator[Evaluation]:
+    """The evaluations that a row shows, `clean` and old revisions aside."""
     for run in group:
         for kind in checkpoints:
-            columns = _columns_of(run, kind, threat)
+            columns = _evaluations_by_column(run, kind, threat)
             older = superseded(columns)
             yield from (e for column, e in columns.items() if column.attack != CLEAN and column not in older)
 
 
-def newest_alone(rows: Sequence[Row]) -> list[Row]:
-    """Rows without older revisions of an attack, where every row and seed that has one has the newest as well."""
+def drop_old_revisions(rows: Sequence[Row]) -> list[Row]:
+    """Drop columns of an old revision of an attack if every row and seed in them has the newest revision as well."""
     older = superseded({column for row in rows for column in (*row.cells, *row.bounds)})
-    gone = {old: new for old, new in older.items() if all(_stands_for(row, new, old) for row in rows)}
+    dropped = {old: new for old, new in older.items() if all(_covers(row, new, old) for row in rows)}
 
-    def kept(row: Row) -> Row:
-        instead: dict[Column, tuple[int, ...]] = {}
-        for old in sorted({*row.cells, *row.bounds} & gone.keys(), key=lambda column: column.revision):
-            instead[gone[old]] = (*instead.get(gone[old], ()), old.revision)
-        cells = {column: cell for column, cell in row.cells.items() if column not in gone}
-        bounds = {column: bound for column, bound in row.bounds.items() if column not in gone}
-        return replace(row, cells=cells, bounds=bounds, older=instead)
+    def without_dropped(row: Row) -> Row:
+        revisions: dict[Column, tuple[int, ...]] = {}
+        for old in sorted({*row.cells, *row.bounds} & dropped.keys(), key=lambda column: column.revision):
+            revisions[dropped[old]] = (*revisions.get(dropped[old], ()), old.revision)
+        cells = {column: cell for column, cell in row.cells.items() if column not in dropped}
+        bounds = {column: bound for column, bound in row.bounds.items() if column not in dropped}
+        return replace(row, cells=cells, bounds=bounds, older_revisions=revisions)
 
-    return list(map(kept, rows))
+    return [without_dropped(row) for row in rows]
 
 
-def _stands_for(row: Row, new: Column, old: Column) -> bool:
-    """Whether a row has no less in one column than in another."""
+def _covers(row: Row, new: Column, old: Column) -> bool:
+    """Whether a row has at least the seeds and results in column `new` that it has in `old`."""
     seeds = [
         set(row.cells[column].seeds if column in row.cells else row.bounds[column].cell.seeds)
         if column in {*row.cells, *row.bounds}
@@ -210,26 +210,26 @@ def _best_is_last(run: Run) -> bool:
     return best is not None and epochs is not None and best == epochs - 1
 
 
-def _measured(group: Sequence[Run], checkpoint: str, threat: Threat) -> Iterator[tuple[Column, Cell | Bound]]:
-    """What each column says of a group; one seed that was stopped makes it a bound for all."""
+def _measurements(group: Sequence[Run], checkpoint: str, threat: Threat) -> Iterator[tuple[Column, Cell | UpperBound]]:
+    """Cell of each column for a group of runs; an upper bound if the evaluation of a seed was stopped early."""
     found: dict[Column, dict[int, tuple[Evaluation, str]]] = {}
     for run in group:
-        for column, evaluation in _columns_of(run, checkpoint, threat).items():
+        for column, evaluation in _evaluations_by_column(run, checkpoint, threat).items():
             found.setdefault(column, {})[run.seed] = (evaluation, column.attack)
     for column, by_seed in found.items():
         reasons = [evaluation.stopped for evaluation, attack in by_seed.values() if attack != CLEAN]
         stopped = tuple(dict.fromkeys(reason for reason in reasons if reason))
-        yield column, Bound(_cell(by_seed), stopped) if stopped else _cell(by_seed)
+        yield column, UpperBound(_cell(by_seed), stopped) if stopped else _cell(by_seed)
 
 
-def _columns_of(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
+def _evaluations_by_column(run: Run, checkpoint: str, threat: Threat) -> dict[Column, Evaluation]:
     """Evaluations of a run at a checkpoint, by column; of several the first that was not stopped, by seed."""
     here = [evaluation for evaluation in run.evaluations if evaluation.checkpoint == checkpoint]
     if not here and checkpoint == BEST and _best_is_last(run):
-        return _columns_of(run, LAST, threat)
+        return _evaluations_by_column(run, LAST, threat)
     columns: dict[Column, Evaluation] = {}
     if here:
-        source = clean_source(here)
+        source = widest_evaluation(here)
         columns[column_of(source, CLEAN)] = source
     for evaluation in sorted(here, key=lambda e: (bool(e.stopped), int(e.facts.get("seed") or 0), e.path.name)):
         if evaluation.attack != CLEAN and threat_of(evaluation) == threat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.report.tables.cells import Row, Sanity
+from bench.report.tables.model import Row, Sanity
 from bench.results.tree import Evaluation
 
 # From best to worst, with what stands behind the name of a row.

@@ -1,1 +1,1 @@
-"""Other views of the outcomes: by class, two rows, over a baseline, beside published figures."""
+"""Reports on tables: the main one, by class, two rows, against a baseline, against published values."""

@@ -6,31 +6,40 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.report.formats.sheet import DASH, Entry, Head, Sheet, figure_text, number, reporter, spread_text
+from bench.report.formats.text_table import (
+    DASH,
+    Header,
+    TextCell,
+    TextTable,
+    mean_sd_text,
+    nan_to_none,
+    reporter,
+    statistic_text,
+)
 from bench.report.tables.build import Filters, build_tables
-from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import TITLES, Column, plain, threat_text, titles
-from bench.report.tables.main import table_sheet
-from bench.report.views.quoted import (
-    Quote,
-    below,
-    comparable,
-    quotes,
-    same_attack,
-    same_checkpoint,
-    same_model,
-    same_radius,
+from bench.report.tables.columns import TITLES, Column, base_attack, column_titles, threat_text
+from bench.report.tables.model import Row, Table
+from bench.report.views.main import table_sheet
+from bench.report.views.published_rows import (
+    PublishedRow,
+    is_comparable,
+    is_same_attack,
+    is_same_checkpoint,
+    is_same_model,
+    is_same_radius,
+    published_rows,
+    published_rows_of,
 )
 from bench.results import published
 from bench.results.outcomes import CLEAN
 from bench.results.published import Figure, PublishedTable
-from bench.results.tree import Roots
+from bench.results.tree import ResultsFolders
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MARK = "§"
-MARKED = (
+RANKING_NOTE = (
     f"{MARK} is not what was measured above it (another network, checkpoint rule, radius or attack setting): not to be "
     "compared figure by figure."
 )
@@ -50,11 +59,11 @@ class Line:
     """A published row below a measured one."""
 
     row: Row
-    quote: Quote
+    quote: PublishedRow
 
 
 def against(
-    results: Roots,
+    results: ResultsFolders,
     source: str,
     *,
     format: str = "markdown",
@@ -79,22 +88,22 @@ def against(
     return write([_sheet(table, known, intervals) for table in tables])
 
 
-def _sheet(table: Table, source: str, intervals: bool) -> Sheet:
-    measured, there = table_sheet(table, intervals=intervals), quotes(source, table)
-    lines = [[Line(row, quote) for quote in below(row, there)] for row in table.rows]
+def _sheet(table: Table, source: str, intervals: bool) -> TextTable:
+    measured, there = table_sheet(table, intervals=intervals), published_rows(source, table)
+    lines = [[Line(row, quote) for quote in published_rows_of(row, there)] for row in table.rows]
     records = [{**record, "source": "measured"} for record in measured.records]
     if not any(lines):
         return replace(measured, notes=(_nothing(table, source, there), *measured.notes), records=tuple(records))
-    entries: list[tuple[Entry, ...]] = []
+    entries: list[tuple[TextCell, ...]] = []
     for row, own, found in zip(table.rows, measured.rows, lines, strict=True):
         radius = DASH if table.eps is None else _radius(table.eps)
-        entries.append((*own[:2], Entry("measured"), Entry(row.run.text("model")), Entry(radius), *own[2:]))
+        entries.append((*own[:2], TextCell("measured"), TextCell(row.run.text("model")), TextCell(radius), *own[2:]))
         for line in found:
             entries += _entries(table, line)
     flat = [line for found in lines for line in found]
     records += [record for line in flat for record in _records(table, line)]
-    heads = (*measured.heads[:2], *(Head(name, is_number=False) for name in ("Figures", "Model", "eps")))
-    return Sheet(
+    heads = (*measured.heads[:2], *(Header(name, is_number=False) for name in ("Figures", "Model", "eps")))
+    return TextTable(
         title=f"{measured.title}, against {source}",
         heads=(*heads, *measured.heads[2:]),
         rows=tuple(entries),
@@ -103,13 +112,13 @@ def _sheet(table: Table, source: str, intervals: bool) -> Sheet:
     )
 
 
-def _nothing(table: Table, source: str, there: Sequence[Quote]) -> str:
+def _nothing(table: Table, source: str, there: Sequence[PublishedRow]) -> str:
     what = "for these methods" if there else f"for {table.dataset}"
     what += " in L2" if table.norm == "l2" else ""
     return f"{source} has no published figures {what}; the table is what was measured."
 
 
-def _entries(table: Table, line: Line) -> Iterator[tuple[Entry, ...]]:
+def _entries(table: Table, line: Line) -> Iterator[tuple[TextCell, ...]]:
     """The published row, and below it the differences that may be taken."""
     row, quote = line.row, line.quote
     chosen = quote.checkpoint
@@ -117,19 +126,19 @@ def _entries(table: Table, line: Line) -> Iterator[tuple[Entry, ...]]:
     radii = ", ".join(map(_radius, quote.radii)) or DASH
     front = [
         quote.name,
-        _marked(chosen, same_checkpoint(row, quote)),
+        _marked(chosen, is_same_checkpoint(row, quote)),
         f"{quote.about.source}: {quote.about.table}",
-        _marked(quote.model, same_model(row, quote)),
-        _marked(radii, all(same_radius(figure, table.eps) for figure in quote.figures if figure.eps is not None)),
+        _marked(quote.model, is_same_model(row, quote)),
+        _marked(radii, all(is_same_radius(figure, table.eps) for figure in quote.figures if figure.eps is not None)),
     ]
     cells = [(column, quote.figure(column, table.shown)) for column in table.shown]
     figures = [_figure_text(figure, column, s) for column, figure in cells for s in table.statistics]
-    yield tuple(map(Entry, [*front, *figures]))
+    yield tuple(map(TextCell, [*front, *figures]))
     differences = [_difference(line, figure, column, s) for column, figure in cells for s in table.statistics]
     if any(difference is not None for difference in differences):
         named = [s for _ in cells for s in table.statistics]
         texts = [_signed(value, statistic) for value, statistic in zip(differences, named, strict=True)]
-        yield tuple(map(Entry, ["", "", "measured - published", "", "", *texts]))
+        yield tuple(map(TextCell, ["", "", "measured - published", "", "", *texts]))
 
 
 def _radius(eps: float) -> str:
@@ -144,25 +153,25 @@ def _figure_text(figure: Figure | None, column: Column, statistic: str) -> str:
     value = None if figure is None else figure.value(statistic)
     if figure is None or value is None:
         return DASH
-    return _marked(spread_text(value, figure.sd(statistic), statistic), same_attack(figure, column))
+    return _marked(mean_sd_text(value, figure.sd(statistic), statistic), is_same_attack(figure, column))
 
 
 def _difference(line: Line, figure: Figure | None, column: Column, statistic: str) -> float | None:
     cell = line.row.cells.get(column)
     value = None if figure is None else figure.value(statistic)
-    if figure is None or value is None or cell is None or not comparable(line.row, line.quote, figure, column):
+    if figure is None or value is None or cell is None or not is_comparable(line.row, line.quote, figure, column):
         return None
-    return number(cell.mean(statistic) - value)
+    return nan_to_none(cell.mean(statistic) - value)
 
 
 def _signed(value: float | None, statistic: str) -> str:
     if value is None:
         return DASH
-    text = figure_text(value, statistic)
+    text = statistic_text(value, statistic)
     return text if text.startswith("-") else f"+{text}"
 
 
-def _notes(table: Table, lines: Sequence[Line], there: Sequence[Quote], marked: bool) -> list[str]:
+def _notes(table: Table, lines: Sequence[Line], there: Sequence[PublishedRow], marked: bool) -> list[str]:
     notes = [_table_note(about) for about in dict.fromkeys(line.quote.about for line in lines)]
     remarks: dict[str, dict[str, None]] = {}
     for line in lines:
@@ -174,15 +183,15 @@ def _notes(table: Table, lines: Sequence[Line], there: Sequence[Quote], marked: 
     bare = list(dict.fromkeys(row.name for row in table.rows if row.name not in shown))
     source = there[0].about.source
     notes += [f"{source} publishes nothing on {table.dataset} for {', '.join(bare)}."] if bare else []
-    measured = {plain(column.attack) for column in table.shown}
-    names = dict.fromkeys(plain(figure.attack) for line in lines for figure in line.quote.figures)
+    measured = {base_attack(column.attack) for column in table.shown}
+    names = dict.fromkeys(base_attack(figure.attack) for line in lines for figure in line.quote.figures)
     missing = [TITLES.get(name, name) for name in names if name not in measured and name != CLEAN]
     notes += [f"Published there and not measured here: {', '.join(missing)}."] if missing else []
     differs = any(
         _difference(line, line.quote.figure(column, table.shown), column, statistic) is not None
         for line in lines for column in table.shown for statistic in table.statistics
     )  # fmt: skip
-    return [*notes, *([MARKED] if marked else []), *([DIFFERENCE] if differs else []), COUNTING]
+    return [*notes, *([RANKING_NOTE] if marked else []), *([DIFFERENCE] if differs else []), COUNTING]
 
 
 def _table_note(about: PublishedTable) -> str:
@@ -196,7 +205,7 @@ def _table_note(about: PublishedTable) -> str:
 
 
 def _records(table: Table, line: Line) -> Iterator[dict[str, Any]]:
-    names, quote = titles(table.shown), line.quote
+    names, quote = column_titles(table.shown), line.quote
     for column in table.shown:
         figure = quote.figure(column, table.shown)
         for statistic in table.statistics:
@@ -209,6 +218,6 @@ def _records(table: Table, line: Line) -> Iterator[dict[str, Any]]:
                     **{"statistic": statistic, "mean": value, "sd": figure.sd(statistic)},
                     **{"source": quote.about.source, "table": quote.about.table, "url": quote.about.url},
                     **{"note": figure.note or None, "below": line.row.name},
-                    "comparable": comparable(line.row, quote, figure, column),
+                    "comparable": is_comparable(line.row, quote, figure, column),
                     "difference": _difference(line, figure, column, statistic),
                 }

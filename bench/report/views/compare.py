@@ -12,25 +12,25 @@ from attacks.plugins.registry import canonical
 from bench import metrics
 from bench.errors import UsageError
 from bench.metrics import Difference, McNemar
-from bench.report.formats.sheet import (
+from bench.report.formats.text_table import (
     DASH,
     STATISTIC_TITLES,
-    Entry,
-    Head,
-    Sheet,
-    figure_text,
+    Header,
+    TextCell,
+    TextTable,
     interval_text,
-    number,
+    nan_to_none,
     reporter,
+    statistic_text,
 )
 from bench.report.tables.build import Filters, build_tables
-from bench.report.tables.cells import Cell, Row, Table
-from bench.report.tables.columns import Column, titles
-from bench.report.tables.main import checkpoint_text, row_record, table_title
-from bench.report.tables.marks import SEED
-from bench.report.tables.notes import older_notes
+from bench.report.tables.columns import Column, column_titles
+from bench.report.tables.model import Cell, Row, Table
+from bench.report.tables.notes import old_revision_notes
+from bench.report.tables.ranking import SEED
 from bench.report.tables.sanity import sanity_notes
-from bench.results.tree import Roots
+from bench.report.views.main import checkpoint_text, row_record, table_title
+from bench.results.tree import ResultsFolders
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def compare(
-    results: Roots,
+    results: ResultsFolders,
     a: str,
     b: str,
     *,
@@ -87,7 +87,7 @@ def compare(
     write = reporter(format)
     tables = build_tables(results, **filters)
     for name in (a, b):
-        if not any(matching(table, name) for table in tables):
+        if not any(find_rows(table, name) for table in tables):
             raise UsageError(f"compare: no row {name!r}; there are: {_listed(tables)}")
     pairs = [(table, first, second) for table in tables for first, second in _pairs(table, a, b)]
     if not pairs:
@@ -97,7 +97,7 @@ def compare(
     return write([_sheet(*pair) for pair in pairs])
 
 
-def matching(table: Table, wanted: str, where: str = "compare") -> list[Row]:
+def find_rows(table: Table, wanted: str, where: str = "compare") -> list[Row]:
     """Rows of a table that a name means: by row name, else by label, else by method.
 
     Args:
@@ -127,8 +127,8 @@ def matching(table: Table, wanted: str, where: str = "compare") -> list[Row]:
 
 def _pairs(table: Table, a: str, b: str) -> Iterator[tuple[Row, Row]]:
     free = "@" not in a and "@" not in b
-    for first in matching(table, a):
-        for second in matching(table, b):
+    for first in find_rows(table, a):
+        for second in find_rows(table, b):
             same = set(first.checkpoint.split(" = ")) & set(second.checkpoint.split(" = "))
             if first is not second and (same or not free) and first.cells.keys() & second.cells.keys():
                 yield first, second
@@ -168,21 +168,26 @@ def _compare(what: str, a: Cell, b: Cell) -> Comparison:
     )
 
 
-def _sheet(table: Table, first: Row, second: Row) -> Sheet:
-    names = titles(table.columns)
+def _sheet(table: Table, first: Row, second: Row) -> TextTable:
+    names = column_titles(table.columns)
     shared = [column for column in table.columns if column in first.cells and column in second.cells]
     found = [(column, each) for column in shared for each in comparisons(first.cells[column], second.cells[column])]
     shown = table.statistics
     called = [f"{row.name} ({checkpoint_text(row)})" for row in (first, second)]
-    heads = [Head("Attack", is_number=False), Head("n"), Head("A", "Average"), Head("B", "Average")]
-    heads += [Head("only A", "McNemar"), Head("only B", "McNemar"), Head("p", "McNemar")]
-    heads += [Head(STATISTIC_TITLES[statistic], "A - B") for statistic in shown]
+    heads = [
+        Header("Attack", is_number=False),
+        Header("n"),
+        Header("A", "Average"),
+        Header("B", "Average"),
+    ]
+    heads += [Header("only A", "McNemar"), Header("only B", "McNemar"), Header("p", "McNemar")]
+    heads += [Header(STATISTIC_TITLES[statistic], "A - B") for statistic in shown]
     seeds = " and over seeds" if any(each.what for _, each in found) else ""
     missing = [names[column] for column in table.columns if column not in shared]
     notes = [note.format(a=called[0], b=called[1], seeds=seeds) for note in NOTES]
     notes += [f"Not measured alike on both: {', '.join(missing)}."] if missing else []
-    notes += [*older_notes([first, second], shared, names), *sanity_notes([first, second])]
-    return Sheet(
+    notes += [*old_revision_notes([first, second], shared, names), *sanity_notes([first, second])]
+    return TextTable(
         title=f"{table_title(table)}: {called[0]} against {called[1]}",
         heads=tuple(heads),
         rows=tuple(_entries(names[column], column, each, shown) for column, each in found),
@@ -193,21 +198,26 @@ def _sheet(table: Table, first: Row, second: Row) -> Sheet:
     )
 
 
-def _entries(name: str, column: Column, each: Comparison, shown: Sequence[str]) -> tuple[Entry, ...]:
+def _entries(name: str, column: Column, each: Comparison, shown: Sequence[str]) -> tuple[TextCell, ...]:
     test = (
-        [DASH] * 3 if each.test is None else [str(each.test.only_a), str(each.test.only_b), p_text(each.test.p_value)]
+        [DASH] * 3
+        if each.test is None
+        else [str(each.test.only_a), str(each.test.only_b), p_value_text(each.test.p_value)]
     )
-    averages = [figure_text(cell.mean("average"), "average") for cell in (each.a, each.b)]
+    averages = [statistic_text(cell.mean("average"), "average") for cell in (each.a, each.b)]
     front = [f"{name}, {each.what}" if each.what else name, f"{column.n:,}", *averages, *test]
-    return (*map(Entry, front), *(difference_entry(each.differences[statistic], statistic) for statistic in shown))
+    return (
+        *map(TextCell, front),
+        *(difference_entry(each.differences[statistic], statistic) for statistic in shown),
+    )
 
 
 def difference_entry(
     difference: Difference, statistic: str, *, bold: bool | None = None, underline: bool = False
-) -> Entry:  # fmt: skip
+) -> TextCell:  # fmt: skip
     """A difference with its sign and interval; bold where it is settled, unless `bold` says otherwise."""
-    text = figure_text(difference.estimate, statistic)
-    return Entry(
+    text = statistic_text(difference.estimate, statistic)
+    return TextCell(
         text if text == DASH or text.startswith("-") else f"+{text}",
         interval_text(difference.interval, statistic),
         bold=difference.settled if bold is None else bold,
@@ -215,7 +225,7 @@ def difference_entry(
     )
 
 
-def p_text(p: float) -> str:
+def p_value_text(p: float) -> str:
     """A p-value with three decimals, or as a bound below that."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -230,9 +240,9 @@ def _records(
             **{"dataset": table.dataset, "norm": table.norm or None, "eps": table.eps},
             **sides,
             **{"column": column, "what": each.what or "one seed", "n": len(each.a.labels), "statistic": statistic},
-            **{"a": number(each.a.mean(statistic)), "b": number(each.b.mean(statistic))},
-            **{"difference": number(difference.estimate), "low": number(difference.interval.low)},
-            **{"high": number(difference.interval.high), "settled": difference.settled},
+            **{"a": nan_to_none(each.a.mean(statistic)), "b": nan_to_none(each.b.mean(statistic))},
+            **{"difference": nan_to_none(difference.estimate), "low": nan_to_none(difference.interval.low)},
+            **{"high": nan_to_none(difference.interval.high), "settled": difference.settled},
             "only_a": None if test is None else test.only_a,
             "only_b": None if test is None else test.only_b,
             "mcnemar_p": None if test is None else test.p_value,

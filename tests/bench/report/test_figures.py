@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.report import figures
 from bench.report.plots.figures import class_figure, fairness_figure
-from bench.report.plots.history import state_figure, states, training_figure
+from bench.report.plots.history import class_states, state_figure, training_figure
 from bench.report.tables.build import build_tables
 from tests.helpers.trees import Spec, demo, write_run
 
@@ -91,7 +91,7 @@ def test_state_of_many_classes_becomes_an_image(tmp_path: Path) -> None:
     figure = state_figure(table, table.rows[0])
     assert figure is not None
     image = next(axes.images[0] for axes in figure.axes if axes.images)
-    expected = states(table.rows[0].run.history)["weight"].T
+    expected = class_states(table.rows[0].run.history)["weight"].T
     np.testing.assert_allclose(np.asarray(image.get_array()), expected)
 
 
@@ -134,6 +134,6 @@ def test_a_curve_on_clean_inputs_says_so(tmp_path: Path) -> None:
 
 def test_state_that_is_one_number_or_changes_length() -> None:
     history = [{"state": {"kept": 0.5, "odd": [1.0]}}, {"state": {"kept": 0.4, "odd": [1.0, 2.0]}}, {}]
-    found = states(history)
+    found = class_states(history)
     assert list(found) == ["kept"]
     assert found["kept"].shape == (2, 1)

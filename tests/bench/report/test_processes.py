@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.report import render
-from bench.report.tables.notes import split_facts
+from bench.report.tables.notes import batch_split_facts
 from tests.helpers.trees import Spec, write_run
 
 TWO = {"processes": {"count": 2, "batch_norm": "each process"}}
@@ -32,7 +32,7 @@ WARNING = ", with which BatchNorm or dropout give other numbers than whole batch
     ],
 )  # fmt: skip
 def test_what_is_said_of_a_run(facts: dict[str, Any], said: list[str]) -> None:
-    assert split_facts(facts) == said
+    assert batch_split_facts(facts) == said
 
 
 def test_the_note_names_the_rows_that_it_concerns(tmp_path: Path) -> None:

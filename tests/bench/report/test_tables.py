@@ -19,7 +19,7 @@ from bench.errors import BenchError, UsageError
 from bench.report import REPORTERS, by_class, load_results, render
 from bench.report.formats.latex import escape as latex_escape
 from bench.report.tables.build import build_tables
-from bench.report.tables.marks import marks
+from bench.report.tables.ranking import rank_table
 from bench.results.outcomes import Outcomes
 from tests.helpers.printed import latex_tables, markdown_tables
 from tests.helpers.trees import Spec, demo, write_run
@@ -174,7 +174,7 @@ def test_best_is_bold_second_underlined_teachers_aside(tmp_path: Path) -> None:
     write_run(tmp_path, Spec(method="trades", role="teacher", model="wide", attacks={"pgd": 0.95}, per_class=200))
     (table,) = build_tables(tmp_path)
     pgd = table.columns[1]
-    found = marks(table)
+    found = rank_table(table)
     shown = {row.name: found[i, pgd, "average"] for i, row in enumerate(table.rows)}
     assert shown["trades"].best and not shown["trades"].second
     assert shown["absld"].second and not shown["absld"].tied
@@ -186,7 +186,7 @@ def test_what_the_samples_cannot_tell_from_the_best_is_bold(tmp_path: Path) -> N
     for method, level in {"absld": 0.62, "ham": 0.6, "frl": 0.2}.items():
         write_run(tmp_path, Spec(method=method, attacks={"pgd": level}))
     (table,) = build_tables(tmp_path)
-    found = marks(table)
+    found = rank_table(table)
     tied = {row.name: found[i, table.columns[1], "average"].tied for i, row in enumerate(table.rows)}
     assert tied == {"absld": True, "ham": True, "frl": False}
 
@@ -317,7 +317,7 @@ def test_a_class_without_samples_is_named(tmp_path: Path) -> None:
 
 def test_importing_the_report_is_light() -> None:
     code = (
-        "import sys, bench.report.tables.main, bench.report.plots.figures;"
+        "import sys, bench.report.views.main, bench.report.plots.figures;"
         "import bench.report.integrity, bench.report.views.compare;"
         "print([name for name in ('torch', 'pandas', 'pyarrow', 'matplotlib', 'scipy') if name in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""What a table is: cells of outcomes, rows of runs, and the threat model they share."""
+"""Data model of a table: cells of outcomes, rows of runs, and the threat model that they share."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """One attack on one row that was stopped before everything was attacked, with at least one seed.
+class UpperBound:
+    """One attack on one row, stopped early for at least one seed.
 
     Attributes:
-        cell: outcomes so far; average, worst and the lowest tenth can only be lower, of the NSD nothing is known.
-        reasons: which rule stopped it, and where; one sentence for each that differs.
+        cell: outcomes so far; average, worst and worst10 can only be lower, the NSD is unknown.
+        reasons: which rule stopped it, and where; each reason once.
     """
 
     cell: Cell
@@ -85,10 +85,10 @@ class Row:
         checkpoint: "last", "best", or "best = last" if both are the same weights.
         runs: by seed.
         cells: what was measured.
-        is_teacher: whether the row stands here as a teacher, out of the competition.
-        bounds: what was stopped, and so is known from above only.
+        is_teacher: whether the row is shown as a teacher and not ranked.
+        bounds: evaluations that were stopped early.
         sanity: what the sanity checks of its evaluations found; None if there were none.
-        older: by column, older revisions of the attack under which runs were measured as well; they are not shown.
+        older_revisions: by column, revisions of the attack under which runs were measured as well; not shown.
     """
 
     name: str
@@ -96,13 +96,13 @@ class Row:
     runs: tuple[Run, ...]
     cells: Mapping[Column, Cell]
     is_teacher: bool = False
-    bounds: Mapping[Column, Bound] = field(default_factory=dict)
+    bounds: Mapping[Column, UpperBound] = field(default_factory=dict)
     sanity: Sanity | None = None
-    older: Mapping[Column, tuple[int, ...]] = field(default_factory=dict)
+    older_revisions: Mapping[Column, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
-        """The first run: what it says, the seed aside, holds for all."""
+        """The first run, for the facts that all share."""
         return self.runs[0]
 
     @property
@@ -124,7 +124,7 @@ class Table:
 
     @property
     def shown(self) -> tuple[Column, ...]:
-        """The columns, with those in which all that is known is bounds."""
+        """The columns, with those that hold upper bounds alone."""
         bounded = {column for row in self.rows for column in row.bounds}
         return tuple(sorted({*self.columns, *bounded}, key=lambda column: column.order))
 
@@ -140,12 +140,12 @@ class Table:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """What is printed of each attack; the lowest tenth of the classes joins where there are many."""
+        """Statistics printed for each attack; worst10 joins where there are many classes."""
         many = self.num_classes >= metrics.MANY_CLASSES
         return ("average", "worst", *(["worst10"] if many else []), "nsd")
 
     def competitors(self, column: Column) -> list[Row]:
-        """Rows that are compared with one another in a column: those with a figure, teachers aside."""
+        """Rows that are ranked in a column: those with a value, teachers aside."""
         return [row for row in self.rows if column in row.cells and not row.is_teacher]
 
 

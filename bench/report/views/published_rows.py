@@ -14,8 +14,8 @@ from typing import Any
 
 from attacks.plugins.registry import canonical
 from bench.config.protocols import step_length
-from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import Column, plain
+from bench.report.tables.columns import Column, base_attack
+from bench.report.tables.model import Row, Table
 from bench.results import published
 from bench.results.outcomes import CLEAN
 from bench.results.published import Figure, PublishedTable
@@ -24,7 +24,7 @@ UNKNOWN, EXTERNAL = "unknown", "external"
 
 
 @dataclass(frozen=True)
-class Quote:
+class PublishedRow:
     """One published row: a checkpoint, with the figures of its attacks.
 
     Attributes:
@@ -60,16 +60,17 @@ class Quote:
 
     def figure(self, column: Column, columns: Sequence[Column]) -> Figure | None:
         """Its figure for a column: one of the same settings, else one that no column of the table has."""
-        there = [figure for figure in self.figures if plain(figure.attack) == plain(column.attack)]
-        alike = [figure for figure in there if same_attack(figure, column)]
+        attack = base_attack(column.attack)
+        there = [figure for figure in self.figures if base_attack(figure.attack) == attack]
+        alike = [figure for figure in there if is_same_attack(figure, column)]
         if alike:
             return alike[0]
-        rivals = [other for other in columns if other is not column and plain(other.attack) == plain(column.attack)]
-        left = [figure for figure in there if not any(same_attack(figure, other) for other in rivals)]
+        others = [other for other in columns if other is not column and base_attack(other.attack) == attack]
+        left = [figure for figure in there if not any(is_same_attack(figure, other) for other in others)]
         return left[0] if left else None
 
 
-def quotes(source: str, table: Table) -> list[Quote]:
+def published_rows(source: str, table: Table) -> list[PublishedRow]:
     """Every published row on the data set of a table, in the source's order; published radii are Linf."""
     if table.norm not in ("", "linf"):
         return []
@@ -78,17 +79,17 @@ def quotes(source: str, table: Table) -> list[Quote]:
         if canonical(figure.dataset) == canonical(table.dataset):
             key = (figure.about.table, figure.model, figure.name, figure.checkpoint)
             groups.setdefault(key, []).append(figure)
-    return [Quote(tuple(group)) for group in groups.values()]
+    return [PublishedRow(tuple(group)) for group in groups.values()]
 
 
-def below(row: Row, there: Sequence[Quote]) -> list[Quote]:
+def published_rows_of(row: Row, there: Sequence[PublishedRow]) -> list[PublishedRow]:
     """The published rows of the same method: of the same network and checkpoint where there are such."""
     own = [quote for quote in there if _same_method(row, quote)]
-    own = [quote for quote in own if same_model(row, quote)] or own
-    return [quote for quote in own if same_checkpoint(row, quote)] or own
+    own = [quote for quote in own if is_same_model(row, quote)] or own
+    return [quote for quote in own if is_same_checkpoint(row, quote)] or own
 
 
-def _same_method(row: Row, quote: Quote) -> bool:
+def _same_method(row: Row, quote: PublishedRow) -> bool:
     names = {canonical(row.run.text("method")), canonical(row.run.label), canonical(_zoo_id(row))} - {""}
     return bool(names & {canonical(quote.figures[0].method), canonical(quote.name)})
 
@@ -98,25 +99,25 @@ def _zoo_id(row: Row) -> str:
     return name if home == "robustbench" else ""
 
 
-def same_model(row: Row, quote: Quote) -> bool:
+def is_same_model(row: Row, quote: PublishedRow) -> bool:
     """Whether both are the same network; a model of the zoo is known by its id."""
     return row.run.text("model") == quote.model or canonical(_zoo_id(row)) == canonical(quote.name)
 
 
-def same_checkpoint(row: Row, quote: Quote) -> bool:
+def is_same_checkpoint(row: Row, quote: PublishedRow) -> bool:
     """Whether the checkpoints agree, as far as is known; that of foreign weights is not."""
     foreign = row.run.text("method") == EXTERNAL
     return foreign or quote.checkpoint == UNKNOWN or quote.checkpoint in row.checkpoint.split(" = ")
 
 
-def same_radius(figure: Figure, eps: float | None) -> bool:
+def is_same_radius(figure: Figure, eps: float | None) -> bool:
     """Whether a figure was attacked at this radius; clean accuracy has none."""
     if figure.attack == CLEAN:
         return True
     return figure.eps is not None and eps is not None and math.isclose(figure.eps, eps, rel_tol=1e-9)
 
 
-def same_attack(figure: Figure, column: Column) -> bool:
+def is_same_attack(figure: Figure, column: Column) -> bool:
     """Whether what the source states of an attack's steps is what the column was measured with."""
     if figure.attack == CLEAN or column.attack == CLEAN:
         return figure.attack == column.attack
@@ -125,11 +126,11 @@ def same_attack(figure: Figure, column: Column) -> bool:
         return False
     if figure.step_size is None or column.eps is None:
         return True
-    length = step_length(plain(column.attack).replace("_", "-"), settings, column.eps)
+    length = step_length(base_attack(column.attack).replace("_", "-"), settings, column.eps)
     return length is None or math.isclose(length, figure.step_size, rel_tol=1e-6)
 
 
-def comparable(row: Row, quote: Quote, figure: Figure, column: Column) -> bool:
+def is_comparable(row: Row, quote: PublishedRow, figure: Figure, column: Column) -> bool:
     """Whether a difference between the two says something."""
-    alike = same_model(row, quote) and same_checkpoint(row, quote)
-    return alike and same_radius(figure, column.eps) and same_attack(figure, column)
+    alike = is_same_model(row, quote) and is_same_checkpoint(row, quote)
+    return alike and is_same_radius(figure, column.eps) and is_same_attack(figure, column)

@@ -1,4 +1,4 @@
-"""What a reporter prints: titles, headed columns, entries and notes, already in words."""
+"""Tables as text: the cells, headers, notes and records that a reporter writes, and how values are printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.errors import UsageError
 from bench.metrics import Interval
 
 DASH = "–"
-AT_MOST = "≤"
+UPPER_BOUND_SIGN = "≤"
 STATISTIC_TITLES = {
     "average": "Average",
     "worst": "Worst",
@@ -23,7 +23,7 @@ STATISTIC_TITLES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TextCell:
     """One printed cell.
 
     Attributes:
@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Head:
+class Header:
     """Head of a column, with the group that it shares with its neighbours."""
 
     name: str
@@ -49,25 +49,25 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """One printed table.
 
     Attributes:
-        title: what stands over it.
+        title: its heading.
         heads: of the columns.
-        rows: entries, as many as heads.
-        notes: sentences under it.
-        records: the same content in full precision, a flat record per figure.
+        rows: as many cells as heads each.
+        notes: sentences below it.
+        records: the same content in full precision, a flat record per value.
     """
 
     title: str
-    heads: tuple[Head, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    heads: tuple[Header, ...]
+    rows: tuple[tuple[TextCell, ...], ...]
     notes: tuple[str, ...]
     records: tuple[Mapping[str, Any], ...]
 
 
-Reporter = Callable[[Sequence[Sheet]], str]
+Reporter = Callable[[Sequence[TextTable]], str]
 
 REPORTERS: Registry[Reporter] = Registry(
     kind="reporter",
@@ -82,7 +82,7 @@ REPORTERS: Registry[Reporter] = Registry(
 
 
 def reporter(name: str) -> Reporter:
-    """The reporter of a name.
+    """Look up a reporter.
 
     Raises:
         UsageError: if there is none.
@@ -93,27 +93,27 @@ def reporter(name: str) -> Reporter:
         raise UsageError(f"report: {error}") from None
 
 
-def figure_text(value: float, statistic: str) -> str:
-    """A figure as tables print it: NSD as a number with three decimals, all else percent with two."""
+def statistic_text(value: float, statistic: str) -> str:
+    """A value as tables print it: NSD as a number with three decimals, all else percent with two."""
     if math.isnan(value):
         return DASH
     return f"{value:.3f}" if statistic == "nsd" else f"{100 * value:.2f}"
 
 
-def spread_text(mean: float, sd: float | None, statistic: str) -> str:
+def mean_sd_text(mean: float, sd: float | None, statistic: str) -> str:
     """Mean and, over several seeds, standard deviation."""
     if math.isnan(mean) or sd is None:
-        return figure_text(mean, statistic)
-    return f"{figure_text(mean, statistic)} ± {figure_text(sd, statistic)}"
+        return statistic_text(mean, statistic)
+    return f"{statistic_text(mean, statistic)} ± {statistic_text(sd, statistic)}"
 
 
 def interval_text(interval: Interval | None, statistic: str) -> str:
     """An interval in brackets; empty without one."""
     if interval is None or math.isnan(interval.low):
         return ""
-    return f"[{figure_text(interval.low, statistic)}, {figure_text(interval.high, statistic)}]"
+    return f"[{statistic_text(interval.low, statistic)}, {statistic_text(interval.high, statistic)}]"
 
 
-def number(value: float | None) -> float | None:
-    """A figure for a record: None for what is not a number, since JSON has no NaN."""
+def nan_to_none(value: float | None) -> float | None:
+    """A value for a record: None for NaN, which JSON lacks."""
     return None if value is None or math.isnan(value) else float(value)

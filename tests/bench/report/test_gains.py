@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from bench.cli.app import main
 from bench.errors import UsageError
 from bench.report import compare, gains, load_results
-from bench.report.views.over import levelling_down
+from bench.report.views.gains import levelling_down
 from bench.results.outcomes import Outcomes
 from tests.helpers.trees import Spec, demo, write_run
 

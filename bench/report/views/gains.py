@@ -11,16 +11,16 @@ import numpy as np
 from bench import metrics
 from bench.errors import UsageError
 from bench.metrics import Difference, Floats
-from bench.report.formats.sheet import DASH, STATISTIC_TITLES, Entry, Head, Sheet, number, reporter
+from bench.report.formats.text_table import DASH, STATISTIC_TITLES, Header, TextCell, TextTable, nan_to_none, reporter
 from bench.report.tables.build import Filters, build_tables
-from bench.report.tables.cells import Row, Table
-from bench.report.tables.columns import Column, titles
-from bench.report.tables.main import checkpoint_text, row_record, table_title
-from bench.report.tables.marks import resampled
-from bench.report.tables.notes import older_notes
+from bench.report.tables.columns import Column, column_titles
+from bench.report.tables.model import Row, Table
+from bench.report.tables.notes import old_revision_notes
+from bench.report.tables.ranking import resample_rows
 from bench.report.tables.sanity import marked, sanity_notes
-from bench.report.views.compare import difference_entry, matching
-from bench.results.tree import Roots, Run, read_runs
+from bench.report.views.compare import difference_entry, find_rows
+from bench.report.views.main import checkpoint_text, row_record, table_title
+from bench.results.tree import ResultsFolders, Run, read_runs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,7 +71,7 @@ class Gain:
 
 
 def gains(
-    results: Roots,
+    results: ResultsFolders,
     over: str,
     *,
     format: str = "markdown",
@@ -98,7 +98,7 @@ def gains(
     sheets = [
         _sheet(table, base, rows, column, known)
         for table in tables
-        for base in matching(table, over, "--over")
+        for base in find_rows(table, over, "--over")
         for column in table.columns
         if (rows := _others(table, base, column, names))
     ]
@@ -151,18 +151,18 @@ def _others(table: Table, base: Row, column: Column, names: Sequence[str]) -> li
     return sorted((r for r in rows if column in base.cells and r.name in names), key=lambda row: names.index(row.name))
 
 
-def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: Mapping[str, Run]) -> Sheet:
+def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: Mapping[str, Run]) -> TextTable:
     found = _gains(base, rows, column, table.statistics, known)
     called = f"{base.name} ({checkpoint_text(base)})"
-    heads = [Head("Method", is_number=False), *(Head(STATISTIC_TITLES[s]) for s in table.statistics)]
+    heads = [Header("Method", is_number=False), *(Header(STATISTIC_TITLES[s]) for s in table.statistics)]
     seeds = " and over seeds" if any(len(row.cells[column].seeds) > 1 for row in (base, *rows)) else ""
-    return Sheet(
-        title=f"{table_title(table)}: over {called}, {titles(table.columns)[column]}",
-        heads=(*heads, Head("Levelling down"), Head("Cost"), Head("Teacher")),
+    return TextTable(
+        title=f"{table_title(table)}: over {called}, {column_titles(table.columns)[column]}",
+        heads=(*heads, Header("Levelling down"), Header("Cost"), Header("Teacher")),
         rows=tuple(_entries(gain, table.statistics) for gain in found),
         notes=(
             *(note.format(baseline=called, n=column.n, seeds=seeds) for note in NOTES),
-            *older_notes([base, *rows], [column], titles(table.columns)),
+            *old_revision_notes([base, *rows], [column], column_titles(table.columns)),
             *sanity_notes([base, *rows]),
         ),
         records=tuple(record for gain in found for record in _records(table, base, column, gain)),
@@ -172,7 +172,7 @@ def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: 
 def _gains(
     base: Row, rows: Sequence[Row], column: Column, statistics: Sequence[str], known: Mapping[str, Run]
 ) -> list[Gain]:
-    drawn = resampled([base, *rows], column, statistics)
+    drawn = resample_rows([base, *rows], column, statistics)
     cell, cost = base.cells[column], _cost(base, known, STUDENT)
     found = []
     for place, row in enumerate(rows, start=1):
@@ -188,29 +188,29 @@ def _cost(row: Row, known: Mapping[str, Run], owners: Sequence[str]) -> float:
     return float(np.mean([training_passes(run, known, owners) for run in row.runs]))
 
 
-def _entries(gain: Gain, statistics: Sequence[str]) -> tuple[Entry, ...]:
+def _entries(gain: Gain, statistics: Sequence[str]) -> tuple[TextCell, ...]:
     figures = [
         difference_entry(gain.differences[name], name, bold=gain.better(name), underline=gain.worse(name))
         for name in statistics
     ]
     share = f"{100 * gain.levelling:.0f} %" if gain.better("nsd") and not np.isnan(gain.levelling) else DASH
-    costs = [Entry(DASH if not cost > 0 else f"{cost:.2f}x") for cost in (gain.cost, gain.teacher)]
-    return (Entry(marked(gain.row)), *figures, Entry(share), *costs)
+    costs = [TextCell(DASH if not cost > 0 else f"{cost:.2f}x") for cost in (gain.cost, gain.teacher)]
+    return (TextCell(marked(gain.row)), *figures, TextCell(share), *costs)
 
 
 def _records(table: Table, base: Row, column: Column, gain: Gain) -> Iterator[dict[str, Any]]:
     for name, difference in gain.differences.items():
         yield row_record(table, gain.row) | {
             "over": base.name,
-            "column": titles(table.columns)[column],
+            "column": column_titles(table.columns)[column],
             "n": column.n,
             "statistic": name,
-            "difference": number(difference.estimate),
-            "low": number(difference.interval.low),
-            "high": number(difference.interval.high),
+            "difference": nan_to_none(difference.estimate),
+            "low": nan_to_none(difference.interval.low),
+            "high": nan_to_none(difference.interval.high),
             "settled": difference.settled,
             "better": gain.better(name),
-            "levelling_down": number(gain.levelling) if name == "nsd" and gain.better("nsd") else None,
-            "cost": number(gain.cost),
-            "teacher_cost": number(gain.teacher),
+            "levelling_down": nan_to_none(gain.levelling) if name == "nsd" and gain.better("nsd") else None,
+            "cost": nan_to_none(gain.cost),
+            "teacher_cost": nan_to_none(gain.teacher),
         }

@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.report.formats.sheet import (
-    AT_MOST,
+from bench.report.formats.text_table import (
     DASH,
     STATISTIC_TITLES,
-    Entry,
-    Head,
-    Sheet,
-    figure_text,
+    UPPER_BOUND_SIGN,
+    Header,
+    TextCell,
+    TextTable,
     interval_text,
-    number,
+    mean_sd_text,
+    nan_to_none,
     reporter,
-    spread_text,
+    statistic_text,
 )
 from bench.report.tables.build import Filters, build_tables
-from bench.report.tables.cells import Cell, Row, Table
-from bench.report.tables.columns import Column, threat_text, titles
-from bench.report.tables.marks import Mark, Marks, marks
+from bench.report.tables.columns import Column, column_titles, threat_text
+from bench.report.tables.model import Cell, Row, Table
 from bench.report.tables.notes import table_notes
+from bench.report.tables.ranking import Ranking, Rankings, rank_table
 from bench.report.tables.sanity import marked as marked_name
-from bench.results.tree import Roots
+from bench.results.tree import ResultsFolders
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def render(
-    results: Roots,
+    results: ResultsFolders,
     *,
     format: str = "markdown",
     intervals: bool = False,
@@ -54,18 +54,18 @@ def render(
     return write([table_sheet(table, intervals=intervals) for table in tables])
 
 
-def table_sheet(table: Table, *, intervals: bool = False) -> Sheet:
+def table_sheet(table: Table, *, intervals: bool = False) -> TextTable:
     """One table in words."""
-    marked = marks(table, intervals=intervals)
-    names = titles(table.shown)
-    heads = [Head("Method", is_number=False), Head("Checkpoint", is_number=False)]
-    heads += [Head(STATISTIC_TITLES[s], names[column]) for column in table.shown for s in table.statistics]
-    stands_out = any(mark.best for mark in marked.values())
-    return Sheet(
+    marked = rank_table(table, intervals=intervals)
+    names = column_titles(table.shown)
+    heads = [Header("Method", is_number=False), Header("Checkpoint", is_number=False)]
+    heads += [Header(STATISTIC_TITLES[s], names[column]) for column in table.shown for s in table.statistics]
+    has_ranking = any(mark.best for mark in marked.values())
+    return TextTable(
         title=table_title(table),
         heads=tuple(heads),
         rows=tuple(_entries(table, i, row, marked) for i, row in enumerate(table.rows)),
-        notes=tuple(table_notes(table, intervals=intervals, marked=stands_out)),
+        notes=tuple(table_notes(table, intervals=intervals, has_ranking=has_ranking)),
         records=tuple(record for i, row in enumerate(table.rows) for record in _records(table, i, row, marked)),
     )
 
@@ -81,24 +81,24 @@ def checkpoint_text(row: Row) -> str:
     return row.checkpoint.replace("best", "best (test)") if chosen_on_test else row.checkpoint
 
 
-def _entries(table: Table, place: int, row: Row, marked: Marks) -> tuple[Entry, ...]:
+def _entries(table: Table, place: int, row: Row, marked: Rankings) -> tuple[TextCell, ...]:
     figures = [
-        _entry(row, column, statistic, marked.get((place, column, statistic), Mark()))
+        _entry(row, column, statistic, marked.get((place, column, statistic), Ranking()))
         for column in table.shown
         for statistic in table.statistics
     ]
-    return (Entry(marked_name(row)), Entry(checkpoint_text(row)), *figures)
+    return (TextCell(marked_name(row)), TextCell(checkpoint_text(row)), *figures)
 
 
-def _entry(row: Row, column: Column, statistic: str, mark: Mark) -> Entry:
+def _entry(row: Row, column: Column, statistic: str, mark: Ranking) -> TextCell:
     cell = row.cells.get(column)
     if column in row.bounds:
-        at_most = figure_text(row.bounds[column].at_most(statistic), statistic)
-        return Entry(at_most if at_most == DASH else f"{AT_MOST} {at_most}")
+        at_most = statistic_text(row.bounds[column].at_most(statistic), statistic)
+        return TextCell(at_most if at_most == DASH else f"{UPPER_BOUND_SIGN} {at_most}")
     if cell is None:
-        return Entry(DASH)
-    text = spread_text(cell.mean(statistic), cell.sd(statistic), statistic)
-    return Entry(text, interval_text(mark.interval, statistic), mark.best or mark.tied, mark.second)
+        return TextCell(DASH)
+    text = mean_sd_text(cell.mean(statistic), cell.sd(statistic), statistic)
+    return TextCell(text, interval_text(mark.interval, statistic), mark.best or mark.tied, mark.second)
 
 
 def row_record(table: Table, row: Row) -> dict[str, Any]:
@@ -116,28 +116,28 @@ def row_record(table: Table, row: Row) -> dict[str, Any]:
     }
 
 
-def _records(table: Table, place: int, row: Row, marked: Marks) -> Iterator[dict[str, Any]]:
+def _records(table: Table, place: int, row: Row, marked: Rankings) -> Iterator[dict[str, Any]]:
     for column, statistic, record in _headed(table, row, row.cells):
-        cell, mark = row.cells[column], marked.get((place, column, statistic), Mark())
+        cell, mark = row.cells[column], marked.get((place, column, statistic), Ranking())
         low, high = mark.interval or (None, None)
         yield record | {
-            "mean": number(cell.mean(statistic)),
-            "sd": number(cell.sd(statistic)),
-            "low": number(low),
-            "high": number(high),
+            "mean": nan_to_none(cell.mean(statistic)),
+            "sd": nan_to_none(cell.sd(statistic)),
+            "low": nan_to_none(low),
+            "high": nan_to_none(high),
             "best": mark.best,
             "second": mark.second,
             "tied_with_best": mark.tied,
         }
     for column, statistic, record in _headed(table, row, {column: bound.cell for column, bound in row.bounds.items()}):
         bound = row.bounds[column]
-        stopped = {"at_most": number(bound.at_most(statistic)), "stopped": "; ".join(bound.reasons)}
+        stopped = {"at_most": nan_to_none(bound.at_most(statistic)), "stopped": "; ".join(bound.reasons)}
         yield record | {"mean": None, **stopped}
 
 
 def _headed(table: Table, row: Row, cells: Mapping[Column, Cell]) -> Iterator[tuple[Column, str, dict[str, Any]]]:
     """Every figure of a row by column and statistic, with what its record says before the figure."""
-    names = titles(table.shown)
+    names = column_titles(table.shown)
     for column, cell in cells.items():
         for statistic in table.statistics:
             yield (
