@@ -22,7 +22,7 @@ from bench.data.splits import Part, Parts, limit, load, to_float
 from bench.errors import UsageError
 from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights
-from bench.plan.jobs import BLOCK
+from bench.plan.jobs import DEFAULT_BLOCK
 
 T = TypeVar("T")
 LEVELS = 16  # of the masking, at least
@@ -198,7 +198,7 @@ def _paired(option: str, given: Sequence[T], count: int, default: T | None = Non
 
 
 def _block(dataset: str, options: argparse.Namespace) -> int:
-    return int(options.block or DATASETS.sketch(dataset).fact("block", BLOCK))
+    return int(options.block or DATASETS.sketch(dataset).fact("block", DEFAULT_BLOCK))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

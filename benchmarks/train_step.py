@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.config.speedups import SWITCHES, USUAL
+from bench.config.speedups import DEVICE_DEFAULTS, SWITCHES
 from bench.core import device as devices
 from bench.data.splits import to_float
 from bench.training.trainer import Trainer
@@ -240,7 +240,7 @@ def switches_table(page: Page, ground: Ground, method: str, options: argparse.Na
         "frozen parameters in the attack": Written(frozen=True), "both": Written(once=True, frozen=True),
     }  # fmt: skip
     tasks: dict[str, Any] = {name: PlainStep(method, base, how) for name, how in ways.items()}
-    usual = list(USUAL.get(ground.device.partition(":")[0], ()))
+    usual = list(DEVICE_DEFAULTS.get(ground.device.partition(":")[0], ()))
     lists = {"the suite's step, no switch": [], **{switch: [switch] for switch in options.switches}}
     lists |= {"together, as is usual here": usual, "together, all": list(options.switches)}
     tasks |= {name: SuiteStep(ground.trainer(method, switches)) for name, switches in lists.items()}

@@ -1,1 +1,1 @@
-"""What is registered: lists, and a page on each method, attack, data set, model and protocol."""
+"""Lists of what is registered, and a page on each method, attack, data set, model and protocol."""

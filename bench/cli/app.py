@@ -1,4 +1,4 @@
-"""The command `bench`: its commands together, with one way to say what went wrong."""
+"""The command `bench`: the group of its commands, and how errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UnknownName as error:
-            raise _Refusal(str(error), UsageError.exit_code) from None
+            raise _Failure(str(error), UsageError.exit_code) from None
         except BenchError as error:
-            raise _Refusal(str(error), error.exit_code) from None
+            raise _Failure(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            raise _Refusal("interrupted", Interrupted.exit_code) from None
+            raise _Failure("interrupted", Interrupted.exit_code) from None
 
 
-class _Refusal(click.ClickException):
+class _Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         vars(self)["exit_code"] = exit_code

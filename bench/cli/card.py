@@ -1,4 +1,4 @@
-"""`bench card`: what is known of a teacher's weights, measured where it is not."""
+"""The command `bench card`: source, licence and measured accuracy of a teacher's weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.common import note
 from bench.cli.options import options, plugin_option, setting_option, setting_options
 
 if TYPE_CHECKING:
@@ -43,26 +44,22 @@ def card(teacher: str, model: str | None, licence: str | None, **flags: Any) -> 
     else:
         load_plugins(flags["plugins"])
         given = {name: value for name, value in flags.items() if value not in (None, ())}
-        found, place = _given(teacher, combined({**given, "teacher_model": model}), licence)
+        found, place = _card_of_weights(teacher, combined({**given, "teacher_model": model}), licence)
     click.echo(card_text(found))
     click.echo(f"written to {place}", err=True)
 
 
-def _given(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[str, Any], Path]:
+def _card_of_weights(teacher: str, run: RunSettings, licence: str | None) -> tuple[dict[str, Any], Path]:
     """The card of a file or a network of the zoo."""
-    from bench.config.defaults import given_teacher, teacher_model, usual_eps
+    from bench.config.defaults import default_eps, teacher_model, teacher_source
     from bench.core import device
     from bench.data.splits import load
     from bench.evaluation.cards import Conditions, ensure_card
     from bench.models.teachers import load_teacher
 
     out, data_dir = Path(run.out), Path(run.data_dir)
-    source = given_teacher(teacher, teacher_model(run), where="bench card")
+    source = teacher_source(teacher, teacher_model(run), where="bench card")
     parts = load(run.dataset, data_dir, download=run.download)
     found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
-    under = Conditions(run.norm, usual_eps(run), run.limit, device.resolve(run.device), run.threads)
-    return ensure_card(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=_note)
-
-
-def _note(sentence: str) -> None:
-    click.echo(f"note: {sentence}", err=True)
+    under = Conditions(run.norm, default_eps(run), run.limit, device.resolve(run.device), run.threads)
+    return ensure_card(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=note)

@@ -1,4 +1,4 @@
-"""What commands share: settings put together from file and flags, plug-ins, notes."""
+"""Helpers that commands share: settings from file and flags, plug-ins, notes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
 
 
 def settings_from(flags: dict[str, Any]) -> RunSettings:
-    """Defaults, then the file, then the flags that were given."""
+    """The settings of a run: defaults, then the file, then the flags that were given."""
     from bench.config.config_file import from_file
     from bench.config.settings import combined
     from bench.core.values import parse_value

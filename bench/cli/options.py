@@ -1,4 +1,4 @@
-"""Options of the command line that commands share, and how their values are read."""
+"""Options that several commands share, and the callbacks that read their values."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, 
     return split
 
 
-def names(*spellings: str, help: str, convert: Callable[[str], Any] = str) -> Callable[[Command], Command]:
+def list_option(*spellings: str, help: str, convert: Callable[[str], Any] = str) -> Callable[[Command], Command]:
     """An option that takes a comma list and may be repeated."""
     return click.option(*spellings, callback=comma_list(convert), multiple=True, metavar="LIST", help=help)
 
 
-def fraction(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+def fraction_callback(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A callback for a number or a fraction."""
     from bench.core.values import parse_number
 
@@ -61,11 +61,11 @@ def setting_option(name: str, help: str = "") -> Callable[[Command], Command]:
     setting = SETTINGS[name]
     flags, help = setting.flags or (setting.flag,), help or setting.help
     if setting.many:
-        return names(*flags, help=help, convert=setting.kind)
+        return list_option(*flags, help=help, convert=setting.kind)
     if setting.kind is bool:
         return click.option(*flags, is_flag=True, default=None, help=help)
     if setting.kind is float:
-        return click.option(*flags, callback=fraction, metavar=setting.metavar, help=help)
+        return click.option(*flags, callback=fraction_callback, metavar=setting.metavar, help=help)
     kind: Any = click.Path() if setting.metavar == "PATH" else setting.kind
     kind = click.Choice(setting.choices) if setting.choices else kind
     return click.option(*flags, type=kind, metavar=setting.metavar, help=help)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.options import RESULTS, names, options
+from bench.cli.options import RESULTS, list_option, options
 from bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     click.option("--format", "form", default="markdown", show_default=True, help="markdown, latex, csv, json."),
     click.option("--out", type=click.Path(dir_okay=False), help="Write to a file instead of the screen."),
     click.option("--dataset", help="Only this data set."),
-    names("--methods", help="Only these rows, in this order."),
-    names("--attacks", help="Only these columns beside the clean one."),
+    list_option("--methods", help="Only these rows, in this order."),
+    list_option("--attacks", help="Only these columns beside the clean one."),
     click.option("--checkpoint", type=click.Choice(["last", "best"]), help="Only this checkpoint."),
     click.option("--intervals", is_flag=True, help="95 % bootstrap intervals within classes."),
     click.option("--by-class", is_flag=True, help="Accuracy of every class instead."),

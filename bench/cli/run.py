@@ -64,7 +64,7 @@ def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool,
     report = _launch(plan, settings, quiet, group=group)
     if not report.interrupted:
         _write_cards(Path(settings.out) / job.folder for job in plan.train)
-    _conclude(plan, settings, report)
+    _print_outcome(plan, settings, report)
 
 
 @click.command()
@@ -92,12 +92,12 @@ def evaluate(
         if group is not None:
             for sentence in DATASETS.notes(settings.dataset):
                 note(sentence)
-            chosen = _adopted(settings, checkpoint, model, robustbench, mean, std, label)
+            chosen = _external_evaluations(settings, checkpoint, model, robustbench, mean, std, label)
             report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], group=group)
-            _conclude(chosen, settings, report)
+            _print_outcome(chosen, settings, report)
 
 
-def _adopted(
+def _external_evaluations(
     settings: RunSettings, checkpoint: str | None, model: str | None, robustbench: str | None,
     mean: tuple[float, ...], std: tuple[float, ...], label: str | None,
 ) -> Plan:  # fmt: skip
@@ -148,7 +148,7 @@ def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) 
     for sentence in found.incomplete:
         click.echo(f"not finished: {sentence}", err=True)
     _write_cards(path.parent for path in sorted(Path(settings.out).glob("*/*/*/*/run.json")))
-    _conclude(plan, settings, report)
+    _print_outcome(plan, settings, report)
     if found.incomplete:
         raise BenchError(f"merge: {len(found.incomplete)} of the evaluations lack blocks")
 
@@ -183,8 +183,8 @@ def _print_table(plan: Plan, settings: RunSettings) -> None:
         click.echo(reports.render(finished))
 
 
-def _conclude(plan: Plan, settings: RunSettings, report: Report) -> None:
-    """Print what a launch has come to.
+def _print_outcome(plan: Plan, settings: RunSettings, report: Report) -> None:
+    """Print the table of a launch, or its failures.
 
     Raises:
         Interrupted: if it was asked to stop.

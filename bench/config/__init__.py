@@ -1,1 +1,1 @@
-"""What a run is asked for: settings, configuration files, defaults, protocols, speedups, stop rules."""
+"""Configuration of a run: settings, files, defaults, evaluation protocols, speedups, stop rules."""

@@ -1,7 +1,7 @@
 """Named evaluation protocols: the attacks, with their settings, under which published tables were made.
 
-A protocol is shorthand for settings. It is no part of an evaluation's key: equal settings asked for under two
-protocols, or without one, are one evaluation. Which protocol a table's attacks belong to is read off their settings.
+A protocol is shorthand for settings and no part of an evaluation's key: equal settings under two protocols, or without
+one, are one evaluation. Tables find the protocol of their attacks by comparing settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attacks.plugins.registry import canonical, suggestion
 from attacks.registry import ATTACKS
 from bench.errors import UsageError
 
-NORM, CIFAR = "linf", 8 / 255
+NORM, CIFAR_EPS = "linf", 8 / 255
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Protocol:
         name: what `--protocol` calls it.
         summary: one line.
         eps: the radius it was made for, in units of x.
-        attacks: registered name -> settings; what is not said is the attack's default, step sizes are for `eps`.
+        attacks: registered name -> overrides of the attack's defaults; step sizes are for `eps`.
         checkpoint: how the published checkpoints were chosen; words only, nothing follows it.
         source: where the settings were read.
         doubts: what is not certain, or not exactly so here.
@@ -42,11 +42,11 @@ class Protocol:
     doubts: tuple[str, ...] = ()
 
     def settings(self, attack: str, eps: float) -> dict[str, Any]:
-        """What the protocol says of an attack at a radius: step sizes keep their ratio to it."""
-        own = dict(self.attacks[attack])
-        if "step_size" in own and not math.isclose(eps, self.eps, rel_tol=1e-9):
-            own["step_size"] *= eps / self.eps
-        return own
+        """The settings of an attack at a radius: step sizes keep their ratio to it."""
+        settings = dict(self.attacks[attack])
+        if "step_size" in settings and not math.isclose(eps, self.eps, rel_tol=1e-9):
+            settings["step_size"] *= eps / self.eps
+        return settings
 
     def attack_text(self, attack: str) -> str:
         """The settings of an attack in words."""
@@ -56,14 +56,15 @@ class Protocol:
         length = radius_text(step_length(attack, stated, self.eps) or 0.0)
         return f"{stated['steps']} step{'s' * (stated['steps'] > 1)} of {length}, start {stated['start']}"
 
-    def radius(self, eps: float | None, usual: float | None) -> float:
-        """The radius it is run at: the one asked for, else its own, else that of data unlike CIFAR."""
+    def radius(self, eps: float | None, dataset_eps: float | None) -> float:
+        """The radius it is run at: `eps` if given, else the protocol's, or the data set's where that is not CIFAR's."""
         if eps is not None:
             return eps
-        return self.eps if usual is None or math.isclose(usual, CIFAR, rel_tol=1e-9) else usual
+        like_cifar = dataset_eps is None or math.isclose(dataset_eps, CIFAR_EPS, rel_tol=1e-9)
+        return self.eps if like_cifar or dataset_eps is None else dataset_eps
 
 
-_FAMILY = {
+_ARD_FAMILY = {
     "fgsm": {"steps": 1, "start": "zero"},
     "pgd": {"steps": 20, "start": "uniform"},
     "pgd-trades": {"steps": 20, "start": "uniform"},
@@ -74,13 +75,13 @@ _CW = "CW: the released hinge with confidence 50 is the plain margin here; itera
 
 _ALL = (
     Protocol(
-        "absld", "FGSM, PGD (2/255 and 0.003), CW of 30 steps, AutoAttack; the ARD family's", 8 / 255, _FAMILY,
+        "absld", "FGSM, PGD (2/255 and 0.003), CW of 30 steps, AutoAttack; the ARD family's", 8 / 255, _ARD_FAMILY,
         checkpoint="on the test set: highest PGD-20 accuracy, or that plus the worst class's",
         source="the evaluation script of CIARD, whose PGD with steps of 0.003 RSLAD and ABSLD run while training",
         doubts=("ABSLD's own evaluation script is not released, and its paper's settings are unread", _CW),
     ),
     Protocol(
-        "rslad", "absld's, with CW of 20 steps", 8 / 255, {**_FAMILY, "cw": {"steps": 20, "start": "zero"}},
+        "rslad", "absld's, with CW of 20 steps", 8 / 255, {**_ARD_FAMILY, "cw": {"steps": 20, "start": "zero"}},
         checkpoint="on the test set: highest PGD-20 accuracy; and the last epoch",
         source="20 steps of CW as told of its published tables in a public review; the rest as absld",
         doubts=("step size and start of CW are not told: absld's are taken", _CW),
@@ -118,30 +119,30 @@ PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _AL
 
 
 def resolve(names: Iterable[str]) -> tuple[str, ...]:
-    """Names as they are known, without repetitions.
+    """Names of protocols in their registered spelling, without repetitions.
 
     Raises:
         UsageError: for an unknown one, with the closest match and the list.
     """
-    found = []
+    resolved = []
     for name in names:
         known = canonical(name)
         if known not in PROTOCOLS:
             hint = suggestion(name, PROTOCOLS)
             raise UsageError(f"--protocol {name}: unknown protocol{hint} available: {', '.join(PROTOCOLS)}")
-        found.append(known)
-    return tuple(dict.fromkeys(found))
+        resolved.append(known)
+    return tuple(dict.fromkeys(resolved))
 
 
 @dataclass(frozen=True)
-class Asked:
+class AttackRequest:
     """One attack to run.
 
     Attributes:
         attack: registered name.
-        settings: those that are said; the others are the attack's defaults.
+        settings: overrides of the attack's defaults.
         eps: radius in units of x.
-        protocol: the first that asks for it, if another asks for the same attack with other settings; else empty.
+        protocol: the first that has it, if another has the same attack with other settings; else empty.
     """
 
     attack: str
@@ -150,30 +151,32 @@ class Asked:
     protocol: str = ""
 
 
-def asked(names: Sequence[str], attacks: Sequence[str] | None, eps: float | None, usual: float | None) -> list[Asked]:
-    """The attacks of some protocols, each once if they agree in its settings.
+def attack_requests(
+    names: Sequence[str], attacks: Sequence[str] | None, eps: float | None, dataset_eps: float | None
+) -> list[AttackRequest]:
+    """The attacks of some protocols, each once where they agree in its settings.
 
     Args:
         names: protocols.
         attacks: only these; None means all.
-        eps: the radius that was asked for.
-        usual: that of the data set.
+        eps: the radius of `--eps`.
+        dataset_eps: that of the data set.
     """
-    found: list[Asked] = []
+    requests: list[AttackRequest] = []
     for protocol in (PROTOCOLS[name] for name in names):
-        here = protocol.radius(eps, usual)
+        radius = protocol.radius(eps, dataset_eps)
         for attack in protocol.attacks:
-            one = Asked(attack, protocol.settings(attack, here), here, protocol.name)
-            known = [(other.attack, other.settings, other.eps) for other in found]
-            if (attacks is None or attack in attacks) and (one.attack, one.settings, one.eps) not in known:
-                found.append(one)
-    often = Counter(one.attack for one in found)
-    return [one if often[one.attack] > 1 else replace(one, protocol="") for one in found]
+            new = AttackRequest(attack, protocol.settings(attack, radius), radius, protocol.name)
+            known = [replace(request, protocol=protocol.name) for request in requests]
+            if (attacks is None or attack in attacks) and new not in known:
+                requests.append(new)
+    counts = Counter(request.attack for request in requests)
+    return [request if counts[request.attack] > 1 else replace(request, protocol="") for request in requests]
 
 
-def scaled(names: Sequence[str], eps: float | None, usual: float | None) -> list[str]:
+def scaling_notes(names: Sequence[str], eps: float | None, dataset_eps: float | None) -> list[str]:
     """A sentence for each protocol that runs at another radius than its own."""
-    pairs = [(protocol, protocol.radius(eps, usual)) for protocol in (PROTOCOLS[name] for name in names)]
+    pairs = [(protocol, protocol.radius(eps, dataset_eps)) for protocol in (PROTOCOLS[name] for name in names)]
     return [
         f"protocol {protocol.name}: made for eps {radius_text(protocol.eps)}, "
         f"its steps are scaled to eps {radius_text(radius)}"
@@ -182,42 +185,42 @@ def scaled(names: Sequence[str], eps: float | None, usual: float | None) -> list
     ]
 
 
-def check(names: Sequence[str], attacks: Sequence[str] | None, norm: str, overrides: Iterable[str]) -> None:
-    """See that nothing else that was asked for contradicts the protocols.
+def check_conflicts(names: Sequence[str], attacks: Sequence[str] | None, norm: str, overrides: Iterable[str]) -> None:
+    """Check that no other setting of the run contradicts the protocols.
 
     Raises:
         UsageError: for another norm, an attack that none of them has, or a setting that they fix.
     """
     if not names:
         return
-    own = list(dict.fromkeys(attack for name in names for attack in PROTOCOLS[name].attacks))
+    known = list(dict.fromkeys(attack for name in names for attack in PROTOCOLS[name].attacks))
     if norm != NORM:
         raise UsageError(f"--norm {norm}: the protocols are made for {NORM}; leave out --norm or --protocol")
     for attack in attacks or ():
-        if attack not in own:
-            raise UsageError(f"--attacks {attack}: expected attacks of {', '.join(names)}: {', '.join(own)}")
+        if attack not in known:
+            raise UsageError(f"--attacks {attack}: expected attacks of {', '.join(names)}: {', '.join(known)}")
     for dotted in overrides:
-        if canonical(dotted.partition(".")[0]) in map(canonical, own):
+        if canonical(dotted.partition(".")[0]) in map(canonical, known):
             raise UsageError(f"--set {dotted}: fixed by --protocol {', '.join(names)}; leave out one of the two")
 
 
-def belonging(attack: str, settings: Mapping[str, Any], norm: str, eps: float | None) -> tuple[str, ...]:
-    """Names of the protocols that have an attack with just these settings, step sizes in proportion to eps.
+def matching_protocols(attack: str, settings: Mapping[str, Any], norm: str, eps: float | None) -> tuple[str, ...]:
+    """Names of the protocols that have an attack with exactly these settings, step sizes in proportion to eps.
 
     Args:
         attack: name as stored; our own AutoAttack counts as AutoAttack.
-        settings: as stored; what is not said is the attack's default.
+        settings: as stored; the rest are the attack's defaults.
         norm: of its threat model.
         eps: its radius.
     """
     name = canonical(attack).removesuffix("_reference").replace("_", "-")
     if norm != NORM or eps is None or name not in ATTACKS.builtin:
         return ()
-    asked = _comparable(name, settings, eps)
+    stored = _comparable(name, settings, eps)
     return tuple(
         protocol.name
         for protocol in _ALL
-        if name in protocol.attacks and _equal(asked, _comparable(name, protocol.settings(name, eps), eps))
+        if name in protocol.attacks and _equal(stored, _comparable(name, protocol.settings(name, eps), eps))
     )
 
 

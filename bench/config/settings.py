@@ -1,4 +1,4 @@
-"""One frozen, validated description of a run, and the order in which it is put together.
+"""The settings of a run: one frozen, validated object, put together from layers.
 
 Precedence: defaults < the method's recipe < configuration file < flags. Values are checked against what is
 registered before anything is trained.
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from attacks.plugins.registry import Registry, UnknownName
 from attacks.registry import ATTACKS
-from bench.config.protocols import check as check_protocols
+from bench.config.protocols import check_conflicts as check_protocols
 from bench.config.protocols import resolve as resolve_protocols
 from bench.config.setting import declared, setting
 from bench.config.speedups import SWITCHES

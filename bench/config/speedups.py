@@ -1,4 +1,4 @@
-"""The switches that make training steps faster: their names, and which of them a device has unasked. Free of torch."""
+"""Switches that make training faster, such as bf16: their names, and the defaults of a device. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from bench.errors import UsageError
 
-# Each with what it does. A number can move with any of them: by rounding, with bf16 by that of eight bits.
+# Name -> what it does. Each can move numbers: by rounding, with bf16 by that of eight bits.
 SWITCHES = {
     "bf16": "networks compute in bfloat16, but for their first and last layer, normalisations, losses and weights",
     "channels_last": "images and weights are laid out channel by channel within each pixel",
@@ -14,44 +14,44 @@ SWITCHES = {
     "fold": "attacks in eval mode, and teachers, run on copies with BatchNorm folded into the convolutions before it",
     "fused": "the optimiser's step is one kernel",
 }
-USUAL = {"cpu": ("channels_last", "fold", "fused"), "cuda": ("bf16", "channels_last", "fold", "fused")}
+DEVICE_DEFAULTS = {"cpu": ("channels_last", "fold", "fused"), "cuda": ("bf16", "channels_last", "fold", "fused")}
 NONE = "none"
 
 
 def parse(flag: str, words: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
-    """Switches in their own spelling and order; ("none",) for none at all, () where nothing was asked for.
+    """Switches in their registered spelling, sorted; ("none",) to switch all off, () for the defaults.
 
     Args:
-        flag: through which they were given.
-        words: what was given.
+        flag: of the command line, for messages.
+        words: as given.
         known: the switches that there are.
 
     Raises:
-        UsageError: for anything else.
+        UsageError: for an unknown word, or others beside "none".
     """
-    found = {word.strip().lower().replace("-", "_") for word in words}
-    if found == {NONE}:
+    given = {word.strip().lower().replace("-", "_") for word in words}
+    if given == {NONE}:
         return (NONE,)
-    if not found <= set(known):
+    if not given <= set(known):
         raise UsageError(
-            f"{flag}: expected some of {', '.join(known)}, or {NONE} alone; got {', '.join(sorted(found))}"
+            f"{flag}: expected some of {', '.join(known)}, or {NONE} alone; got {', '.join(sorted(given))}"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(given))
 
 
-def switched_on(asked: tuple[str, ...], device: str, *, deterministic: bool) -> tuple[str, ...]:
-    """The switches of a run: those asked for, else those that its device has unasked, or none if it is deterministic.
+def active_switches(given: tuple[str, ...], device: str, *, deterministic: bool) -> tuple[str, ...]:
+    """The switches of a run: those given, else the defaults of its device, or none if it is deterministic.
 
     Args:
-        asked: as `parse` returns them.
+        given: as `parse` returns them.
         device: what the run's device has resolved to.
         deterministic: whether it must be bit-reproducible.
 
     Raises:
-        UsageError: if a deterministic run asks for some.
+        UsageError: if a deterministic run is given some.
     """
-    if deterministic and asked not in ((), (NONE,)):
-        raise UsageError(f"--train-with {','.join(asked)}: --deterministic trains without any; leave one of them out")
-    if deterministic or asked == (NONE,):
+    if deterministic and given not in ((), (NONE,)):
+        raise UsageError(f"--train-with {','.join(given)}: --deterministic trains without any; leave one of them out")
+    if deterministic or given == (NONE,):
         return ()
-    return asked or USUAL.get(device.partition(":")[0], ())
+    return given or DEVICE_DEFAULTS.get(device.partition(":")[0], ())

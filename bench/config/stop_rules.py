@@ -1,7 +1,7 @@
 """Rules that stop an evaluation: `worst<20%` ends it as soon as the worst class is certain to end below 20 %.
 
-An attack only takes samples away, so what still stands, with what has not been attacked yet, bounds the figures from
-above. Everything is counted in whole samples: no rounding decides.
+Attacks only turn robust samples into fooled ones, so the samples that are still robust or not attacked yet bound the
+figures from above. Everything is counted in whole samples: no rounding decides.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _RULE = re.compile(r"(average|avg|worst)\s*(<=?)\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)"
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the figures of an evaluation can be at most.
+    """Upper bounds of the figures of an evaluation.
 
     Attributes:
-        average: share of the samples that can still end as robust.
+        average: share of the samples that can still end up robust.
         worst: the same of the class with the lowest share.
         worst_class: that class.
     """
@@ -33,7 +33,7 @@ class Bounds:
 
     @staticmethod
     def of(standing: Sequence[int], counts: Sequence[int]) -> Bounds:
-        """From the samples of each class that can still end as robust, and all of them; empty classes do not count."""
+        """From the samples of each class that can still end up robust, and all of them; empty classes do not count."""
         shares = [(Fraction(s, n), k) for k, (s, n) in enumerate(zip(standing, counts, strict=True)) if n]
         worst, worst_class = min(shares, default=(Fraction(0), 0))
         return Bounds(Fraction(sum(standing), max(1, sum(counts))), worst, worst_class)
@@ -48,7 +48,7 @@ class Rule:
 
     Attributes:
         figure: "average" or "worst".
-        strict: whether the limit itself is not enough.
+        strict: whether the bound has to lie below the limit, not on it.
         limit: a fraction.
     """
 

@@ -25,7 +25,7 @@ from bench.data.splits import Parts, limit, to_float
 from bench.errors import UsageError
 from bench.evaluation.evaluate import evaluate
 from bench.models.checkpoints import other_entries, weights_hash
-from bench.plan.jobs import BLOCK
+from bench.plan.jobs import DEFAULT_BLOCK
 from bench.results.outcomes import CLEAN, Outcomes
 
 FORMAT = 1
@@ -199,7 +199,7 @@ def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Car
     outcomes = evaluate(
         teacher.to(under.device), to_float(test.x), test.y,
         attacks=[ATTACK], threat=ThreatModel(under.norm, under.eps),  # type: ignore[arg-type]
-        block=DATASETS.sketch(parts.name).fact("block", BLOCK) if parts.name in DATASETS else BLOCK,
+        block=DATASETS.sketch(parts.name).fact("block", DEFAULT_BLOCK) if parts.name in DATASETS else DEFAULT_BLOCK,
         class_names=parts.class_names,
     )  # fmt: skip
     teacher.to("cpu")

@@ -26,7 +26,7 @@ from bench.evaluation.sanity import sanity
 from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
 from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights
-from bench.plan.jobs import BLOCK, FORMAT, PARTIAL, EvalJob
+from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.results.outcomes import Outcomes
 
 
@@ -39,7 +39,7 @@ def evaluate(
     attacks: Iterable[str | Attack] = ("pgd", "autoattack"),
     threat: ThreatModel | None = None,
     seed: int = 0,
-    block: int = BLOCK,
+    block: int = DEFAULT_BLOCK,
     class_names: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:

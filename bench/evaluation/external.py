@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench.config.defaults import usual_eps
+from bench.config.defaults import default_eps
 from bench.config.settings import RunSettings
 from bench.core import device as devices
 from bench.core import files
@@ -112,7 +112,7 @@ def _description(run: RunSettings, model: str, parts: Parts, label: str, key: st
     return {
         "format": FORMAT, "key": key, "dataset": parts.name, "model": model, "method": METHOD, "label": label,
         "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,
-        "norm": run.norm, "eps": usual_eps(run), "settings": {}, "training": {}, "checkpoint": origin,
+        "norm": run.norm, "eps": default_eps(run), "settings": {}, "training": {}, "checkpoint": origin,
         "data": {
             "classes": parts.num_classes, "class_names": list(parts.class_names), "train_size": None,
             "test_size": len(parts.test), "class_counts": {"test": parts.counts["test"]}, "hash": parts.hash,

@@ -29,7 +29,7 @@ from bench.core.seeding import forked, sample_generator
 from bench.errors import BenchError
 from bench.evaluation import block_store
 from bench.evaluation.live import Moment, Pace, bounds
-from bench.plan.jobs import BLOCK, blocks_of
+from bench.plan.jobs import DEFAULT_BLOCK, blocks_of
 
 
 @dataclass
@@ -62,7 +62,7 @@ def run_attack(
     name: str,
     *,
     seed: int = 0,
-    block: int = BLOCK,
+    block: int = DEFAULT_BLOCK,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     progress: Progress | None = None,

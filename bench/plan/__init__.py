@@ -1,1 +1,1 @@
-"""From settings to jobs: what has to be trained and attacked, in which order, and what it costs."""
+"""Plans of runs: jobs to train and to attack, their order, keys and cost."""

@@ -1,4 +1,4 @@
-"""What a plan will cost, before it is run: passes, a rough time, disk."""
+"""Estimated cost of a plan: passes, time, disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEED = {"cpu": 6e9, "cuda": 8e12, "mps": 1e12}
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one job.
+    """Estimated cost of one job.
 
     Attributes:
         passes: of all its samples together, at most.
@@ -37,7 +37,7 @@ class Cost:
 
 
 def train_cost(job: TrainJob, out: Path) -> Cost:
-    """Passes over the whole training, selection and steering left out."""
+    """Passes over the whole training, without those on held-out samples."""
     facts = DATASETS.sketch(job.dataset).facts
     size = job.train_limit or facts.get("sizes", {}).get("train", 0)
     passes = METHODS.sketch(job.method).call("passes", job.settings) * (size * job.recipe.epochs)
@@ -51,7 +51,7 @@ def train_cost(job: TrainJob, out: Path) -> Cost:
 
 
 def evaluation_cost(job: EvalJob, out: Path) -> Cost:
-    """Passes if no sample ever falls: an upper bound; of a part, for its blocks."""
+    """Passes if no sample is ever fooled, an upper bound; of a part, for its blocks."""
     facts = DATASETS.sketch(job.dataset).facts
     full = facts.get("sizes", {}).get("test", 0)
     size = min(full, job.limit) if job.limit else full
@@ -82,5 +82,5 @@ def _model(name: str, facts: Mapping[str, Any]) -> tuple[float, float]:
     if ":" in name:
         return 0.0, 0.0
     known = MODELS.sketch(name).facts
-    image, own = facts.get("image", (3, 32, 32)), known.get("image", (3, 32, 32))
-    return known.get("mmacs", 0.0) * (image[1] * image[2]) / (own[1] * own[2]), known.get("parameters", 0.0)
+    image, measured = facts.get("image", (3, 32, 32)), known.get("image", (3, 32, 32))
+    return known.get("mmacs", 0.0) * (image[1] * image[2]) / (measured[1] * measured[2]), known.get("parameters", 0.0)

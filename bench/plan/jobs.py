@@ -1,4 +1,4 @@
-"""What a plan is made of: jobs, each a folder whose name is the hash of everything its content depends on."""
+"""Training and evaluation jobs: each has a folder named by a hash of everything that its content depends on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from methods.recipes import Recipe
 
 FORMAT = 1
 PARTIAL = "partial"
-BLOCK = 100  # test samples that are attacked together where neither the run nor the data set says how many
+DEFAULT_BLOCK = 100  # test samples attacked together, unless the run or the data set says otherwise
 # Which fields are no part of a key: some never are, others, which came after runs were stored, not at this value.
 NEVER_IN_KEY = ("role", "label", "recipe_name", "run", "title", "part")
 LEFT_OUT_AT: dict[str, Any] = {
@@ -35,16 +35,17 @@ class TrainJob:
         recipe_name, recipe: the schedule, every value resolved.
         norm, eps: the threat model it is evaluated under.
         select: checkpoint rule.
-        train_limit: stratified part of the training samples.
+        train_limit: number of training samples, a stratified part; None for all.
         teachers: role -> where the teacher comes from: {"key": ..., "folder": ..., "model": ...},
             {"file": ..., "model": ...} or {"zoo": ...}.
         warm_start: {"key": ..., "folder": ...}, or None.
-        device, threads, deterministic: what the bits depend on besides.
+        device, threads, deterministic: rounding depends on them.
+        revision: of the method.
         source: hash of the plug-in's file, or "" for a method of the suite.
-        train_with: the switches of `bench.config.speedups` that are on; as bits depend on them, they are in the key.
+        train_with: the switches of `bench.config.speedups` that are on.
         model_source: hash of the file with the model's builder, or "" for a network of the suite or of a package.
-        micro_batch: samples that go through the network at once; None is all of a step.
-        processes: how many train it together.
+        micro_batch: samples of a step that go through the network at once; None is all.
+        processes: number of processes that train it together.
         sync_bn: whether BatchNorm's statistics are those of all processes.
     """
 
@@ -91,18 +92,18 @@ class TrainJob:
 
     @property
     def folder(self) -> Path:
-        """Its place below the results folder."""
+        """Its folder below the results folder."""
         model, method = folder_name(self.model), self.method.replace(":", "+")
         return Path(DATASETS.label(self.dataset), model, method, self.key)
 
     @property
     def id(self) -> str:
-        """What tells it from every other job of a launch: its key."""
+        """Unique among the jobs of a launch: its key."""
         return self.key
 
     @property
     def home(self) -> Path:
-        """The folder that is locked while it runs, and says why it failed."""
+        """The folder that is locked while it runs, and holds the message of a failure."""
         return self.folder
 
     @property
@@ -113,7 +114,7 @@ class TrainJob:
 
     @property
     def title(self) -> str:
-        """For logs and progress: method, seed."""
+        """For logs and progress: method and seed."""
         return f"{self.label} (teacher)" if self.role == "teacher" else f"{self.label} seed {self.seed}"
 
 
@@ -132,11 +133,11 @@ class EvalJob:
         seed: of the evaluation's streams.
         limit: stratified part of the test samples, None for all.
         block: samples that are attacked together.
-        device, threads, deterministic, revision: what the bits depend on besides.
+        device, threads, deterministic, revision: rounding depends on them, or the attack.
         title: for logs and progress.
         source: hash of the plug-in's file, or "" for an attack of the suite.
         part: (number, count): only every count-th block, from the number-th on; None is the whole evaluation.
-        prepare: how the searched copy of the model is sped up, see `bench.config.settings`; () is the usual.
+        prepare: how the searched copy of the model is sped up, see `bench.config.settings`; () is the default.
         stop_when: rule in the spelling of `bench.config.stop_rules.Rule`, or None; a part has none.
     """
 
@@ -164,27 +165,27 @@ class EvalJob:
 
     @property
     def key(self) -> str:
-        """Hash of everything the outcomes depend on; how the work is cut is not among it."""
+        """Hash of everything the outcomes depend on; parts have the key of the whole."""
         return key_of({"format": FORMAT, **_identity(self)})
 
     @property
     def folder(self) -> Path:
-        """Its place below the results folder."""
+        """Its folder below the results folder."""
         return self.run / "eval" / self.key
 
     @property
     def id(self) -> str:
-        """What tells it from every other job of a launch: its key, and which part of it."""
+        """Unique among the jobs of a launch: its key, and its part."""
         return self.key if self.part is None else "{}/{}-of-{}".format(self.key, *self.part)
 
     @property
     def home(self) -> Path:
-        """The folder that is locked while it runs, and says why it failed; a part has one of its own."""
+        """The folder that is locked while it runs, and holds the message of a failure; each part has its own."""
         return self.folder if self.part is None else self.folder / PARTIAL / "part-{}-of-{}".format(*self.part)
 
     @property
     def whole(self) -> EvalJob:
-        """The evaluation that it is, or is a part of."""
+        """The whole evaluation, if this is a part of one."""
         return replace(self, part=None)
 
     @property
@@ -223,7 +224,7 @@ class Plan:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What a key holds of a job's fields."""
+    """The fields of a job that are in its key."""
     fixed = {"dataset": DATASETS.label(job.dataset), "device": job.device.partition(":")[0]}
     return {**_in_key(job, LEFT_OUT_AT), "settings": dict(job.settings), **fixed}
 
@@ -234,11 +235,11 @@ def _in_key(owner: Job | Recipe, left_out_at: Mapping[str, Any]) -> dict[str, An
 
 
 def _origin(source: Mapping[str, str]) -> dict[str, str]:
-    """What identifies a teacher: the key of its run; else the hash of its file and what to take of it, or its id."""
+    """Identity of a teacher: the key of its run; else the hash of its file with its entry, or its id in the zoo."""
     names = ("key",) if "key" in source else ("sha256", "entry", "zoo", "model", "model_source")
     return {name: source[name] for name in names if name in source}
 
 
 def blocks_of(part: tuple[int, int] | None, blocks: int) -> Sequence[int]:
-    """The blocks, from 0, that a part (number, count) walks: every count-th; all of them if it is None."""
+    """The blocks, from 0, of a part (number, count): every count-th; all of them if it is None."""
     return range(blocks) if part is None else range(part[0] - 1, blocks, part[1])

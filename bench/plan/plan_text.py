@@ -1,4 +1,4 @@
-"""A plan as text: jobs, passes, a rough estimate of time and disk."""
+"""The text of a dry run: jobs, passes, and a rough estimate of time and disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.plan.jobs import Plan, title
 
 
 def plan_text(plan: Plan, out: Path) -> str:
-    """Jobs, passes, and a rough estimate of time and disk."""
+    """A table of the jobs of a plan with their estimated cost, and the sums of what is missing in a results folder."""
     train, evaluate = totals(plan, out)
     rows = [(title(job), str(job.folder), cost) for job, cost in train]
     rows += [(title(job), str(job.folder), cost) for job, cost in evaluate]

@@ -1,11 +1,11 @@
-"""From settings to jobs: methods x seeds x attacks, teachers and warm starts first, each job with its key.
+"""Make the plan of a run: a job for each method, seed and attack, behind those of teachers and warm starts.
 
-Nothing here imports torch or reads data: what a method declares is read from its sketch.
+Imports no torch and reads no data: what a method declares is read from its sketch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,30 @@ from attacks.plugins.sketch import Sketch
 from attacks.registry import ATTACKS
 from bench.config import protocols
 from bench.config.defaults import (
-    TEACHERS,
-    given_teacher,
-    radius,
+    TEACHER_ROLES,
+    dataset_eps,
+    default_eps,
+    default_model,
     teacher_flag,
     teacher_model,
-    teacher_name,
-    usual_eps,
-    usual_model,
+    teacher_setting,
+    teacher_source,
 )
-from bench.config.protocols import Asked
+from bench.config.protocols import AttackRequest
 from bench.config.settings import TABLE_ATTACKS, RunSettings, share
-from bench.config.speedups import switched_on
+from bench.config.speedups import active_switches
 from bench.core.device import has_bf16
 from bench.core.files import file_hash
 from bench.data.registry import DATASETS
 from bench.errors import UsageError
 from bench.models.registry import source as model_source
-from bench.plan.jobs import BLOCK, EvalJob, Plan, TrainJob
+from bench.plan.jobs import DEFAULT_BLOCK, EvalJob, Plan, TrainJob
 from methods import recipes
 from methods.recipes import DEFAULT, Recipe
 from methods.registry import METHODS
 
 UNIFORM_STEPS = 10
-FULL = ("autoattack", "autoattack-reference")  # what --autoattack-limit is for; the quick one is meant for every sample
+FULL_AUTOATTACK = ("autoattack", "autoattack-reference")  # limited by --autoattack-limit
 RECIPE_FIELDS = {
     f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
 }
@@ -53,24 +53,23 @@ class _Planner:
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def job(self, method: str, seed: int, *, teaches: str | None = None) -> TrainJob:
-        """The job of a method and seed, with the jobs it needs put before it; a teacher's role is given."""
+    def job(self, method: str, seed: int, *, teacher_role: str | None = None) -> TrainJob:
+        """The job of a method and seed, planned behind the jobs that it needs; `teacher_role` for a teacher."""
         sketch = METHODS.sketch(method)
         facts = DATASETS.sketch(self.run.dataset).facts
-        role = "student" if teaches is None else "teacher"
-        owner = method if teaches is None else teacher_name(teaches)
+        role = "student" if teacher_role is None else "teacher"
+        owner = method if teacher_role is None else teacher_setting(teacher_role)
         overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
             select = recipe.selection_rule(self.run.select)
         except ValueError as error:
             raise UsageError(f"--set {owner}.{error}") from None
-        eps = usual_eps(self.run)
+        eps = default_eps(self.run)
         settings = self._settings(method, sketch, recipe, overrides, eps, facts)
-        own = {name: value for name, value in overrides.items() if not name.startswith("recipe.")}
-        changed = ", ".join(f"{name}={_show(value)}" for name, value in overrides.items())
-        model = usual_model(self.run) if teaches is None else teacher_model(self.run, teaches)
-        settings.update(own)
+        changed = ", ".join(f"{name}={_text(value)}" for name, value in overrides.items())
+        model = default_model(self.run) if teacher_role is None else teacher_model(self.run, teacher_role)
+        settings.update({name: value for name, value in overrides.items() if not name.startswith("recipe.")})
         trained = METHODS.sketch(f"ema:{method}") if recipe.ema else sketch
         job = TrainJob(
             dataset=self.run.dataset, model=model, method=method, seed=seed, role=role,
@@ -89,20 +88,20 @@ class _Planner:
         return job
 
     def _switches(self) -> tuple[str, ...]:
-        found = switched_on(self.run.train_with, self.device, deterministic=self.run.deterministic)
-        if "bf16" in self.run.train_with or "bf16" not in found or has_bf16(self.device):
-            return found
+        switches = active_switches(self.run.train_with, self.device, deterministic=self.run.deterministic)
+        if "bf16" in self.run.train_with or "bf16" not in switches or has_bf16(self.device):
+            return switches
         self._note("this GPU has no bfloat16 of its own: training computes in float32")
-        return tuple(name for name in found if name != "bf16")
+        return tuple(name for name in switches if name != "bf16")
 
     def _recipe(
         self, method: str, role: str, sketch: Sketch, overrides: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> tuple[str, Recipe]:
         known = recipes.all_recipes(sketch.fact("recipes", {}))
-        usual = facts.get("recipe", "paper")
-        name = (self.run.recipe or usual).lower()
+        default = facts.get("recipe", "paper")
+        name = (self.run.recipe or default).lower()
         if name not in known and method not in self.run.methods:
-            name = usual  # a teacher or a start that was not asked for by name trains as usual
+            name = default  # of a teacher or a warm start that the run does not name
         if role == "teacher" and f"{name}_teacher" in known:
             name = f"{name}_teacher"
         elif f"{name}_{self.run.dataset}" in known:
@@ -125,10 +124,10 @@ class _Planner:
         if self.run.batch_size is not None:
             recipe = replace(recipe, batch_size=self.run.batch_size)
         recipe = replace(recipe, **{"augment": recipe.augment or facts.get("augment", "none"), **changes})
-        suited = _suited(recipe.augment or "none", facts.get("augment"))
-        if suited != recipe.augment and "augment" not in changes:
-            recipe = replace(recipe, augment=suited)
-            what = "augmentation" if suited == "none" else "mirrored images"
+        supported = _supported_augmentation(recipe.augment or "none", facts.get("augment"))
+        if supported != recipe.augment and "augment" not in changes:
+            recipe = replace(recipe, augment=supported)
+            what = "augmentation" if supported == "none" else "mirrored images"
             self._note(f"{method}: {self.run.dataset} is trained without {what}")
         if recipe.ema and sketch.fact("averages_weights"):
             recipe = replace(recipe, ema=0.0)
@@ -136,7 +135,7 @@ class _Planner:
         return name, recipe
 
     def _settings(
-        self, method: str, sketch: Sketch, recipe: Recipe, own: Mapping[str, Any], eps: float, facts: Mapping[str, Any]
+        self, method: str, sketch: Sketch, recipe: Recipe, given: Iterable[str], eps: float, facts: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Keyword arguments of the method: its defaults, scaled to the run's epochs and radius."""
         settings = dict(sketch.settings)
@@ -152,7 +151,7 @@ class _Planner:
             self._note(f"{method}: training radius and step are scaled by {factor:.4g}, to eps {eps:.4g}")
             settings.update(eps=settings["eps"] * factor, step_size=settings["step_size"] * factor)
         settings.update(num_classes=facts.get("classes", 10), norm=self.run.norm)
-        for name in own:
+        for name in given:
             if name in ("num_classes", "norm"):
                 raise UsageError(f"--set {method}.{name}: comes from the data set and --norm; leave it out")
             if self.run.uniform_threat and name in ("eps", "step_size", "steps"):
@@ -160,18 +159,18 @@ class _Planner:
         return settings
 
     def _micro_batch(self, recipe: Recipe) -> int | None:
-        """The size that was asked for, if it cuts this recipe's batches at all."""
+        """The size of `--micro-batch`, if it splits this recipe's batches at all."""
         size = self.run.micro_batch
         return None if size is None or size >= recipe.batch_size else size
 
     def _teacher(self, role: str) -> dict[str, str]:
-        """Where a teacher comes from: the file or zoo id that was given, else a job of this plan."""
-        name, flag = teacher_name(role), teacher_flag(role)
+        """The source of a teacher: the file or zoo id that was given, else a job of this plan."""
+        name, flag = teacher_setting(role), teacher_flag(role)
         given: str | None = getattr(self.run, name)
         if given is not None:
-            return given_teacher(given, teacher_model(self.run, role), where=flag)
-        method, _ = TEACHERS.get(role, TEACHERS["robust"])
-        job = self.job(method, 0, teaches=role)
+            return teacher_source(given, teacher_model(self.run, role), where=flag)
+        method, _ = TEACHER_ROLES.get(role, TEACHER_ROLES["robust"])
+        job = self.job(method, 0, teacher_role=role)
         self.evaluated.setdefault(job.key)
         label = f"{job.label} on {job.model}"
         return {"key": job.key, "folder": str(job.folder), "model": job.model, "label": label}
@@ -196,10 +195,17 @@ def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
 
     Raises:
         UsageError: if a setting does not fit the method, the recipe or the data set.
+
+    >>> from bench.config.settings import combined
+    >>> plan = make_plan(combined({"methods": ("rslad",), "attacks": ("pgd",)}), "cpu")
+    >>> [job.title for job in plan.train]
+    ['trades (teacher)', 'rslad seed 0']
+    >>> [job.title for job in plan.evaluate]
+    ['trades (teacher), last', 'rslad seed 0, last']
     """
     check_overrides(run)
     planner = _Planner(run, device, processes)
-    planner.notes.update(dict.fromkeys(protocols.scaled(run.protocols, run.eps, radius(run))))
+    planner.notes.update(dict.fromkeys(protocols.scaling_notes(run.protocols, run.eps, dataset_eps(run))))
     for method in run.methods:
         for seed in run.seeds:
             planner.evaluated.setdefault(planner.job(method, seed).key)
@@ -216,12 +222,12 @@ def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
 
 
 def check_overrides(run: RunSettings) -> None:
-    """See that every `--set` names something that is registered.
+    """Check that every `--set` names something that is registered.
 
     Raises:
         UsageError: otherwise.
     """
-    teachers = [name for _, name in TEACHERS.values()]
+    teachers = [name for _, name in TEACHER_ROLES.values()]
     for dotted in run.overrides:
         owner = dotted.partition(".")[0]
         if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) in teachers):
@@ -241,23 +247,23 @@ def evaluation_jobs(
         UsageError: if a setting does not fit.
     """
     check_overrides(run)
-    block = run.block or DATASETS.sketch(run.dataset).fact("block", BLOCK)
+    block = run.block or DATASETS.sketch(run.dataset).fact("block", DEFAULT_BLOCK)
     jobs: dict[str, EvalJob] = {}
-    for asked in attacks_of(run):
-        attack = asked.attack
+    for request in requested_attacks(run):
+        attack = request.attack
         sketch = ATTACKS.sketch(attack)
-        plain = {name: value for name, value in sketch.settings.items() if name != "threat"}
-        limits = [n for n in (run.limit, run.autoattack_limit if attack in FULL else None) if n is not None]
+        defaults = {name: value for name, value in sketch.settings.items() if name != "threat"}
+        limits = [n for n in (run.limit, run.autoattack_limit if attack in FULL_AUTOATTACK else None) if n is not None]
         job = EvalJob(
             run=folder,
             run_key=key,
             checkpoint=checkpoint,
             attack=attack,
-            settings={**plain, **asked.settings, **_overrides(run, attack, sketch)},
+            settings={**defaults, **request.settings, **_overrides(run, attack, sketch)},
             dataset=run.dataset,
             model=model,
             norm=run.norm,
-            eps=asked.eps,
+            eps=request.eps,
             seed=seed,
             limit=min(limits, default=None),
             block=block,
@@ -265,7 +271,7 @@ def evaluation_jobs(
             threads=run.threads,
             deterministic=run.deterministic,
             revision=sketch.fact("revision", 1),
-            title=", ".join(filter(None, (title, checkpoint, asked.protocol))),
+            title=", ".join(filter(None, (title, checkpoint, request.protocol))),
             source=_source_hash(ATTACKS, attack),
             part=None if run.shard is None else share(run.shard),
             prepare=run.prepare,
@@ -275,21 +281,21 @@ def evaluation_jobs(
     return tuple(jobs.values())
 
 
-def attacks_of(run: RunSettings) -> list[Asked]:
+def requested_attacks(run: RunSettings) -> list[AttackRequest]:
     """The attacks of a run: those of its protocols, or those it names.
 
     Raises:
-        UsageError: if nothing says a radius.
+        UsageError: if there is no radius.
     """
     if run.protocols:
-        return protocols.asked(run.protocols, run.attacks, run.eps, radius(run))
-    eps = usual_eps(run)
-    return [Asked(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
+        return protocols.attack_requests(run.protocols, run.attacks, run.eps, dataset_eps(run))
+    eps = default_eps(run)
+    return [AttackRequest(attack, {}, eps) for attack in run.attacks or TABLE_ATTACKS]
 
 
 def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
-    """What `--set` says about a method or an attack, checked against what it has."""
-    own: dict[str, Any] = {}
+    """The values of `--set` for a method or an attack, checked against its settings."""
+    checked: dict[str, Any] = {}
     for dotted, value in run.overrides.items():
         owner, _, rest = dotted.partition(".")
         if canonical(owner) != canonical(name):
@@ -299,15 +305,15 @@ def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
         word = rest.removeprefix("recipe.").replace("-", "_")
         if word not in known:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
-        own[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
-    return own
+        checked[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
+    return checked
 
 
-def _suited(augment: str, usual: str | None) -> str:
-    """A recipe's augmentation as far as the data set bears it: mirroring, for one, makes other digits of digits."""
-    if usual == "none":
-        return usual
-    return augment.replace("crop_flip", "crop") if usual == "crop" else augment
+def _supported_augmentation(augment: str, dataset_augment: str | None) -> str:
+    """The part of a recipe's augmentation that keeps the labels of the data set: a mirrored digit is another sign."""
+    if dataset_augment == "none":
+        return dataset_augment
+    return augment.replace("crop_flip", "crop") if dataset_augment == "crop" else augment
 
 
 def _rescaled(value: Any, ratio: float) -> Any:
@@ -327,11 +333,11 @@ def _checked(where: str, value: Any, known: Any) -> Any:
     if isinstance(known, tuple):
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if known is not None and not isinstance(value, type(known)) and not isinstance(known, Mapping):
-        raise UsageError(f"{where}: expected {type(known).__name__} like {_show(known)}, got {value!r}")
+        raise UsageError(f"{where}: expected {type(known).__name__} like {_text(known)}, got {value!r}")
     return value
 
 
-def _show(value: Any) -> str:
+def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -30,7 +30,7 @@ from methods.registry import COMPOSITIONS, METHODS
 # The real command, as an installed `bench` runs it.
 COMMAND = [sys.executable, "-c", "from bench.cli.app import main; main()"]
 # What may differ between two equal runs.
-FREE = ("timing.jsonl", "log.txt")
+VOLATILE = ("timing.jsonl", "log.txt")
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -88,7 +88,7 @@ def parts_of(job: TrainJob) -> Parts:
 
 def tree(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder by its relative path, but of times and logs."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in FREE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in VOLATILE)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -131,7 +131,7 @@ def run_with_interruptions(start: Any, n: int = 2) -> int:
 
 
 @contextmanager
-def own_registrations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def isolated_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let plug-ins register in copies of the tables, so that other tests do not meet them."""
     tables: list[Registry[Any]] = [METHODS, COMPOSITIONS, ATTACKS, DATASETS, MODELS]
     loaded = set(sys.modules)

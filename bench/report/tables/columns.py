@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attacks.plugins.registry import canonical
-from bench.config.protocols import belonging
+from bench.config.protocols import matching_protocols
 from bench.results.outcomes import CLEAN
 from bench.results.tree import Evaluation
 
@@ -136,7 +136,7 @@ def source_text(source: str) -> str:
 
 def protocols(column: Column) -> tuple[str, ...]:
     """Names of the protocols that the attack of a column belongs to, by its settings."""
-    return belonging(column.attack, json.loads(column.settings), column.norm, column.eps)
+    return matching_protocols(column.attack, json.loads(column.settings), column.norm, column.eps)
 
 
 def threat_text(norm: str, eps: float | None) -> str:

@@ -13,7 +13,7 @@ from bench.catalog import docstrings, markdown, pages
 from bench.catalog.listing import show
 from bench.cli.app import main
 from methods.registry import COMPOSITIONS, METHODS
-from tests.helpers.jobs import own_registrations
+from tests.helpers.jobs import isolated_registries
 
 NAMES = METHODS.names()
 HOME = Path(__file__).resolve().parents[3]
@@ -167,7 +167,7 @@ class Paged(Method):
 def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "paged_method.py"
     file.write_text(PLUGIN)
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         result = CliRunner().invoke(main, ["show", "paged", "--format", "markdown", "--plugin", str(file)])
     assert result.exit_code == 0, result.output
     assert "| `push` | `0.5` | how hard, from 0 to 1. |" in result.output

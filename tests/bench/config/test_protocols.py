@@ -14,7 +14,7 @@ from bench.catalog.pages import page
 from bench.cli.app import main
 from bench.config import protocols
 from bench.config.config_file import from_file
-from bench.config.protocols import PROTOCOLS, belonging, step_length
+from bench.config.protocols import PROTOCOLS, matching_protocols, step_length
 from bench.config.settings import combined
 from bench.errors import UsageError
 from bench.report import render
@@ -103,8 +103,8 @@ def test_names_are_resolved_and_unknown_ones_refused() -> None:
 def test_attacks_are_recognised_by_their_settings(
     attack: str, settings: dict[str, Any], eps: float, found: tuple[str, ...]
 ) -> None:
-    assert belonging(attack, settings, "linf", eps) == found
-    assert belonging(attack, settings, "l2", eps) == ()
+    assert matching_protocols(attack, settings, "linf", eps) == found
+    assert matching_protocols(attack, settings, "l2", eps) == ()
 
 
 # Plans

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.config.config_file import from_file
-from bench.config.speedups import NONE, SWITCHES, USUAL, parse, switched_on
+from bench.config.speedups import DEVICE_DEFAULTS, NONE, SWITCHES, active_switches, parse
 from bench.errors import UsageError
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import plan, settings
@@ -35,19 +35,19 @@ def test_unknown_names_are_refused(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("device", "found"),
-    [("cpu", USUAL["cpu"]), ("cuda:1", USUAL["cuda"]), ("mps", ())],
+    [("cpu", DEVICE_DEFAULTS["cpu"]), ("cuda:1", DEVICE_DEFAULTS["cuda"]), ("mps", ())],
 )
 def test_each_device_has_its_own_unless_something_is_asked_for(device: str, found: tuple[str, ...]) -> None:
-    assert switched_on((), device, deterministic=False) == found
-    assert switched_on(("bf16",), device, deterministic=False) == ("bf16",)
-    assert switched_on((NONE,), device, deterministic=False) == ()
-    assert switched_on((), device, deterministic=True) == ()
+    assert active_switches((), device, deterministic=False) == found
+    assert active_switches(("bf16",), device, deterministic=False) == ("bf16",)
+    assert active_switches((NONE,), device, deterministic=False) == ()
+    assert active_switches((), device, deterministic=True) == ()
 
 
 def test_what_is_usual_exists_and_leaves_a_cpu_its_precision() -> None:
-    assert all(set(usual) <= set(SWITCHES) for usual in USUAL.values())
-    assert "bf16" not in USUAL["cpu"]
-    assert "bf16" in USUAL["cuda"]
+    assert all(set(usual) <= set(SWITCHES) for usual in DEVICE_DEFAULTS.values())
+    assert "bf16" not in DEVICE_DEFAULTS["cpu"]
+    assert "bf16" in DEVICE_DEFAULTS["cuda"]
 
 
 def test_a_deterministic_run_trains_without_any() -> None:
@@ -62,14 +62,14 @@ def test_the_switches_are_in_a_runs_key_where_they_are_on() -> None:
     def key(**changes: Any) -> str:
         return plan(methods=("natural",), **changes).train[0].key
 
-    usual = ",".join(USUAL["cpu"])
+    usual = ",".join(DEVICE_DEFAULTS["cpu"])
     assert key() == key(train_with=tuple(usual.split(",")))
     assert len({key(), key(train_with=("none",)), key(train_with=("bf16",)), key(train_with=("fold",))}) == 4
 
 
 def test_a_gpu_has_its_switches_in_the_plan() -> None:
     (job,) = make_plan(settings(methods=("natural",)), "cuda").train
-    assert job.train_with == USUAL["cuda"]
+    assert job.train_with == DEVICE_DEFAULTS["cuda"]
 
 
 @pytest.mark.parametrize(("asked", "on"), [((), False), (("bf16",), True)])
@@ -82,7 +82,7 @@ def test_a_gpu_without_bfloat16_computes_in_it_only_if_asked(
     assert "bf16" in newer.train[0].train_with and not newer.notes
     found = make_plan(settings(methods=("natural",), train_with=asked), "cuda:1")
     assert ("bf16" in found.train[0].train_with, bool(found.notes)) == (on, not on)
-    assert set(found.train[0].train_with) == ({"bf16"} if on else set(USUAL["cuda"]) - {"bf16"})
+    assert set(found.train[0].train_with) == ({"bf16"} if on else set(DEVICE_DEFAULTS["cuda"]) - {"bf16"})
 
 
 def test_they_can_stand_in_a_file(tmp_path: Path) -> None:

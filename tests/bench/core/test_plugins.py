@@ -16,7 +16,7 @@ from bench.core import files
 from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from methods.registry import METHODS
-from tests.helpers.jobs import description, history, own_registrations
+from tests.helpers.jobs import description, history, isolated_registries
 
 PLUGIN = '''
 """Label smoothing at the adversarial point, and noise as an attack."""
@@ -75,7 +75,7 @@ def tiny(num_classes, in_channels, image_size):
 
 @pytest.fixture(autouse=True)
 def _own_tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         yield
 
 

@@ -21,7 +21,7 @@ from bench.launch.launcher import _hand_out, _Worker, launch
 from bench.launch.scheduler import Schedule, Workspace
 from bench.plan.jobs import EvalJob, Job, Plan, title
 from bench.plan.planner import make_plan
-from tests.helpers.jobs import job_of, own_registrations, small, tree
+from tests.helpers.jobs import isolated_registries, job_of, small, tree
 
 # Natural training that notes which GPU it sees. One method ends its process; another goes on only when the worker in
 # place of that one, the third process, has work.
@@ -85,7 +85,7 @@ def test_every_worker_sees_one_gpu_and_a_dead_one_is_replaced_on_its_gpu(
     notes.mkdir()
     file.write_text(PLUGIN.replace("NOTES", repr(str(notes))))
     shown, workspace = RecordingDisplay(), Workspace(tmp_path / "out", Path("data"), plugins=(str(file),))
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         load_plugins([str(file)])
         found = small(methods=("dies", "one", "two", "three"), **QUICK)
         report = launch(found, workspace, workers=2, gpus=("4", "GPU-b7"), display=shown)

@@ -19,7 +19,7 @@ from bench.launch.launcher import launch
 from bench.launch.scheduler import Report, Schedule, Workspace
 from bench.plan.jobs import Job, Plan, title
 from bench.plan.planner import make_plan
-from tests.helpers.jobs import job_of, own_registrations, plan, small, tree
+from tests.helpers.jobs import isolated_registries, job_of, plan, small, tree
 
 # Natural training; one that kills its own process in the second epoch; one that raises what is no sentence of ours.
 PLUGIN = '''
@@ -124,7 +124,7 @@ def test_worker_processes_leave_the_same_files_and_outlive_one_anothers_failures
     file = tmp_path / "bad.py"
     file.write_text(PLUGIN)
     out, display = tmp_path / "results", Recorded()
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         load_plugins([str(file)])
         more = small(methods=("dies", "natural", "raises", "ard", "frl"), **QUICK)
         report = launch(more, workspace(out, [str(file)]), workers=2, display=display)

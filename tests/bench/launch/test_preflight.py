@@ -15,7 +15,7 @@ from bench.launch.scheduler import Workspace
 from methods.base import Context
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
-from tests.helpers.jobs import bench, own_registrations, small
+from tests.helpers.jobs import bench, isolated_registries, small
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ class Untold(PGDAT):
 def test_what_needs_the_run_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         METHODS.register("curious")(Curious)
         METHODS.register("validating")(Validating)
         METHODS.register("untold")(Untold)

@@ -28,8 +28,8 @@ from tests.helpers.jobs import (
     description,
     folder_of,
     history,
+    isolated_registries,
     job_of,
-    own_registrations,
     parts_of,
     plan,
     run_with_interruptions,
@@ -99,7 +99,7 @@ def test_a_key_knows_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / folder).mkdir()
         file = tmp_path / folder / "doubled.py"
         file.write_text(text)
-        with monkeypatch.context() as patch, own_registrations(patch):
+        with monkeypatch.context() as patch, isolated_registries(patch):
             load_plugins([str(file)])
             job = job_of(plan(methods=("awp:doubled:natural",)), "awp:doubled:natural")
             keys.append(job.key)
@@ -133,7 +133,7 @@ def test_the_composition_of_contributing_keeps_the_contract(tmp_path: Path, monk
     (source,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Wrapper" in block]
     file = tmp_path / "focus.py"
     file.write_text(source)
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         output = run("check", "Focus:natural", "--plugin", str(file))
         bare, focused = (Loop(METHODS[name](num_classes=3, **given), 3).begin(0) for name, given in (
             ("pgd_at", {}), ("focus:pgd_at", {"focus_power": 0.0}),

@@ -13,7 +13,7 @@ from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from bench.plan.jobs import LEFT_OUT_AT, NEVER_IN_KEY, EvalJob, TrainJob
 from bench.plan.planner import make_plan
-from tests.helpers.jobs import job_of, key, own_registrations, plan, settings
+from tests.helpers.jobs import isolated_registries, job_of, key, plan, settings
 
 PLUGIN = '''
 """A method of a user's own."""
@@ -110,7 +110,7 @@ def test_a_key_knows_the_source_of_a_plugin(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / folder).mkdir()
         file = tmp_path / folder / "own.py"
         file.write_text(text)
-        with monkeypatch.context() as patch, own_registrations(patch):
+        with monkeypatch.context() as patch, isolated_registries(patch):
             load_plugins([str(file)])
             keys.append(key("own"))
     assert keys[0] == keys[2] != keys[1]

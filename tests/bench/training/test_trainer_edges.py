@@ -26,8 +26,8 @@ from methods.registry import METHODS
 from tests.helpers.jobs import (
     description,
     history,
+    isolated_registries,
     job_of,
-    own_registrations,
     parts_of,
     small,
     train_all,
@@ -100,7 +100,7 @@ class Watched(PGDAT):
 def test_hooks_come_in_the_contracts_order_and_one_row_makes_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         METHODS.register("watched")(Watched)
         found = small(methods=("watched",), epochs=1)
         train_all(found, tmp_path)

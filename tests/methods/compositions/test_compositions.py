@@ -17,7 +17,7 @@ from methods.compositions.awp import AWP
 from methods.registry import COMPOSITIONS, METHODS
 from methods.wrapper import Wrapper, compose
 from tests.helpers.drills import loop_of
-from tests.helpers.jobs import own_registrations
+from tests.helpers.jobs import isolated_registries
 
 # Names and declarations
 
@@ -81,7 +81,7 @@ class Takes(Wrapper):
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is registered in a test is gone after it."""
-    with own_registrations(monkeypatch):
+    with isolated_registries(monkeypatch):
         yield
 
 
