@@ -1,4 +1,4 @@
-"""Published files: found below the data directory, or fetched there whole or not at all."""
+"""Published data sets: read from the data directory, or downloaded there first, completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.errors import BenchError, UsageError
 T = TypeVar("T")
 
 
-def published(
+def read_published(
     name: str,
     root: Path,
     download: bool,
@@ -29,68 +29,68 @@ def published(
     files: Sequence[str],
     what: str,
 ) -> T:
-    """Read published files below `root`; fetch them first where they are missing and that was asked for.
+    """Read published files below `root`; download them first if they are missing and `download` is set.
 
     Args:
         name: of the data set.
         root: the data directory.
         download: fetch what is missing or damaged.
-        read: reads the files below a folder; RuntimeError says that they are missing or damaged.
-        fetch: fetches them into a folder, progress and checksums included; None where nobody may.
-        files: what they are called; what shares the first of them is not fetched twice at once.
-        what: the same for a person, who is to put them there.
+        read: reads the files below a folder; RuntimeError if they are missing or damaged, as torchvision raises it.
+        fetch: downloads them into a folder and checks their checksums; None if only the user may.
+        files: their names; downloads that share the first of them wait for each other.
+        what: description of the files for messages.
 
     Raises:
         UsageError: if they are missing, saying what to put where.
         BenchError: if they cannot be fetched.
     """
     try:
-        return _quietly(read, root)
-    except RuntimeError as error:  # torchvision's word for missing and for damaged
-        there = any((root / file).exists() for file in files)
-        told = " ".join(str(error).split())
-        state = f"damaged or incomplete in {root} ({told})" if there else f"missing in {root}"
+        return _without_warnings(read, root)
+    except RuntimeError as error:
+        exists = any((root / file).exists() for file in files)
+        reason = " ".join(str(error).split())
+        state = f"damaged or incomplete in {root} ({reason})" if exists else f"missing in {root}"
         if fetch is None:
             raise UsageError(f"{name}: data {state}; put {what}there, it may not be fetched for you") from error
         if not download:
             remedy = "add --download to the command (run, evaluate or card)"
             raise UsageError(f"{name}: data {state}; put {what}there, or {remedy}") from error
     try:
-        with alone(files[0], root):
+        with download_lock(files[0], root):
             with contextlib.suppress(RuntimeError):
-                return _quietly(read, root)  # another process has fetched it meanwhile
-            _fetch(root, read, fetch, files, f".{files[0]}.part-")
+                return _without_warnings(read, root)  # another process has fetched it meanwhile
+            _fetch_into_place(root, read, fetch, files, f".{files[0]}.part-")
     except (OSError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise BenchError(f"{name}: the download failed ({told}); put {what}into {root} by hand") from error
-    return _quietly(read, root)
+        reason = " ".join(str(error).split())
+        raise BenchError(f"{name}: the download failed ({reason}); put {what}into {root} by hand") from error
+    return _without_warnings(read, root)
 
 
-def unpacked(name: str, root: Path, download: bool, read: Callable[[Path], T], base: str, url: str, md5: str) -> T:
-    """Read what one published archive unpacks into.
+def read_archive(name: str, root: Path, download: bool, read: Callable[[Path], T], base: str, url: str, md5: str) -> T:
+    """Read the folder that a published archive unpacks into; see `read_published`.
 
     Args:
-        name: see `published`.
-        root: likewise.
-        download: likewise.
-        read: likewise.
+        name: see `read_published`.
+        root: see there.
+        download: see there.
+        read: see there.
         base: the folder that the archive unpacks into.
         url: of the archive.
         md5: its checksum.
 
     Raises:
-        UsageError, BenchError: see `published`.
+        UsageError, BenchError: see `read_published`.
     """
     from torchvision.datasets.utils import download_and_extract_archive
 
     def fetch(folder: Path) -> None:
         download_and_extract_archive(url, str(folder), md5=md5)
 
-    return published(name, root, download, read, fetch, [base], f"the folder {base} (unpacked from {url}) ")
+    return read_published(name, root, download, read, fetch, [base], f"the folder {base} (unpacked from {url}) ")
 
 
-def intact(path: Path, md5: str | None = None) -> None:
-    """See that a published file is there, and that it is what was published where its checksum is given.
+def check_file(path: Path, md5: str | None = None) -> None:
+    """Check that a published file exists and, if given, its checksum.
 
     Raises:
         RuntimeError: naming the file.
@@ -102,30 +102,30 @@ def intact(path: Path, md5: str | None = None) -> None:
 
 
 @contextmanager
-def naming(files: Iterable[tuple[Path, str]]) -> Iterator[None]:
-    """Let a reader that says no more than that something is missing or damaged name the first such file.
+def naming_damaged(files: Iterable[tuple[Path, str]]) -> Iterator[None]:
+    """Have a reader whose RuntimeError does not say which file is missing or damaged name the first such file.
 
     Args:
-        files: what it reads, with their checksums.
+        files: those it reads, with their checksums.
 
     Raises:
-        RuntimeError: see `intact`; the reader's own where every file is intact.
+        RuntimeError: see `check_file`; the reader's own where every file is intact.
     """
     try:
         yield
     except RuntimeError:
         for path, md5 in files:
-            intact(path, md5)
+            check_file(path, md5)
         raise
 
 
-def _fetch(
+def _fetch_into_place(
     root: Path, read: Callable[[Path], T], fetch: Callable[[Path], None], files: Sequence[str], prefix: str
 ) -> None:
-    """Fetch into a folder of its own, see that it can be read, and only then move it into place."""
-    with passing_folder(root, prefix) as folder:
+    """Download into a temporary folder, check that it can be read, and only then move it into place."""
+    with temporary_folder(root, prefix) as folder:
         fetch(folder)
-        _quietly(read, folder)
+        _without_warnings(read, folder)
         for file in files:
             if (root / file).is_dir():
                 shutil.rmtree(root / file)
@@ -133,8 +133,8 @@ def _fetch(
 
 
 @contextmanager
-def passing_folder(root: Path, prefix: str) -> Iterator[Path]:
-    """A new folder below `root` that is gone afterwards, and those of killed processes with it: hold the lock."""
+def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder below `root`; also removes those of killed processes, so hold the lock."""
     for leftover in root.glob(f"{glob.escape(prefix)}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -143,8 +143,8 @@ def passing_folder(root: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(file: str, root: Path) -> Iterator[None]:
-    """Hold the right to fetch a file or folder; the lock dies with its process."""
+def download_lock(file: str, root: Path) -> Iterator[None]:
+    """Lock the download of a file or folder; the lock is released when its process dies."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{file}.lock"
     with FileLock(path):
@@ -154,7 +154,7 @@ def alone(file: str, root: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _quietly(read: Callable[[Path], T], folder: Path) -> T:
-    with warnings.catch_warnings():  # the published pickles predate numpy's present rules for dtypes
+def _without_warnings(read: Callable[[Path], T], folder: Path) -> T:
+    with warnings.catch_warnings():  # numpy's, about dtypes in the published pickles
         warnings.simplefilter("ignore")
         return read(folder)

@@ -1,4 +1,4 @@
-"""Data sets: names, reading them, their fixed parts."""
+"""Data sets: their names, reading and downloading them, and their fixed parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOMES = {
     "split": "splits",
     "to_float": "splits",
     "Raw": "raw",
-    "stratified": "raw",
+    "stratified_order": "raw",
 }
 __all__ = [
     "AUGMENTATIONS",
@@ -30,7 +30,7 @@ __all__ = [
     "limit",
     "load",
     "split",
-    "stratified",
+    "stratified_order",
     "to_float",
 ]
 

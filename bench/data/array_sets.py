@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.core.download import intact, naming, published, unpacked
+from bench.core.download import check_file, naming_damaged, read_archive, read_published
 from bench.data import npz
-from bench.data.raw import Images, Labels, Raw, stratified
+from bench.data.raw import Images, Labels, Raw, stratified_order
 from bench.data.registry import DATASETS
 
 DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -40,7 +40,7 @@ def digits(root: Path, download: bool) -> Raw:
     pixels, labels = load_digits(return_X_y=True)
     x = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     y = labels.astype(np.int64)
-    order = stratified(y)
+    order = stratified_order(y)
     test, train = np.sort(order[:400]), np.sort(order[400:])
     return Raw(x[train], y[train], x[test], y[test], DIGITS)
 
@@ -105,7 +105,7 @@ def svhn(root: Path, download: bool) -> Raw:
     files = list(sums)
 
     def read(folder: Path) -> list[Any]:
-        with naming((folder / file, md5) for file, md5 in sums.items()):
+        with naming_damaged((folder / file, md5) for file, md5 in sums.items()):
             return [SVHN(folder, split=part) for part in ("train", "test")]
 
     def fetch(folder: Path) -> None:
@@ -113,7 +113,7 @@ def svhn(root: Path, download: bool) -> Raw:
             SVHN(folder, split=part, download=True)
 
     url = SVHN.split_list["train"][0].rpartition("/")[0] + "/"
-    train, test = published("svhn", root, download, read, fetch, files, f"{' and '.join(files)} from {url} ")
+    train, test = read_published("svhn", root, download, read, fetch, files, f"{' and '.join(files)} from {url} ")
     x_train, x_test = (np.ascontiguousarray(part.data.transpose(0, 2, 3, 1)) for part in (train, test))
     return Raw(x_train, train.labels, x_test, test.labels, DIGITS)
 
@@ -177,18 +177,18 @@ def stl10(root: Path, download: bool) -> Raw:
     def part(folder: Path, name: str) -> tuple[Images, Labels]:
         files = [folder / STL10.base_folder / f"{name}_{kind}.bin" for kind in ("X", "y")]
         for file in files:
-            intact(file, sums[file.name])
+            check_file(file, sums[file.name])
         x = np.fromfile(files[0], np.uint8).reshape(-1, 3, 96, 96)  # columns before rows
         return np.ascontiguousarray(x.transpose(0, 3, 2, 1)), np.fromfile(files[1], np.uint8).astype(np.int64) - 1
 
     def read(folder: Path) -> Raw:
         return Raw(*part(folder, "train"), *part(folder, "test"), STL10_CLASSES)
 
-    return unpacked("stl10", root, download, read, STL10.base_folder, STL10.url, STL10.tgz_md5)
+    return read_archive("stl10", root, download, read, STL10.base_folder, STL10.url, STL10.tgz_md5)
 
 
 def _mnist(name: str, kind: str, class_names: tuple[str, ...], root: Path, download: bool) -> Raw:
-    """A set in MNIST's form, through torchvision's reader and checksums; packed and unpacked files will do."""
+    """A data set in MNIST's format, with torchvision's reader and checksums, from packed or unpacked files."""
     import torchvision.datasets
 
     published_set = getattr(torchvision.datasets, kind)
@@ -203,16 +203,16 @@ def _mnist(name: str, kind: str, class_names: tuple[str, ...], root: Path, downl
 
     files = ", ".join(file for file, _ in published_set.resources)
     what = f"the folder {kind}/raw ({files} from {published_set.mirrors[0]}) "
-    return published(name, root, download, read, fetch, [kind], what)
+    return read_published(name, root, download, read, fetch, [kind], what)
 
 
 def _idx(packed: Path, md5: str) -> Any:
-    """Images (N, H, W) uint8 or labels (N,) int64; of the packed file, whose sum is known, where it exists."""
+    """Images (N, H, W) uint8 or labels (N,) int64; of the packed file, whose checksum is known, if it exists."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     read = read_image_file if "images" in packed.name else read_label_file
     file = packed if packed.exists() else packed.with_suffix("")
-    intact(file, md5 if file == packed else None)
+    check_file(file, md5 if file == packed else None)
     try:
         if file != packed:
             return read(str(file)).numpy()
@@ -225,7 +225,7 @@ def _idx(packed: Path, md5: str) -> Any:
 
 
 def _cifar(name: str, kind: str, root: Path, download: bool, also: str = "") -> Raw:
-    """CIFAR in the form in which its authors publish it, through torchvision's reader and checksums."""
+    """CIFAR in its authors' format, with torchvision's reader and checksums."""
     import torchvision.datasets
 
     reader = getattr(torchvision.datasets, kind)
@@ -233,13 +233,13 @@ def _cifar(name: str, kind: str, root: Path, download: bool, also: str = "") -> 
     def read(folder: Path) -> list[Any]:
         base, meta = folder / reader.base_folder, reader.meta
         sums = [*reader.train_list, *reader.test_list, (meta["filename"], meta["md5"])]
-        with naming((base / file, md5) for file, md5 in sums):
+        with naming_damaged((base / file, md5) for file, md5 in sums):
             return [reader(folder, train=flag) for flag in (True, False)]
 
     def fetch(folder: Path) -> None:
         reader(folder, train=True, download=True)
 
     what = f"the folder {reader.base_folder} (unpacked from {reader.url}) {also}"
-    train, test = published(name, root, download, read, fetch, [reader.base_folder], what)
+    train, test = read_published(name, root, download, read, fetch, [reader.base_folder], what)
     labels = (np.asarray(part.targets, dtype=np.int64) for part in (train, test))
     return Raw(train.data, next(labels), test.data, next(labels), train.classes)

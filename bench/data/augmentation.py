@@ -15,7 +15,7 @@ AUGMENTATIONS = ("none", "crop", "flip", "crop_flip")
 def augment(
     x: Tensor, kind: str, generator: torch.Generator, *, pad: int | None = None, padding: str = "zeros"
 ) -> Tensor:
-    """Shift and mirror every image of a batch by draws of its own.
+    """Shift and mirror every image of a batch at random.
 
     Args:
         x: images (N, C, H, W), of any dtype.

@@ -1,4 +1,4 @@
-"""Data sets of image files: `folder:PATH` with a sub-folder per class, and the reading of image files in general.
+"""Data sets of image files: `folder:PATH` with a sub-folder per class, and reading of image files.
 
 Free of torch. An image is scaled so that its shorter side fits (bilinear, antialiased), and its centre is cut out;
 one that has the size already is left as it is. Orientation tags are not followed, transparency is dropped.
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.raw import IN_MEMORY, SMALLEST, Images, Labels, Raw, Stored, check_labels, stratified
+from bench.data.raw import IN_MEMORY, SMALLEST, Images, ImageSource, Labels, Raw, check_labels, stratified_order
 from bench.errors import BenchError, UsageError
 
 TRAIN = ("train", "training")
@@ -28,14 +28,14 @@ TEST = ("test", "testing", "val", "valid", "validation")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 GREY = ("1", "L", "LA")
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-PROBED = 64
+PROBES = 64
 CHUNK = 1024
 log = logging.getLogger("bench")
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """Image files with their classes, unread.
+class ImageFiles:
+    """Paths, sizes and classes of image files.
 
     Attributes:
         root: the folder they are in.
@@ -49,47 +49,47 @@ class Files:
     sizes: Sequence[int]
     y: Labels
 
-    def take(self, rows: NDArray[np.int64]) -> Files:
+    def take(self, rows: NDArray[np.int64]) -> ImageFiles:
         """The files at these positions."""
         chosen = rows.tolist()
-        return Files(self.root, [self.names[i] for i in chosen], [self.sizes[i] for i in chosen], self.y[rows])
+        return ImageFiles(self.root, [self.names[i] for i in chosen], [self.sizes[i] for i in chosen], self.y[rows])
 
-    def told(self) -> bytes:
-        """Names and sizes, a line each."""
+    def manifest(self) -> bytes:
+        """Names and sizes, one line per file."""
         return "".join(f"{name} {size}\n" for name, size in zip(self.names, self.sizes, strict=True)).encode()
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a folder holds.
+    """Classes and image files of a folder.
 
     Attributes:
         class_names: the class sub-folders, sorted.
         train, test: the files.
-        parts: what the folders that hold these are called; none where one folder was split.
+        parts: names of the folders of train and test; none where one folder was split.
         unread: other folders beside them.
     """
 
     class_names: tuple[str, ...]
-    train: Files
-    test: Files
+    train: ImageFiles
+    test: ImageFiles
     parts: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
 
-class Pictures:
-    """Image files read when rows are asked for, by threads; see `bench.data.raw.Stored`.
+class LazyImages:
+    """Image files that are read when rows are indexed, by threads; a `bench.data.raw.ImageSource`.
 
     Args:
-        files: which.
-        size: height and width of what is cut out.
+        files: of the images.
+        size: height and width of the centre crop.
         channels: 1 or 3; a grey file becomes a colour image of three equal channels.
-        shorter: what the shorter side is scaled to first; `size` if not given.
+        shorter: length that the shorter side is scaled to first; `size` if not given.
     """
 
     ndim, dtype = 4, np.dtype(np.uint8)
 
-    def __init__(self, files: Files, size: int, channels: int = 3, shorter: int | None = None) -> None:
+    def __init__(self, files: ImageFiles, size: int, channels: int = 3, shorter: int | None = None) -> None:
         self._files, self._size, self._channels, self._shorter = files, size, channels, shorter or size
         self.grey = 0
 
@@ -104,8 +104,8 @@ class Pictures:
     def __getitem__(self, rows: NDArray[np.int64]) -> Images:
         return np.stack(list(self._pool.map(self._image, rows.tolist())))
 
-    def held(self) -> Images | Stored:
-        """All images, read now; itself where they take more than `bench.data.raw.IN_MEMORY` bytes."""
+    def load(self) -> Images | ImageSource:
+        """All images in memory; self where they take more than `bench.data.raw.IN_MEMORY` bytes."""
         if int(np.prod(self.shape)) > IN_MEMORY:
             return self
         images = np.empty(self.shape, np.uint8)
@@ -117,14 +117,14 @@ class Pictures:
         return images
 
     def fingerprint(self, rows: NDArray[np.int64]) -> bytes:
-        """Names and sizes of the files, and how they are cut."""
+        """Hash of names and sizes of the files and of the crop."""
         digest = hashlib.sha256(f"{self._size} {self._channels} {self._shorter}\n".encode())
-        digest.update(self._files.take(rows).told())
+        digest.update(self._files.take(rows).manifest())
         return digest.digest()
 
     def _image(self, row: int) -> Images:
         path = self._files.root / self._files.names[row]
-        image, grey = decoded(path, self._size, self._shorter, self._channels)
+        image, grey = read_image(path, self._size, self._shorter, self._channels)
         self.grey += grey
         return image
 
@@ -133,8 +133,8 @@ class Pictures:
         return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
-def decoded(path: Path, size: int, shorter: int, channels: int) -> tuple[Images, bool]:
-    """An image (size, size, channels), and whether a grey file was made a colour image.
+def read_image(path: Path, size: int, shorter: int, channels: int) -> tuple[Images, bool]:
+    """Read an image (size, size, channels); also returns whether a grey file was made a colour image.
 
     Raises:
         BenchError: if the file is no image, has more than 8 bits, or is in colour where the set is grey.
@@ -177,18 +177,18 @@ def listing(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise UsageError(f"folder:{folder}: no such folder; expected one with a sub-folder of images for each class")
-    return _remembered(folder, tuple(_times(folder, depth=2)))
+    return _cached_listing(folder, tuple(_modification_times(folder, depth=2)))
 
 
 @lru_cache(maxsize=4)
-def _remembered(folder: Path, times: tuple[int, ...]) -> Listing:
+def _cached_listing(folder: Path, times: tuple[int, ...]) -> Listing:
     return _listing(folder)
 
 
 def _listing(folder: Path) -> Listing:
     inside = _folders(folder)
-    holding = [name for name in inside if _holds_folders_alone(folder / name)]
-    parts = tuple(_called(holding, TRAIN) + _called(holding, TEST))
+    holding = [name for name in inside if _has_only_folders(folder / name)]
+    parts = tuple(_first_named(holding, TRAIN) + _first_named(holding, TEST))
     if len(parts) == 2:
         names = _folders(folder / parts[0])
         odd = sorted(set(names) ^ set(_folders(folder / parts[1])))
@@ -200,7 +200,7 @@ def _listing(folder: Path) -> Listing:
         names, parts = inside, ()
         _check_classes(folder, names)
         everything = scan(folder, names)
-        order = stratified(everything.y)
+        order = stratified_order(everything.y)
         cut = max(len(order) // 5, len(names))
         test, train = (everything.take(np.sort(rows)) for rows in np.split(order, [cut]))
     if len(names) < 2:
@@ -210,42 +210,42 @@ def _listing(folder: Path) -> Listing:
     return Listing(tuple(names), train, test, parts, tuple(name for name in inside if parts and name not in parts))
 
 
-def _called(folders: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The folder that is called by the first of some names, in any case; empty if none is."""
+def _first_named(folders: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The folder with the first of some names, in any case; empty if there is none."""
     return [folder for name in names for folder in folders if folder.lower() == name][:1]
 
 
 def _check_classes(folder: Path, names: Sequence[str]) -> None:
-    """See that the folders that are to be classes are not parts, or something else with the classes below them.
+    """Check that folders taken for classes are not parts, or other folders with the classes below them.
 
     Raises:
         BenchError: naming the first that is.
     """
     for found, wanted in ((TRAIN, "test (or val)"), (TEST, "train")):
-        for part in _called(names, found):
-            if _holds_folders_alone(folder / part):
+        for part in _first_named(names, found):
+            if _has_only_folders(folder / part):
                 raise BenchError(
                     f"{folder}: expected {wanted} beside {part}, with a folder for each class; add it, or give "
                     f"folder:{folder / part} for a fifth of it to be the test part"
                 )
     for name in names:
         below = _folders(folder / name)
-        if len(below) > 1 and _holds_folders_alone(folder / name):
+        if len(below) > 1 and _has_only_folders(folder / name):
             raise BenchError(
                 f"{folder / name}: expected the images of a class, found only folders such as {below[0]} and "
                 f"{below[1]}; call the parts train and test, or put all images of a class into one folder"
             )
 
 
-def _holds_folders_alone(folder: Path) -> bool:
-    """Whether there are folders in a folder, and no images beside them."""
+def _has_only_folders(folder: Path) -> bool:
+    """Whether a folder holds folders and no images."""
     with os.scandir(folder) as entries:
         images = any(entry.name.lower().endswith(ENDINGS) and entry.is_file() for entry in entries)
     return not images and bool(_folders(folder))
 
 
-def scan(folder: Path, classes: Sequence[str]) -> Files:
-    """The image files below the class sub-folders of a folder; other files are passed over.
+def scan(folder: Path, classes: Sequence[str]) -> ImageFiles:
+    """The image files below the class sub-folders of a folder; other files are ignored.
 
     Raises:
         BenchError: if a class has none.
@@ -260,10 +260,10 @@ def scan(folder: Path, classes: Sequence[str]) -> Files:
         names += [path for path, _ in found]
         sizes += [size for _, size in found]
         labels += [label] * len(found)
-    return Files(folder, names, sizes, np.asarray(labels, dtype=np.int64))
+    return ImageFiles(folder, names, sizes, np.asarray(labels, dtype=np.int64))
 
 
-def probe(files: Files) -> tuple[int, int]:
+def probe(files: ImageFiles) -> tuple[int, int]:
     """Channels and size of image files, from the headers of some of them, evenly chosen.
 
     Returns:
@@ -276,7 +276,7 @@ def probe(files: Files) -> tuple[int, int]:
 
     sides: Counter[int] = Counter()
     colour = False
-    for row in sorted(set(np.linspace(0, len(files.names) - 1, PROBED).astype(int).tolist())):
+    for row in sorted(set(np.linspace(0, len(files.names) - 1, PROBES).astype(int).tolist())):
         path = files.root / files.names[row]
         try:
             with Image.open(path) as image:
@@ -287,7 +287,7 @@ def probe(files: Files) -> tuple[int, int]:
     return 3 if colour else 1, max(sides, key=lambda side: (sides[side], side))
 
 
-def image_of(found: Listing, size: int | None) -> tuple[int, int, int]:
+def image_shape(found: Listing, size: int | None) -> tuple[int, int, int]:
     """(channels, size, size) of a folder's images: the size asked for, else the most common shorter side.
 
     Raises:
@@ -301,19 +301,19 @@ def image_of(found: Listing, size: int | None) -> tuple[int, int, int]:
 
 
 def read(folder: Path, size: int | None = None) -> Raw:
-    """The data set in a folder; see `listing` and `image_of`."""
-    listing(folder)  # refuses what is no data set, but may not have seen that a file was written over
+    """The data set in a folder; see `listing` and `image_shape`."""
+    listing(folder)  # checks the folder, but is cached and may have missed that a file was overwritten
     found = _listing(folder)
-    channels, side, _ = image_of(found, size)
-    x_train, x_test = (Pictures(files, side, channels).held() for files in (found.train, found.test))
+    channels, side, _ = image_shape(found, size)
+    x_train, x_test = (LazyImages(files, side, channels).load() for files in (found.train, found.test))
     return Raw(x_train, found.train.y, x_test, found.test.y, found.class_names)
 
 
-def _times(folder: Path, depth: int) -> Iterator[int]:
-    """When files of a folder, and of those in it, came or went."""
+def _modification_times(folder: Path, depth: int) -> Iterator[int]:
+    """Times of the last change to a folder and to the folders in it."""
     yield folder.stat().st_mtime_ns
     for name in _folders(folder) if depth else ():
-        yield from _times(folder / name, depth - 1)
+        yield from _modification_times(folder / name, depth - 1)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -333,7 +333,7 @@ def _images(folder: Path, below: str) -> Iterator[tuple[str, int]]:
 
 
 def digest(found: Listing, image: Any) -> str:
-    """Hexadecimal hash of names and sizes of all files, and of the size they are cut to."""
+    """Hexadecimal hash of names and sizes of all files and of the images' shape."""
     hashed = hashlib.sha256(f"{image} {found.class_names}\n".encode())
-    hashed.update(found.train.told() + b"\n" + found.test.told())
+    hashed.update(found.train.manifest() + b"\n" + found.test.manifest())
     return hashed.hexdigest()

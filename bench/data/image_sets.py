@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.core.download import published, unpacked
-from bench.data.image_folder import Files, Pictures, scan
+from bench.core.download import read_archive, read_published
+from bench.data.image_folder import ImageFiles, LazyImages, scan
 from bench.data.raw import Raw
 from bench.data.registry import DATASETS
 from bench.errors import BenchError
@@ -33,7 +33,7 @@ IMAGENETTE_CLASSES = tuple(IMAGENETTE.values())
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 TINY_FOLDER = "tiny-imagenet-200"
-MARGIN = 8 / 7  # ImageNet's usual test crop: the shorter side at 256 for a centre of 224
+MARGIN = 8 / 7  # ImageNet's standard test crop: the shorter side at 256 for a centre of 224
 
 
 @DATASETS.register(
@@ -69,7 +69,7 @@ def imagenette(root: Path, download: bool, size: int = 160) -> Raw:
         train, test = (_part(folder / base / part, list(IMAGENETTE)) for part in ("train", "val"))
         return _raw(train, test, size, size, IMAGENETTE_CLASSES)
 
-    return unpacked(DATASETS.resolve(f"imagenette_{size}"), root, download, read, base, url, md5)
+    return read_archive(DATASETS.resolve(f"imagenette_{size}"), root, download, read, base, url, md5)
 
 
 @DATASETS.register(
@@ -96,12 +96,12 @@ def tiny_imagenet(root: Path, download: bool, size: int = 64) -> Raw:
             wnids = sorted((base / "wnids.txt").read_text().split())
             words = dict(line.split("\t", 1) for line in (base / "words.txt").read_text().splitlines() if "\t" in line)
         except OSError as error:
-            raise RuntimeError(_told(error)) from error
-        names = _distinct([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
+            raise RuntimeError(_describe(error)) from error
+        names = _unique_names([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
         return _raw(_part(base / "train", wnids), _tiny_val(base / "val", wnids), size, size, names)
 
     name = DATASETS.resolve(f"tiny_imagenet_{size}")
-    return unpacked(name, root, download, read, TINY_FOLDER, TINY_URL, TINY_MD5)
+    return read_archive(name, root, download, read, TINY_FOLDER, TINY_URL, TINY_MD5)
 
 
 @DATASETS.register(
@@ -137,18 +137,18 @@ def imagenet(root: Path, download: bool, size: int = 224) -> Raw:
         "the folders imagenet/train and imagenet/val with a sub-folder per class (n01440764 and so on), unpacked from "
         "the archives of ILSVRC 2012 at https://image-net.org, "
     )
-    return published(DATASETS.resolve(f"imagenet_{size}"), root, download, read, None, ["imagenet"], what)
+    return read_published(DATASETS.resolve(f"imagenet_{size}"), root, download, read, None, ["imagenet"], what)
 
 
-def _part(folder: Path, wnids: Sequence[str]) -> Files:
-    """The files of a part; RuntimeError, which says damaged, if a class is missing."""
+def _part(folder: Path, wnids: Sequence[str]) -> ImageFiles:
+    """The files of a part; RuntimeError, as for damaged data, if a class is missing."""
     try:
         return scan(folder, wnids)
     except (OSError, BenchError) as error:
-        raise RuntimeError(_told(error)) from error
+        raise RuntimeError(_describe(error)) from error
 
 
-def _tiny_val(folder: Path, wnids: Sequence[str]) -> Files:
+def _tiny_val(folder: Path, wnids: Sequence[str]) -> ImageFiles:
     """Tiny ImageNet's validation images, all in one folder, with their classes in a table."""
     label = {wnid: k for k, wnid in enumerate(wnids)}
     table = folder / "val_annotations.txt"
@@ -156,23 +156,23 @@ def _tiny_val(folder: Path, wnids: Sequence[str]) -> Files:
         rows = [line.split("\t")[:2] for line in table.read_text().splitlines() if line]
         names = [f"images/{name}" for name, _ in rows]
         sizes = [(folder / name).stat().st_size for name in names]
-        return Files(folder, names, sizes, np.asarray([label[wnid] for _, wnid in rows], dtype=np.int64))
+        return ImageFiles(folder, names, sizes, np.asarray([label[wnid] for _, wnid in rows], dtype=np.int64))
     except OSError as error:
-        raise RuntimeError(_told(error)) from error
+        raise RuntimeError(_describe(error)) from error
     except (ValueError, KeyError) as error:
         raise RuntimeError(f"{table} is not what was published") from error
 
 
-def _told(error: Exception) -> str:
-    """What is wrong with which file."""
+def _describe(error: Exception) -> str:
+    """Text of an error, naming the file if one is missing."""
     return f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
 
 
-def _raw(train: Files, test: Files, size: int, shorter: int, names: Sequence[str]) -> Raw:
-    x_train, x_test = (Pictures(files, size, shorter=shorter).held() for files in (train, test))
+def _raw(train: ImageFiles, test: ImageFiles, size: int, shorter: int, names: Sequence[str]) -> Raw:
+    x_train, x_test = (LazyImages(files, size, shorter=shorter).load() for files in (train, test))
     return Raw(x_train, train.y, x_test, test.y, names)
 
 
-def _distinct(names: Sequence[str], wnids: Sequence[str]) -> list[str]:
-    """Names of classes; those that two classes share with the class's number behind them."""
+def _unique_names(names: Sequence[str], wnids: Sequence[str]) -> list[str]:
+    """Names of classes; those that two classes share get the WordNet id."""
     return [f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]

@@ -1,7 +1,6 @@
-"""Data sets in one file: `npz:FILE`, with arrays x_train, y_train, x_test, y_test and optionally class_names.
+"""Data sets in one NumPy archive: `npz:FILE` with x_train, y_train, x_test, y_test and optionally class_names.
 
-Free of torch. Plans read headers, labels and names alone; the images' checksums, which the archive keeps, tell one
-file's content from another's.
+Free of torch. Plans read headers, labels and names alone; the archive's checksums of the images identify its content.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.raw import IN_MEMORY, Images, Raw, Stored, check_alike, check_images, check_labels
+from bench.data.raw import IN_MEMORY, Images, ImageSource, Raw, check_images, check_labels, check_same_shape
 from bench.errors import BenchError, UsageError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -29,7 +28,7 @@ UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, struct.e
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before its images are read.
+    """Everything in a file but its images.
 
     Attributes:
         shapes: of the four arrays.
@@ -47,17 +46,17 @@ class Header:
 
 @dataclass(frozen=True)
 class _Member:
-    """An array inside the file: where its numbers begin, and whether they lie there as they are."""
+    """An array inside the file: where its data begins, and whether it can be memory-mapped."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     start: int
     crc: int
-    plain: bool
+    mappable: bool
 
 
-class Mapped:
-    """Images of a file that is too big for memory, read row by row; see `bench.data.raw.Stored`."""
+class MappedImages:
+    """Memory-mapped images of a file that is too big for memory; a `bench.data.raw.ImageSource`."""
 
     ndim = 4
 
@@ -72,7 +71,7 @@ class Mapped:
         return np.asarray(self._x[rows])
 
     def fingerprint(self, rows: NDArray[np.int64]) -> bytes:
-        """The checksum of all images, and which of them."""
+        """Hash of the checksum of all images and of the positions."""
         return hashlib.sha256(f"{self._crc} ".encode() + rows.astype("<i8").tobytes()).digest()
 
 
@@ -101,7 +100,7 @@ def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | No
         raise BenchError(f"{path}: expected the arrays {', '.join(ARRAYS)}; not found: {', '.join(lacking)}")
     for part in ("train", "test"):
         check_images(f"{path}: {part}", members[f"x_{part}"].shape, members[f"x_{part}"].dtype)
-    check_alike(str(path), members["x_train"].shape, members["x_test"].shape)
+    check_same_shape(str(path), members["x_train"].shape, members["x_test"].shape)
     wanted = ("y_train", "y_test", *((NAMES,) if NAMES in members and class_names is None else ()))
     for name in wanted:
         _check_plain(path, name, members[name].dtype)
@@ -109,8 +108,8 @@ def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | No
     names = class_names or _names(path, small)
     for part in ("train", "test"):
         check_labels(f"{path}: {part}", small[f"y_{part}"], members[f"x_{part}"].shape[0], names)
-    told = [f"{name} {members[name].shape} {members[name].crc}" for name in ARRAYS]
-    digest = hashlib.sha256("\n".join([*told, *names]).encode()).hexdigest()
+    identity = [f"{name} {members[name].shape} {members[name].crc}" for name in ARRAYS]
+    digest = hashlib.sha256("\n".join([*identity, *names]).encode()).hexdigest()
     shapes = {name: members[name].shape for name in ARRAYS}
     return Header(shapes, small["y_train"], small["y_test"], names, digest)
 
@@ -127,15 +126,15 @@ def read(path: Path, class_names: Sequence[str] | None = None) -> Raw:
     """
     known = header(path, class_names)
     members = _members(path)
-    x: dict[str, Images | Stored] = {}
+    x: dict[str, Images | ImageSource] = {}
     big = sum(int(np.prod(known.shapes[name])) for name in ("x_train", "x_test")) > IN_MEMORY
     for name in ("x_train", "x_test"):
-        x[name] = Mapped(path, members[name]) if big and members[name].plain else _arrays(path, (name,))[name]
+        x[name] = MappedImages(path, members[name]) if big and members[name].mappable else _arrays(path, (name,))[name]
     return Raw(**x, y_train=known.y_train, y_test=known.y_test, class_names=known.class_names)
 
 
 def _check_plain(path: Path, name: str, dtype: np.dtype[Any]) -> None:
-    """See that an array holds values rather than Python objects, which only running the file's code would bring back.
+    """Check that an array holds no Python objects, which cannot be loaded without running code of the file.
 
     Raises:
         BenchError: naming the array and the remedy.
@@ -184,10 +183,10 @@ def _member(stream: Any, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Me
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(member)
         inside = member.tell()
-    stream.seek(info.header_offset + 26)  # the lengths of the name and of what else stands before the content
+    stream.seek(info.header_offset + 26)  # lengths of the name and of the extra field, which precede the data
     before = 30 + sum(struct.unpack("<HH", stream.read(4)))
-    plain = info.compress_type == zipfile.ZIP_STORED and not fortran
-    return _Member(shape, dtype, info.header_offset + before + inside, info.CRC, plain)
+    mappable = info.compress_type == zipfile.ZIP_STORED and not fortran
+    return _Member(shape, dtype, info.header_offset + before + inside, info.CRC, mappable)
 
 
 def _unreadable(path: Path, error: Exception) -> BenchError:

@@ -1,6 +1,6 @@
-"""A data set as it is published, the checks that every one must pass, and the order that its parts are cut along.
+"""A data set as it is published, the checks that it must pass, and the stratified order that its parts are cut along.
 
-Free of torch: plans read the headers of a user's own data and hold them to the same checks.
+Free of torch: plans check the headers of a user's data set in the same way.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 SMALLEST = 8
 MOST_CHANNELS = 4
-IN_MEMORY = 2 << 30  # bytes of images that are held in memory; of bigger sets rows are read when asked for
+IN_MEMORY = 2 << 30  # bytes; a bigger array of images stays on disk, and rows are read when they are indexed
 
 
-class Stored(Protocol):
-    """Images that stay where they are until rows are asked for; an array of uint8 in all that the suite asks of it."""
+class ImageSource(Protocol):
+    """Images (N, H, W, C) uint8 that stay on disk until rows are indexed; the part of an array that the suite uses."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class Stored(Protocol):
         """Images (M, H, W, C) at positions (M,)."""
 
     def fingerprint(self, rows: NDArray[np.int64]) -> bytes:
-        """What identifies the images at these positions without reading them."""
+        """A hash of the images at these positions that is known without reading them."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,36 @@ class Raw:
     """A dataset as it is published.
 
     Attributes:
-        x_train: training images (N, H, W, C) uint8, in memory or `Stored`.
+        x_train: training images (N, H, W, C) uint8, in memory or `ImageSource`.
         y_train: their classes (N,), integers from 0.
         x_test: test images.
         y_test: their classes.
         class_names: one name per class.
     """
 
-    x_train: Images | Stored
+    x_train: Images | ImageSource
     y_train: Labels
-    x_test: Images | Stored
+    x_test: Images | ImageSource
     y_test: Labels
     class_names: Sequence[str]
 
     def check(self, where: str) -> None:
-        """Hold shapes, dtypes and labels against what a dataset must be.
+        """Check shapes, dtypes and labels.
 
         Raises:
-            BenchError: naming `where` and the first thing that is wrong.
+            BenchError: naming `where` and the first fault.
         """
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             check_images(f"{where}: {part}", x.shape, x.dtype)
             check_labels(f"{where}: {part}", y, len(x), self.class_names)
-        check_alike(where, self.x_train.shape, self.x_test.shape)
+        check_same_shape(where, self.x_train.shape, self.x_test.shape)
 
 
 def check_images(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """See that an array holds square images of 8 bits, channels last.
+    """Check that an array holds square images of 8 bits, channels last.
 
     Raises:
-        BenchError: naming `where`, what came and the remedy.
+        BenchError: naming `where`, the fault and the remedy.
     """
     wanted = f"{where}: expected images as uint8 of shape (N, H, W, C), got {dtype} of {shape}"
     if dtype != np.uint8:
@@ -97,10 +97,10 @@ def check_images(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
 
 
 def check_labels(where: str, y: NDArray[Any], images: int, class_names: Sequence[str]) -> None:
-    """See that every image has a label and every class an image.
+    """Check that every image has a label and every class an image.
 
     Raises:
-        BenchError: naming `where`, what came and the remedy.
+        BenchError: naming `where`, the fault and the remedy.
     """
     if not np.issubdtype(y.dtype, np.integer) or y.shape != (images,):
         flatten = "; flatten them with y[:, 0]" if y.shape == (images, 1) else ""
@@ -119,21 +119,21 @@ def check_labels(where: str, y: NDArray[Any], images: int, class_names: Sequence
         )
 
 
-def check_alike(where: str, train: tuple[int, ...], test: tuple[int, ...]) -> None:
-    """See that training and test images have one shape.
+def check_same_shape(where: str, train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    """Check that training and test images have one shape.
 
     Raises:
-        BenchError: naming both.
+        BenchError: naming both shapes.
     """
     if train[1:] != test[1:]:
         raise BenchError(f"{where}: expected images of one shape, got {train[1:]} to train and {test[1:]} to test")
 
 
-def stratified(y: Labels) -> NDArray[np.int64]:
-    """An order of all samples in which every start is stratified.
+def stratified_order(y: Labels) -> NDArray[np.int64]:
+    """An order of all samples whose every prefix is stratified.
 
-    The first of each class come first; then a sample's place is its rank within its class over the size of the
-    class, so a start of m samples holds m n_k / n of class k, give or take one. Ranks follow a hash of the
+    The first sample of each class comes first; the others are sorted by their rank within the class over the size of
+    the class, so a prefix of m samples holds m n_k / n of class k, plus or minus one. Ranks follow a hash of the
     sample's position.
 
     Args:
@@ -143,23 +143,25 @@ def stratified(y: Labels) -> NDArray[np.int64]:
         Positions (N,).
     """
     _, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
-    shuffled = np.lexsort((_scramble(len(y)), classes))
+    shuffled = np.lexsort((_hash_positions(len(y)), classes))
     first = np.concatenate(([0], np.cumsum(counts)[:-1]))
     rank = np.empty(len(y), dtype=np.int64)
     rank[shuffled] = np.arange(len(y)) - first[classes[shuffled]]
-    place = (rank + 0.5) / counts[classes]
-    return np.lexsort((classes, place, rank > 0))
+    quantile = (rank + 0.5) / counts[classes]
+    return np.lexsort((classes, quantile, rank > 0))
 
 
-def held_out(y: Labels, n_select: int, n_steer: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to select by, to steer by and to train on, each ascending, each with every class that goes round.
+def split_held_out(
+    y: Labels, n_select: int, n_steer: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the parts select, steer and train, each ascending and with every frequent class.
 
     Args:
         y: classes (N,) of all training samples.
-        n_select: samples to select by.
-        n_steer: samples to steer by.
+        n_select: samples held out to select checkpoints.
+        n_steer: samples held out to steer methods.
     """
-    order = stratified(y)
+    order = stratified_order(y)
     select, rest = np.split(order, [n_select])
     _, first = np.unique(y[rest], return_index=True)  # a rare class may come late in the order
     rest = np.concatenate((rest[np.sort(first)], np.delete(rest, first)))
@@ -167,20 +169,20 @@ def held_out(y: Labels, n_select: int, n_steer: int) -> tuple[NDArray[np.int64],
     return np.sort(select), np.sort(steer), np.sort(train)
 
 
-def usual_sizes(train: int, test: int, classes: int) -> dict[str, int]:
-    """Samples in each part where a data set does not say: a tenth each to select and to steer, one per class at least.
+def default_sizes(train: int, test: int, classes: int) -> dict[str, int]:
+    """Sizes of the parts if a registration gives none: a tenth each to select and to steer, at least one per class.
 
     Args:
         train: training images.
         test: test images.
         classes: number of classes.
     """
-    held = max(train // 10, classes)
-    return {"train": train - 2 * held, "select": held, "steer": held, "test": test}
+    tenth = max(train // 10, classes)
+    return {"train": train - 2 * tenth, "select": tenth, "steer": tenth, "test": test}
 
 
-def _scramble(n: int) -> NDArray[np.uint64]:
-    """A fixed 64-bit hash of the numbers below n (the finaliser of SplitMix64): the same with every library version."""
+def _hash_positions(n: int) -> NDArray[np.uint64]:
+    """A 64-bit hash of the numbers below n (the finaliser of SplitMix64), the same with every library version."""
     z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

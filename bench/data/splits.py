@@ -1,7 +1,7 @@
-"""The fixed parts of a dataset: train, select and steer (both held out from the training images), and test.
+"""The fixed parts of a data set: train, select and steer (both held out from the training images), and test.
 
-Every choice of samples is the start of one fixed order per label vector, in which any start is stratified. So a
-smaller limit is contained in a larger one, and neither the run's seed nor a library's random stream moves it.
+Every subset is a prefix of one fixed order of the samples whose every prefix is stratified. So a smaller limit is
+contained in a larger one, and neither the run's seed nor a library's random stream moves it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data.raw import Images, Labels, Raw, Stored, held_out, stratified, usual_sizes
+from bench.data.raw import Images, ImageSource, Labels, Raw, default_sizes, split_held_out, stratified_order
 from bench.data.registry import DATASETS
-from bench.data.streamed import Rows
+from bench.data.streamed import StreamedImages
 from bench.errors import BenchError, UsageError
 
-__all__ = ["PARTS", "Part", "Parts", "Raw", "limit", "load", "split", "stratified", "to_float"]
+__all__ = ["PARTS", "Part", "Parts", "Raw", "limit", "load", "split", "stratified_order", "to_float"]
 
 PARTS = ("train", "select", "steer", "test")
 DEVICE_SHARE = 0.5  # of the free memory of a GPU, for the images of one part
@@ -31,10 +31,10 @@ DEVICE_SHARE = 0.5  # of the free memory of a GPU, for the images of one part
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some samples of a dataset.
+    """Some samples of a data set.
 
     Attributes:
-        x: images (N, C, H, W) uint8, in memory; `Rows`, which are read when asked for, where they do not fit.
+        x: images (N, C, H, W) uint8, in memory; `StreamedImages`, read when indexed, where they do not fit.
         y: classes (N,) int64.
         index: positions (N,) int64 in the part before any limit.
     """
@@ -53,37 +53,37 @@ class Part:
         return Part(x, self.y[positions], self.index[positions])
 
     def to(self, device: torch.device | str) -> Part:
-        """The same samples on a device; images that would take too much of it stay, and follow row by row."""
-        x = self.x if _fits(self.x, torch.device(device)) else cast(Tensor, Rows.of(self.x))
+        """The same samples on a device; images that would take too much of it stay and are moved when indexed."""
+        x = self.x if _fits_on(self.x, torch.device(device)) else cast(Tensor, StreamedImages.from_tensor(self.x))
         return Part(x.to(device), self.y.to(device), self.index.to(device))
 
-    def joined(self, *others: Part) -> Part:
+    def concat(self, *others: Part) -> Part:
         """These samples and then those of other parts of the same data set."""
         parts = (self, *others)
         if not others:
             return self
         rows = _rows(self.x)
         if rows is not None:
-            x = cast(Tensor, rows.joined([cast(Rows, other.x) for other in others]))
+            x = cast(Tensor, rows.concat([cast(StreamedImages, other.x) for other in others]))
         else:
             x = torch.cat([part.x for part in parts])
         return Part(x, torch.cat([part.y for part in parts]), torch.cat([part.index for part in parts]))
 
-    def ahead(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        """The same batches of rows; images that are read when asked for are read one batch ahead."""
+    def prefetch(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """The same batches of rows; streamed images are read one batch ahead."""
         rows = _rows(self.x)
-        return iter(batches) if rows is None else rows.ahead(batches)
+        return iter(batches) if rows is None else rows.prefetch(batches)
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A dataset, cut.
+    """A data set, split.
 
     Attributes:
-        name: the registered name; of a user's own set the one it has in results.
+        name: the registered name; of a user's data set the one it has in results.
         train: what every method trains on.
         select: held-out training images that choose the checkpoint.
-        steer: held-out training images that steer FRL and its kin; disjoint from `select`.
+        steer: held-out training images that steer methods such as FRL; disjoint from `select`.
         test: the test images.
         class_names: one name per class.
     """
@@ -125,7 +125,7 @@ class Parts:
     def hash(self) -> str:
         """SHA-256 over the images and labels of all parts, limits included, and the class names.
 
-        Of images that are read when asked for it is their files' names and sizes that are hashed.
+        Of streamed images, names and sizes of the files are hashed.
         """
         return self._hash(PARTS)
 
@@ -145,21 +145,21 @@ class Parts:
         return digest.hexdigest()
 
     def require_same(self, stored: Mapping[str, Any], which: str, where: str) -> None:
-        """See that these are the data that something stored belongs to.
+        """Check that stored results belong to these data.
 
         Args:
-            stored: what its run.json says of its data; where that names no hash, nothing is compared.
+            stored: the entry on data of run.json; where that has no hash, nothing is compared.
             which: "hash", of all parts, or "test_hash".
-            where: whose it is, for the message.
+            where: whose results, for the message.
 
         Raises:
-            BenchError: if they are others.
+            BenchError: if the hashes differ.
         """
-        expected, found = stored.get(which), getattr(self, which)
-        if expected not in (None, found):
+        expected, actual = stored.get(which), getattr(self, which)
+        if expected not in (None, actual):
             raise BenchError(
                 f"{where}: expected the data that its results belong to ({which} {expected[:12]}), got others "
-                f"({found[:12]}); put those back into the data folder, or give another --out; images that another "
+                f"({actual[:12]}); put those back into the data folder, or give another --out; images that another "
                 "version of the packages decodes differ as well"
             )
 
@@ -172,7 +172,7 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
 ) -> Parts:
-    """Read a dataset and cut it into its fixed parts.
+    """Read a data set and split it into its fixed parts.
 
     Args:
         name: a registered dataset, or `folder:PATH` or `npz:FILE`.
@@ -184,13 +184,13 @@ def load(
     Raises:
         UnknownName: if no dataset has this name.
         UsageError: if files are missing or a limit is too small.
-        BenchError: if what was read is not the dataset.
+        BenchError: if the files are not the data set.
     """
     dataset, known = DATASETS[name], DATASETS.label(DATASETS.resolve(name))
     facts = DATASETS.sketch(name).facts
     raw = dataset(Path(root), download)
     raw.check(known)
-    _hold_against(known, raw, facts)
+    _check_registration(known, raw, facts)
     parts = split(known, raw, facts.get("sizes", {}))
     train = parts.train if train_limit is None else limit(parts.train, train_limit, f"{known}: train limit")
     test = parts.test if test_limit is None else limit(parts.test, test_limit, f"{known}: test limit")
@@ -198,20 +198,20 @@ def load(
 
 
 def split(name: str, raw: Raw, sizes: Mapping[str, int]) -> Parts:
-    """Cut `select` and `steer` off the training images; see `usual_sizes` where `sizes` is silent.
+    """Hold `select` and `steer` out from the training images; sizes that are not given are `default_sizes`.
 
     Raises:
-        BenchError: if that leaves nothing to train on, or a part without one of the classes.
+        BenchError: if that leaves no training images, or a part without one of the classes.
     """
     n, classes = len(raw.y_train), len(raw.class_names)
-    usual = usual_sizes(n, len(raw.y_test), classes)
-    n_select, n_steer = (sizes.get(part, usual[part]) for part in ("select", "steer"))
+    default = default_sizes(n, len(raw.y_test), classes)
+    n_select, n_steer = (sizes.get(part, default[part]) for part in ("select", "steer"))
     if n_select + n_steer >= n:
         raise BenchError(
             f"{name}: {n_select} samples to select and {n_steer} to steer leave none of {n} to train; "
             "add training images or lower its sizes"
         )
-    rows = held_out(raw.y_train, n_select, n_steer)
+    rows = split_held_out(raw.y_train, n_select, n_steer)
     for part, chosen in zip(("train", "select", "steer"), (rows[2], *rows[:2]), strict=True):
         absent = np.setdiff1d(np.arange(classes), raw.y_train[chosen])
         if len(absent) and len(chosen) >= classes:
@@ -236,43 +236,43 @@ def limit(part: Part, n: int, where: str = "limit") -> Part:
         raise UsageError(f"{where}: expected at least {classes} samples, one per class, got {n}; raise the limit")
     if n >= len(part):
         return part
-    rows = torch.from_numpy(np.sort(stratified(labels)[:n])).to(part.y.device)
+    rows = torch.from_numpy(np.sort(stratified_order(labels)[:n])).to(part.y.device)
     return part.take(rows)
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Images in [0, 1] float32 from uint8; of `Rows`, such rows."""
+    """Images in [0, 1] float32 from uint8; of `StreamedImages`, such images when indexed."""
     rows = _rows(x)
     if rows is not None:
-        return cast(Tensor, rows.scaled())
+        return cast(Tensor, rows.to_float())
     return x.to(torch.float32) / 255
 
 
-def _part(x: Images | Stored, y: Labels, rows: NDArray[np.int64] | None = None) -> Part:
+def _part(x: Images | ImageSource, y: Labels, rows: NDArray[np.int64] | None = None) -> Part:
     chosen = np.arange(len(y)) if rows is None else rows
     if isinstance(x, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(x[chosen].transpose(0, 3, 1, 2)))
     else:
-        images = cast(Tensor, Rows.stored(x, torch.from_numpy(chosen)))
+        images = cast(Tensor, StreamedImages.from_source(x, torch.from_numpy(chosen)))
     labels = torch.from_numpy(y[chosen].astype(np.int64))
     return Part(images, labels, torch.arange(len(labels)))
 
 
-def _rows(x: Tensor) -> Rows | None:
+def _rows(x: Tensor) -> StreamedImages | None:
     """Images that are read when asked for; None if they are a tensor. They pass for one wherever rows are taken."""
     held: object = x
-    return held if isinstance(held, Rows) else None
+    return held if isinstance(held, StreamedImages) else None
 
 
-def _fits(x: Tensor, device: torch.device) -> bool:
-    """Whether images go to a device whole, or are on their way row by row already."""
+def _fits_on(x: Tensor, device: torch.device) -> bool:
+    """Whether all images may be copied to a device; streamed ones never are."""
     if _rows(x) is not None or device.type != "cuda":
         return True
     return x.numel() * x.element_size() <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def _hold_against(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:
-    """Compare what was read with what the registration says; what it does not say is not compared."""
+def _check_registration(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:
+    """Compare the data with the facts of the registration, as far as it gives any."""
     height, width, channels = raw.x_train.shape[1:]
     sizes = facts.get("sizes", {})
     declared = {
@@ -282,11 +282,11 @@ def _hold_against(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:
         "test images": sizes.get("test"),
     }
     counts = facts.get("class_counts", {})
-    found: tuple[Any, ...] = (len(raw.class_names), (channels, height, width), len(raw.y_train), len(raw.y_test))
+    actual: tuple[Any, ...] = (len(raw.class_names), (channels, height, width), len(raw.y_train), len(raw.y_test))
     for part, y in (("train", raw.y_train), ("test", raw.y_test)):
         declared[f"images of each class to {part}"] = counts.get(part)
-        found += (tuple(np.bincount(y, minlength=len(raw.class_names)).tolist()),)
-    for (what, expected), got in zip(declared.items(), found, strict=True):
+        actual += (tuple(np.bincount(y, minlength=len(raw.class_names)).tolist()),)
+    for (what, expected), got in zip(declared.items(), actual, strict=True):
         if expected not in (None, got):
             raise BenchError(
                 f"{name}: expected {what}: {expected}, got {got}; the files are not this dataset, or not all of it"

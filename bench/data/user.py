@@ -1,7 +1,7 @@
-"""Data sets of the user's own, by where they are: `folder:PATH`, `folder:PATH@SIZE` and `npz:FILE`.
+"""Users' data sets, which need no registration: `folder:PATH`, `folder:PATH@SIZE` and `npz:FILE`.
 
-Free of torch: what a plan must know is read from headers and names of files. In results such a set goes by a name
-made of its file's name and a hash of its content, so that it may be moved but not changed under a run.
+Free of torch: plans read headers and names of files alone. In results such a data set has a name made of its file's
+name and a hash of its content, so that it may be moved but not changed under a run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.data import image_folder as photos
-from bench.data import npz
-from bench.data.raw import Raw, usual_sizes
+from bench.data import image_folder, npz
+from bench.data.raw import Raw, default_sizes
 from bench.errors import UsageError
 
 FORMS = {
@@ -28,13 +27,13 @@ LARGE = 32
 
 
 @dataclass(frozen=True)
-class Own:
-    """Where a data set is.
+class UserDataset:
+    """Kind and place of a user's data set.
 
     Attributes:
         kind: "folder" or "npz".
         path: absolute.
-        size: of a folder's images, None for their own.
+        size: height and width that a folder's images are brought to; None for their most common size.
     """
 
     kind: str
@@ -45,8 +44,8 @@ class Own:
         return f"{self.kind}:{self.path}" + (f"@{self.size}" if self.size else "")
 
 
-def parse(name: str) -> Own | None:
-    """What a name says of a data set of the user's own; None if it is not of that form.
+def parse(name: str) -> UserDataset | None:
+    """The data set that a name such as `npz:FILE` stands for; None if the name is not of that form.
 
     Raises:
         UsageError: if the path is missing.
@@ -59,59 +58,61 @@ def parse(name: str) -> Own | None:
         raise UsageError(f"--dataset {name}: expected a path after the colon, as in {' or '.join(FORMS)}")
     sized = re.fullmatch(r"(.+)@(\d+)", rest.strip())
     if kind == "folder" and sized and not Path(rest).is_dir():
-        return Own(kind, _absolute(sized[1]), int(sized[2]))
-    return Own(kind, _absolute(rest.strip()))
+        return UserDataset(kind, _absolute(sized[1]), int(sized[2]))
+    return UserDataset(kind, _absolute(rest.strip()))
 
 
-def facts(own: Own) -> dict[str, Any]:
-    """What a registration would say of a set, see `bench.data.registry`.
+def facts(dataset: UserDataset) -> dict[str, Any]:
+    """What a registration would say of the data set, see `bench.data.registry`.
 
-    There is no usual radius. Images are shifted in training but not mirrored, since that may change their class.
+    There is no default radius. Images are shifted in training but not mirrored, since that may change their class.
 
     Raises:
         UsageError: if there is no such file or folder.
         BenchError: if it is not a data set.
     """
-    if own.kind == "npz":
-        header = npz.header(own.path)
+    if dataset.kind == "npz":
+        header = npz.header(dataset.path)
         _, height, width, channels = header.shapes["x_train"]
-        told = _facts(header.class_names, (channels, height, width), header.y_train, header.y_test)
+        known = _registration(header.class_names, (channels, height, width), header.y_train, header.y_test)
     else:
-        found = photos.listing(own.path)
-        told = _facts(found.class_names, photos.image_of(found, own.size), found.train.y, found.test.y)
-        if found.unread:
-            train, test = found.parts
-            told["notes"] = (f"{own}: trains on {train}, tests on {test}; not read: {', '.join(found.unread)}",)
-    return told
+        files = image_folder.listing(dataset.path)
+        image = image_folder.image_shape(files, dataset.size)
+        known = _registration(files.class_names, image, files.train.y, files.test.y)
+        if files.unread:
+            train, test = files.parts
+            known["notes"] = (f"{dataset}: trains on {train}, tests on {test}; not read: {', '.join(files.unread)}",)
+    return known
 
 
-def label(own: Own) -> str:
-    """The set's name in results: its file's name and 10 digits of a hash of its content.
+def label(dataset: UserDataset) -> str:
+    """The data set's name in results: its file's name and 10 digits of a hash of its content.
 
-    Of a folder's images it is names and sizes of the files that are hashed.
+    Of a folder of images, names and sizes of the files are hashed.
     """
-    if own.kind == "npz":
-        digest = npz.header(own.path).digest
+    if dataset.kind == "npz":
+        digest = npz.header(dataset.path).digest
     else:
-        found = photos.listing(own.path)
-        digest = photos.digest(found, photos.image_of(found, own.size))
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", own.path.stem if own.kind == "npz" else own.path.name)[:40].strip("_")
-    size = f"_{own.size}" if own.size else ""
-    return f"{stem or own.kind}{size}-{hashlib.sha256(digest.encode()).hexdigest()[:10]}"
+        files = image_folder.listing(dataset.path)
+        digest = image_folder.digest(files, image_folder.image_shape(files, dataset.size))
+    file_name = dataset.path.stem if dataset.kind == "npz" else dataset.path.name
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", file_name)[:40].strip("_")
+    size = f"_{dataset.size}" if dataset.size else ""
+    return f"{stem or dataset.kind}{size}-{hashlib.sha256(digest.encode()).hexdigest()[:10]}"
 
 
-def read(own: Own) -> Raw:
-    """The data set itself."""
-    return npz.read(own.path) if own.kind == "npz" else photos.read(own.path, own.size)
+def read(dataset: UserDataset) -> Raw:
+    """Read the data set."""
+    return npz.read(dataset.path) if dataset.kind == "npz" else image_folder.read(dataset.path, dataset.size)
 
 
-def _facts(names: Sequence[str], image: tuple[int, int, int], y_train: Any, y_test: Any) -> dict[str, Any]:
+def _registration(names: Sequence[str], image: tuple[int, int, int], y_train: Any, y_test: Any) -> dict[str, Any]:
     large = image[1] >= LARGE
     counts: Mapping[str, Any] = {
         part: tuple(np.bincount(y, minlength=len(names)).tolist()) for part, y in (("train", y_train), ("test", y_test))
     }
     return {
-        "classes": len(names), "image": image, "sizes": usual_sizes(len(y_train), len(y_test), len(names)),
+        "classes": len(names), "image": image, "sizes": default_sizes(len(y_train), len(y_test), len(names)),
         "class_names": tuple(names), "class_counts": counts,
         "model": "resnet18" if large else "small_cnn", "teacher_model": "wrn34_10" if large else "small_cnn_wide",
         "recipe": "paper", "augment": "crop",

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from attacks.plugins.registry import canonical
-from bench.core.download import alone, passing_folder
+from bench.core.download import download_lock, temporary_folder
 from bench.core.files import file_hash, write_text
 from bench.errors import BenchError, UsageError
 
@@ -226,7 +226,7 @@ def _download(gdrive_id: str, path: Path, download: bool) -> None:
     url = URL + gdrive_id
     if not download:
         raise UsageError(f"{path}: there is no such file; add --download, or fetch {url} and put it there")
-    with alone(path.name, path.parent), passing_folder(path.parent, f".{path.name}-") as folder:
+    with download_lock(path.name, path.parent), temporary_folder(path.parent, f".{path.name}-") as folder:
         if path.is_file():
             return  # another process has fetched it meanwhile
         part = folder / path.name

@@ -68,7 +68,7 @@ class Trainer:
         self.job, self.parts, self.folder, self.progress = job, parts, folder, progress or Progress()
         self.group = group or ProcessGroup()
         self.device = torch.device(job.device)
-        self.train = (parts.train if job.recipe.holdout else parts.train.joined(parts.select, parts.steer)).to(
+        self.train = (parts.train if job.recipe.holdout else parts.train.concat(parts.select, parts.steer)).to(
             self.device
         )
         self.model = build(job.model, parts.num_classes, *parts.image[:2], seed=derive(job.seed, "model"))
@@ -152,7 +152,7 @@ class Trainer:
         order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
         batches = order.to(self.device).split(self.job.recipe.batch_size)
         own = tuple(batch[slice(*self.group.share(len(batch)))] for batch in batches)
-        for step, rows in enumerate(self.train.ahead(own)):
+        for step, rows in enumerate(self.train.prefetch(own)):
             if step < first:
                 continue
             if step > 0 and self.group.any_rank(self.progress.stopping):

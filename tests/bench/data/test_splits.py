@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from attacks.plugins.registry import UnknownName
 from bench.data.augmentation import AUGMENTATIONS, augment
-from bench.data.raw import Raw, stratified
+from bench.data.raw import Raw, stratified_order
 from bench.data.registry import DATASETS
 from bench.data.splits import Parts, limit, load, split, to_float
 from bench.errors import BenchError, UsageError
@@ -67,7 +67,7 @@ def test_the_split_and_its_hash_never_move(digits: Parts) -> None:
 @pytest.mark.parametrize("counts", [(100, 100, 100), (500, 50, 5), (7, 300, 2, 91)])
 def test_every_start_of_the_order_is_stratified(counts: tuple[int, ...]) -> None:
     y = uneven_labels(counts)
-    order = stratified(y)
+    order = stratified_order(y)
     assert sorted(order.tolist()) == list(range(len(y)))
     for n in range(len(counts), len(y) + 1, 7):
         taken = np.bincount(y[order[:n]], minlength=len(counts))
@@ -79,7 +79,7 @@ def test_every_start_of_the_order_is_stratified(counts: tuple[int, ...]) -> None
 
 def test_a_balanced_start_is_balanced_exactly() -> None:
     y = uneven_labels((40,) * 10)
-    assert np.bincount(y[stratified(y)[:130]]).tolist() == [13] * 10
+    assert np.bincount(y[stratified_order(y)[:130]]).tolist() == [13] * 10
 
 
 def test_a_smaller_limit_is_contained_in_a_larger_one(digits: Parts) -> None:
@@ -116,7 +116,7 @@ def test_declared_sizes_of_cifar_hold_out_equal_shares(name: str, per_class: tup
     facts = DATASETS.sketch(name).facts
     classes, sizes = facts["classes"], facts["sizes"]
     y = uneven_labels((50000 // classes,) * classes)
-    order = stratified(y)
+    order = stratified_order(y)
     select, steer = order[: sizes["select"]], order[sizes["select"] : sizes["select"] + sizes["steer"]]
     assert np.bincount(y[select]).tolist() == [per_class[0]] * classes
     assert np.bincount(y[steer]).tolist() == [per_class[1]] * classes
@@ -128,7 +128,7 @@ def test_declared_sizes_of_svhn_hold_out_proportional_shares() -> None:
     sizes = DATASETS.sketch("svhn").facts["sizes"]
     assert sizes["train"] + sizes["select"] + sizes["steer"] == sum(counts)
     y = uneven_labels(counts)
-    order = stratified(y)
+    order = stratified_order(y)
     held = np.split(order, [sizes["select"], sizes["select"] + sizes["steer"]])[:2]
     for rows in held:
         share = len(rows) * np.array(counts) / sum(counts)

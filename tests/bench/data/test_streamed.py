@@ -6,9 +6,9 @@ import torch
 
 from bench.data import splits as module
 from bench.data.augmentation import augment
-from bench.data.raw import Raw, held_out, stratified
+from bench.data.raw import Raw, split_held_out, stratified_order
 from bench.data.splits import Part, limit, split, to_float
-from bench.data.streamed import Rows
+from bench.data.streamed import StreamedImages
 from tests.helpers.archives import pixels
 
 
@@ -57,40 +57,40 @@ def test_rows_are_those_of_the_tensor_and_nothing_else_is_read() -> None:
 
 def test_limits_joins_and_devices_leave_images_unread() -> None:
     stored, far, near = sets()
-    together = [p.train.joined(p.select, p.steer).to("cpu") for p in (far, near)]
+    together = [p.train.concat(p.select, p.steer).to("cpu") for p in (far, near)]
     small = [limit(part, 17) for part in together]
     assert stored.read == []
     assert torch.equal(small[0].x[:], small[1].x)
     assert torch.equal(small[0].index, small[1].index)
-    assert near.train.joined() is near.train
+    assert near.train.concat() is near.train
 
 
 def test_the_next_batch_is_read_while_one_is_in_use() -> None:
     stored, far, near = sets()
     batches = torch.randperm(48, generator=torch.Generator().manual_seed(0)).split(10)
-    for number, rows in enumerate(far.train.ahead(batches)):
+    for number, rows in enumerate(far.train.prefetch(batches)):
         if number == 1:
             continue  # a resumed epoch passes over what is done
         assert torch.equal(far.train.x[rows], near.train.x[rows])
     assert threading.main_thread() not in stored.threads
     assert sum(len(rows) for rows in stored.read) in (38, 48)
-    assert list(near.train.ahead(batches)) == list(batches)
+    assert list(near.train.prefetch(batches)) == list(batches)
 
 
 def test_an_error_of_the_reader_arrives() -> None:
     def broken(rows: np.ndarray) -> torch.Tensor:
         raise OSError("unreadable")
 
-    rows = Rows(broken, torch.arange(4), (1, 8, 8), lambda rows: b"")
+    rows = StreamedImages(broken, torch.arange(4), (1, 8, 8), lambda rows: b"")
     with pytest.raises(OSError, match="unreadable"):
         list(rows.split(2))
 
 
 def test_images_that_would_fill_the_device_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, near = sets()
-    monkeypatch.setattr(module, "_fits", lambda x, device: False)
+    monkeypatch.setattr(module, "_fits_on", lambda x, device: False)
     part: Part = near.train.to("cpu")
-    assert isinstance(part.x, Rows)
+    assert isinstance(part.x, StreamedImages)
     rows = torch.tensor([3, 1])
     assert torch.equal(part.x[rows], near.train.x[rows])
     assert torch.equal(part.take(rows).x[:], near.train.take(rows).x)
@@ -100,22 +100,22 @@ def test_images_that_would_fill_the_device_stay_in_memory(monkeypatch: pytest.Mo
 def test_a_gpu_takes_what_fills_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2 * x.numel(), 1 << 40))
-    assert module._fits(x, torch.device("cuda"))
-    assert not module._fits(torch.cat([x, x[:1]]), torch.device("cuda"))
-    assert module._fits(torch.cat([x, x]), torch.device("cpu"))
+    assert module._fits_on(x, torch.device("cuda"))
+    assert not module._fits_on(torch.cat([x, x[:1]]), torch.device("cuda"))
+    assert module._fits_on(torch.cat([x, x]), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("counts", [(500, 50, 5), (40, 40, 40), (900, 3, 97)])
 def test_a_rare_class_is_in_every_part(counts: tuple[int, ...]) -> None:
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(3), counts))
     n = len(y) // 10
-    select, steer, train = held_out(y, n, n)
+    select, steer, train = split_held_out(y, n, n)
     assert sorted([*select, *steer, *train]) == list(range(len(y)))
     for rows in (select, steer, train):
         assert set(y[rows]) == {0, 1, 2}
-    assert set(select) == set(stratified(y)[:n])
+    assert set(select) == set(stratified_order(y)[:n])
     if min(counts) == max(counts):  # with balanced classes nothing had to be moved
-        assert set(steer) == set(stratified(y)[n : 2 * n])
+        assert set(steer) == set(stratified_order(y)[n : 2 * n])
 
 
 def test_shifts_grow_with_the_image() -> None:

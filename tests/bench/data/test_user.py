@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from bench.config.settings import RunSettings, combined
-from bench.data import image_folder as photos
-from bench.data import npz
+from bench.data import image_folder, npz
 from bench.data.raw import Raw
 from bench.data.registry import DATASETS
 from bench.data.splits import limit, load, to_float
@@ -161,7 +160,7 @@ def test_images_of_a_big_file_stay_in_it(tmp_path: Path, monkeypatch: pytest.Mon
     held = load(f"npz:{path}")
     monkeypatch.setattr(npz, "IN_MEMORY", 1000)
     raw = DATASETS[f"npz:{path}"](tmp_path, False)
-    assert isinstance(raw.x_train, npz.Mapped)
+    assert isinstance(raw.x_train, npz.MappedImages)
     far = load(f"npz:{path}", train_limit=50)
     near = limit(held.train, 50)
     assert torch.equal(far.train.x[torch.arange(50)], near.x)
@@ -206,7 +205,7 @@ def test_images_are_scaled_and_cut_to_one_size(tmp_path: Path) -> None:
     assert load(f"folder:{tmp_path}@8").image == (3, 8, 8)
     flat = Image.fromarray(np.full((40, 80, 3), 77, np.uint8))
     flat.save(tmp_path / "flat.png")
-    x, grey = photos.decoded(tmp_path / "flat.png", 8, 10, 3)
+    x, grey = image_folder.read_image(tmp_path / "flat.png", 8, 10, 3)
     assert (x.shape, x.min(), x.max(), grey) == ((8, 8, 3), 77, 77, False)
 
 
@@ -351,7 +350,7 @@ def test_grey_images_of_a_colour_set_are_told_and_colour_in_a_grey_set_refused(
     for i in range(200):
         save_image(tmp_path / "grey" / f"c{i % 2}" / f"{i:03}.png", pixels(16, 16, seed=i))
     assert load(f"folder:{tmp_path}/grey").image == (1, 16, 16)
-    odd = photos.listing(tmp_path / "grey").train
+    odd = image_folder.listing(tmp_path / "grey").train
     save_image(odd.root / odd.names[1], pixels(16, 16, 3))  # not among the headers that are probed
     with pytest.raises(BenchError, match=r"expected an image with grey like the set's others, got mode RGB"):
         load(f"folder:{tmp_path}/grey")
@@ -361,9 +360,9 @@ def test_images_that_do_not_fit_are_read_when_asked_for(tmp_path: Path, monkeypa
     write_folder(tmp_path, {"ant": 30, "bee": 20})
     held: Raw = DATASETS[f"folder:{tmp_path}"](tmp_path, False)
     near = load(f"folder:{tmp_path}")
-    monkeypatch.setattr(photos, "IN_MEMORY", 1000)
+    monkeypatch.setattr(image_folder, "IN_MEMORY", 1000)
     raw = DATASETS[f"folder:{tmp_path}"](tmp_path, False)
-    assert isinstance(raw.x_train, photos.Pictures)
+    assert isinstance(raw.x_train, image_folder.LazyImages)
     assert raw.x_train.shape == held.x_train.shape
     assert np.array_equal(raw.x_train[np.arange(40)], held.x_train)
     far = load(f"folder:{tmp_path}")
@@ -385,8 +384,8 @@ def test_training_and_attacks_see_no_difference(tmp_path: Path, monkeypatch: pyt
     })  # fmt: skip
     plan = make_plan(run, "cpu")
     weights, outcomes = [], []
-    for name, held in (("near", photos.IN_MEMORY), ("far", 100)):
-        monkeypatch.setattr(photos, "IN_MEMORY", held)
+    for name, held in (("near", image_folder.IN_MEMORY), ("far", 100)):
+        monkeypatch.setattr(image_folder, "IN_MEMORY", held)
         parts, out = load(run.dataset), tmp_path / name
         folder = train(plan.train[0], parts, out, tmp_path)
         weights.append((folder / "last.safetensors").read_bytes())
