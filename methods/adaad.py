@@ -68,7 +68,7 @@ class AdaAD(Method):
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
         """Maximise the divergence of student and teacher, both on the iterate."""
-        both = _Joint(ctx.searched(model), ctx.teacher("robust"))
+        both = _Joint(ctx.for_attack(model), ctx.teacher("robust"))
         watchers = tuple(partial(_observe_student, watch) for watch in ctx.watchers)
         x_adv = self.ascend(both, batch.x, _divergence, replace(ctx, watchers=watchers), start="gaussian")
         extras = {"soft_adv": ctx.teacher("robust", x_adv).softmax(1)}

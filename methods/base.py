@@ -77,7 +77,6 @@ class Terms:
 
 
 Validation = tuple[Tensor, Tensor, Tensor]
-Work = Callable[[], list[Tensor]]
 
 
 @dataclass
@@ -95,11 +94,11 @@ class Context:
         teachers: role -> module, in eval mode and frozen.
         reduce: sums a tensor over processes.
         validator: runs an attack on held-out training samples; None where there are none.
-        split: the parts in which a loss on this process's share of a step is to be computed; each is a batch.
-        spared: calls what goes over `split` of a step, and again with smaller parts if memory runs out; as this may
-            happen in one process alone, nothing in it calls `reduce`.
+        micro_batches: splits this process's share of a step into the micro-batches on which a loss is computed.
+        retry_smaller: calls a function that goes over `micro_batches`, and again with smaller ones if memory runs out;
+            as this may happen in one process alone, the function must not call `reduce`.
         watchers: observers of every iterate of `Method.ascend` that cannot stop samples; for compositions.
-        searched: what an attack in eval mode runs on instead of a model: the same function, faster.
+        for_attack: a faster equivalent of a model, on which attacks in eval mode run.
     """
 
     epochs: int
@@ -114,10 +113,10 @@ class Context:
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
     validator: Callable[[Attack, nn.Module | None], Validation] | None = None
-    split: Callable[[Batch, Adversarial], Iterable[tuple[Batch, Adversarial]]] = lambda batch, adv: ((batch, adv),)
-    spared: Callable[[Work, Adversarial], list[Tensor]] = lambda work, adv: work()
+    micro_batches: Callable[[Batch, Adversarial], Iterable[tuple[Batch, Adversarial]]] = lambda *whole: (whole,)
+    retry_smaller: Callable[[Callable[[], list[Tensor]], Adversarial], list[Tensor]] = lambda function, adv: function()
     watchers: tuple[Observer, ...] = ()
-    searched: Callable[[nn.Module], nn.Module] = lambda model: model
+    for_attack: Callable[[nn.Module], nn.Module] = lambda model: model
 
     @overload
     def teacher(self, role: str) -> nn.Module: ...
@@ -267,7 +266,7 @@ class Method(nn.Module):
     ) -> Tensor:
         """The shared inner loop (`attacks.ascend`) with this method's norm, radius, step size and steps."""
         return ascend(
-            ctx.searched(model) if bn == "eval" else model, x, objective,
+            ctx.for_attack(model) if bn == "eval" else model, x, objective,
             eps=self.eps if eps is None else eps,
             step_size=self.step_size if step_size is None else step_size,
             steps=self.steps, start=start, norm=self.norm, generator=ctx.generator,

@@ -45,7 +45,7 @@ class Stepping:
     ) -> None:
         self.method, self.model, self.ctx = method, model, ctx
         ctx.generator = self.stream = PartGenerator(ctx.device)
-        ctx.split, ctx.spared = self.parts, self.spared
+        ctx.micro_batches, ctx.retry_smaller = self.parts, self.retry_smaller
         self.group, self.cut, self.counter = group, cut, counter
         self.wrapped, self.rehearsed = model, group.size == 1
         self.normed = has_norm(model)
@@ -91,7 +91,7 @@ class Stepping:
         spans = self.cut.spans(rows)
         return [(batch, adv)] if len(spans) == 1 else [micro_batch(batch, adv, *span) for span in spans]
 
-    def spared(self, work: Callable[[], Result], adv: Adversarial) -> Result:
+    def retry_smaller(self, work: Callable[[], Result], adv: Adversarial) -> Result:
         """Do what can be done again, in smaller parts whenever memory runs out; see `BatchLimit.retry_smaller`."""
         return self.cut.retry_smaller(work, len(adv.x), self._place)
 
@@ -111,7 +111,7 @@ class Stepping:
                 self._take_part(batch)
             return joined_terms(found, batch.x)
 
-        return self.spared(work, adv)
+        return self.retry_smaller(work, adv)
 
     def sync_batchnorm_stats(self) -> None:
         """Give all processes the same running statistics: the mean of what BatchNorm has moved in each."""
@@ -187,7 +187,7 @@ class Stepping:
 
         before, buffers = self.counter.snapshot(), [buffer.clone() for buffer in self.model.buffers()]
         with forked(batch.x.device):
-            unused = self.spared(work, adv)
+            unused = self.retry_smaller(work, adv)
         self._forget()
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)

@@ -110,7 +110,7 @@ class Trainer:
             epochs=recipe.epochs, steps=math.ceil(len(y) / recipe.batch_size), device=self.device,
             num_classes=classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=classes),
             generator=torch.Generator(self.device), teachers=self.networks.teachers, reduce=self.group.reduce,
-            validator=self._validate if recipe.holdout else None, searched=self.networks.searched,
+            validator=self._validate if recipe.holdout else None, for_attack=self.networks.searched,
         )  # fmt: skip
 
     def run(self) -> None:

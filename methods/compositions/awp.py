@@ -89,15 +89,15 @@ class AWP(Wrapper):
 
         def gradient() -> list[Tensor]:
             totals = [torch.zeros_like(weight) for weight in weights]
-            for part in ctx.split(batch, adv):
-                terms = loss(model, *part, ctx)
+            for micro_batch in ctx.micro_batches(batch, adv):
+                terms = loss(model, *micro_batch, ctx)
                 grads = torch.autograd.grad(terms.loss.sum(), weights, allow_unused=True, materialize_grads=True)
                 torch._foreach_add_(totals, grads)
             return totals
 
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            totals = ctx.spared(gradient, adv)
+            totals = ctx.retry_smaller(gradient, adv)
         finally:
             for buffer, value in buffers:
                 buffer.copy_(value)

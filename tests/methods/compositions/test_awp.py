@@ -137,7 +137,7 @@ def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
         batch = loop.batch(1)
         adv = loop.perturb(batch)
         spans = [(len(adv.x) * i // parts, len(adv.x) * (i + 1) // parts) for i in range(parts)]
-        loop.ctx.split = lambda b, a, spans=spans: [micro_batch(b, a, *span) for span in spans]  # type: ignore[misc]
+        loop.ctx.micro_batches = lambda b, a, spans=spans: [micro_batch(b, a, *span) for span in spans]  # type: ignore[misc]
         loop.ctx.reduce = lambda total, count=processes: count * total  # type: ignore[misc]
         with loop.method.around_step(loop.model, batch, adv, loop.ctx):
             points.append(values(loop.model))
@@ -155,7 +155,7 @@ def test_statistics_are_put_back_also_where_the_trial_pass_fails() -> None:
         yield b, a
         raise torch.OutOfMemoryError("no room")
 
-    loop.ctx.split = fail
+    loop.ctx.micro_batches = fail
     with pytest.raises(torch.OutOfMemoryError), loop.method.around_step(loop.model, batch, adv, loop.ctx):
         raise AssertionError("the step must not begin")
     assert difference(before, values(loop.model)) is None
