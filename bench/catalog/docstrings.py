@@ -21,8 +21,8 @@ def arguments(registry: Registry[Any], name: str) -> dict[str, str]:
     return found
 
 
-def around(doc: str) -> dict[str, str]:
-    """The head comments of a composition by the name of what each is about, the outermost, "", first."""
+def split_by_host(doc: str) -> dict[str, str]:
+    """Host -> its part of the head comment of a composed method; "" is the outermost composition, or a plain method."""
     pieces = re.split(r"^Around (\S+):$", doc, flags=re.MULTILINE)
     return dict(zip(["", *pieces[1::2]], pieces[::2], strict=True))
 

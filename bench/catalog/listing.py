@@ -1,4 +1,4 @@
-"""`bench list` and `bench show` as text: the names of a kind, and everything that goes by a name."""
+"""`bench list` and `bench show` as text: the names of a kind, and the pages of everything with a name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.config.protocols import PROTOCOLS
 from bench.errors import UsageError
 from methods.registry import COMPOSITIONS, METHODS
 
-PAGED = ("methods", "compositions", "attacks", "datasets", "models")
+PAGE_KINDS = ("methods", "compositions", "attacks", "datasets", "models")
 
 
 def list_kind(kind: str, form: str = "text") -> str:
@@ -32,20 +32,20 @@ def list_kind(kind: str, form: str = "text") -> str:
 
 
 def show(name: str, form: str = "text") -> str:
-    """The pages of everything that goes by a name, "text" for a terminal, or "markdown".
+    """The pages of everything with a name, as "text" for a terminal, or as "markdown".
 
     Raises:
         UsageError: if nothing does.
     """
-    around, colon, _ = name.partition(":")
-    if colon and around in COMPOSITIONS:
+    composition, colon, _ = name.partition(":")
+    if colon and composition in COMPOSITIONS:
         return pages.page("methods", METHODS.resolve(name), terminal=form == "text")
-    found = [(kind, registry_of(kind).resolve(name)) for kind in PAGED if name in registry_of(kind)]
-    found += [("protocols", canonical(name))] if canonical(name) in PROTOCOLS else []
-    if not found:
-        known = dict.fromkeys([*(other for kind in PAGED for other in registry_of(kind)), *PROTOCOLS])
+    matches = [(kind, registry_of(kind).resolve(name)) for kind in PAGE_KINDS if name in registry_of(kind)]
+    matches += [("protocols", canonical(name))] if canonical(name) in PROTOCOLS else []
+    if not matches:
+        known = dict.fromkeys([*(other for kind in PAGE_KINDS for other in registry_of(kind)), *PROTOCOLS])
         raise UsageError(f"unknown name {name!r}{suggestion(name, known)} available: {', '.join(known)}")
-    return "\n\n".join(pages.page(kind, known, terminal=form == "text") for kind, known in found)
+    return "\n\n".join(pages.page(kind, known, terminal=form == "text") for kind, known in matches)
 
 
 def list_text(registry: Registry[Any]) -> str:
@@ -59,5 +59,5 @@ def _columns(lines: Mapping[str, str]) -> str:
 
 
 def _summary(sketch: Sketch) -> str:
-    own = str(sketch.fact("own_doc", "")).strip()
-    return own.splitlines()[0].rstrip(".") if own else sketch.summary
+    doc = str(sketch.fact("own_doc", "")).strip()
+    return doc.splitlines()[0].rstrip(".") if doc else sketch.summary

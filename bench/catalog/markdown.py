@@ -11,15 +11,15 @@ GREEK = ("alpha", "beta", "gamma", "delta", "eps", "eta", "lambda", "sigma", "ta
 WIDTH = 110  # of prose on a terminal
 
 
-def value(thing: Any, empty: str = "()") -> str:
+def value_text(value: Any, empty: str = "()") -> str:
     """A setting's value: numbers to four digits, no brackets."""
-    if isinstance(thing, float):
-        return f"{thing:.4g}"
-    if isinstance(thing, Mapping):
-        return ", ".join(f"{key} {value(item)}" for key, item in thing.items())
-    if isinstance(thing, tuple):
-        return ", ".join(map(value, thing)) or empty
-    return {True: "yes", False: "no"}[thing] if isinstance(thing, bool) else str(thing)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(value_text, value)) or empty
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def prose(text: str) -> str:

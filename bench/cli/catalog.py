@@ -1,4 +1,4 @@
-"""The commands about what is registered: `bench list`, `bench show` and `bench check`."""
+"""The commands on methods, attacks and other plug-ins: `bench list`, `bench show` and `bench check`."""
 
 from __future__ import annotations
 

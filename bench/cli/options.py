@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -89,4 +90,10 @@ EVALUATION_OPTIONS = options(
     click.option("--config", type=click.Path(dir_okay=False), help="TOML or YAML file; flags outrank it."),
     plugin_option(),
 )  # fmt: skip
-RESULTS = click.argument("results", nargs=-1, type=click.Path())
+
+
+def _folders(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(map(Path, value or ("results",)))
+
+
+RESULTS = click.argument("results", nargs=-1, type=click.Path(), callback=_folders)

@@ -31,32 +31,31 @@ if TYPE_CHECKING:
     click.option("--figures", type=click.Path(file_okay=False), metavar="DIR", help="Draw figures, PNG and PDF."),
 )  # fmt: skip
 def report(
-    results: tuple[str, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
+    results: tuple[Path, ...], form: str, out: str | None, dataset: str | None, methods: tuple[str, ...],
     attacks: tuple[str, ...], checkpoint: str | None, intervals: bool, by_class: bool,
     compare: tuple[str, str] | None, figures: str | None, against: str | None, over: str | None,
 ) -> None:  # fmt: skip
     """Tables and figures from what is stored in RESULTS, by default results."""
     from bench import report as reports
 
-    folders = [Path(folder) for folder in results or ("results",)]
     views = {"--against": against, "--over": over, "--by-class": by_class, "--compare": compare, "--figures": figures}
     if len(given := [name for name, value in views.items() if value]) > 1:
         raise UsageError(f"{' and '.join(given)}: each is a report of its own; give one at a time")
     filters: Filters = {"dataset": dataset, "methods": methods, "checkpoint": checkpoint, "attacks": attacks}
     if figures is not None:
-        for path in reports.figures(folders, Path(figures), **filters):
+        for path in reports.figures(results, Path(figures), **filters):
             click.echo(path)
         return
     if compare:
-        text = reports.compare(folders, *compare, format=form, **filters)
+        text = reports.compare(results, *compare, format=form, **filters)
     elif by_class:
-        text = reports.by_class(folders, format=form, **filters)
+        text = reports.by_class(results, format=form, **filters)
     elif over is not None:
-        text = reports.gains(folders, over, format=form, **filters)
+        text = reports.gains(results, over, format=form, **filters)
     elif against is not None:
-        text = reports.against(folders, against, format=form, intervals=intervals, **filters)
+        text = reports.against(results, against, format=form, intervals=intervals, **filters)
     else:
-        text = reports.render(folders, format=form, intervals=intervals, **filters)
+        text = reports.render(results, format=form, intervals=intervals, **filters)
     if out is None:
         click.echo(text)
     else:
@@ -67,12 +66,11 @@ def report(
 
 @click.command()
 @RESULTS
-def verify(results: tuple[str, ...]) -> None:
+def verify(results: tuple[Path, ...]) -> None:
     """Recompute tables from outcomes and check every file in RESULTS, by default results."""
     from bench import report as reports
 
-    folders = [Path(folder) for folder in results or ("results",)]
-    problems = reports.verify(folders)
+    problems = reports.verify(results)
     for problem in problems:
         click.echo(problem)
     if problems:
@@ -82,9 +80,9 @@ def verify(results: tuple[str, ...]) -> None:
 
 @click.command()
 @RESULTS
-def status(results: tuple[str, ...]) -> None:
+def status(results: tuple[Path, ...]) -> None:
     """What a results folder holds, misses, and what failed in it; by default results."""
     from bench.evaluation.status import status_text
 
-    for folder in results or ("results",):
-        click.echo(status_text(Path(folder)))
+    for folder in results:
+        click.echo(status_text(folder))

@@ -1,4 +1,4 @@
-"""The commands that compute: `bench run`, `bench evaluate` and `bench merge`."""
+"""The commands that train and attack: `bench run`, `bench evaluate` and `bench merge`."""
 
 from __future__ import annotations
 
@@ -130,27 +130,26 @@ def _external_evaluations(
     plugin_option(),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip
-def merge(results: tuple[str, ...], out: str | None, quiet: bool, **flags: Any) -> None:
+def merge(results: tuple[Path, ...], out: str | None, quiet: bool, **flags: Any) -> None:
     """Put the shards in RESULTS together, by default results; finish what is complete, say what is missing."""
     from bench.core import device
     from bench.evaluation.shards import merge_shards
     from bench.plan.jobs import Plan
 
-    folders = [Path(folder) for folder in results or ("results",)]
-    settings = settings_from({**flags, "out": out or str(folders[0]), "workers": 1, "config": None, "sets": ()})
-    found = merge_shards(folders, Path(settings.out))
-    for name in {job.device for job in found.complete}:
+    settings = settings_from({**flags, "out": out or str(results[0]), "workers": 1, "config": None, "sets": ()})
+    merged = merge_shards(results, Path(settings.out))
+    for name in {job.device for job in merged.complete}:
         device.resolve(name)
-    plan = Plan((), tuple(found.complete))
+    plan = Plan((), tuple(merged.complete))
     report = _launch(plan, settings, quiet, done=[job.run_key for job in plan.evaluate])
-    if found.finished and not report.finished and not found.incomplete:
-        click.echo(f"nothing left to put together; {found.finished} evaluations are finished", err=True)
-    for sentence in found.incomplete:
+    if merged.finished and not report.finished and not merged.incomplete:
+        click.echo(f"nothing left to put together; {merged.finished} evaluations are finished", err=True)
+    for sentence in merged.incomplete:
         click.echo(f"not finished: {sentence}", err=True)
     _write_cards(path.parent for path in sorted(Path(settings.out).glob("*/*/*/*/run.json")))
     _print_outcome(plan, settings, report)
-    if found.incomplete:
-        raise BenchError(f"merge: {len(found.incomplete)} of the evaluations lack blocks")
+    if merged.incomplete:
+        raise BenchError(f"merge: {len(merged.incomplete)} of the evaluations lack blocks")
 
 
 def _write_cards(folders: Iterable[Path]) -> None:

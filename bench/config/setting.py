@@ -1,7 +1,7 @@
 """How a run setting is declared: a dataclass field with its default, type, help, flags and range.
 
-From the field follow the option of the command line (`bench.cli.options`), what a configuration file may hold, and
-the check of the value.
+The option of the command line (`bench.cli.options`), the reading of a configuration file and the check of the value
+all follow from it.
 """
 
 from __future__ import annotations

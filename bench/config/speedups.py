@@ -44,7 +44,7 @@ def active_switches(given: tuple[str, ...], device: str, *, deterministic: bool)
 
     Args:
         given: as `parse` returns them.
-        device: what the run's device has resolved to.
+        device: torch device of the run, resolved.
         deterministic: whether it must be bit-reproducible.
 
     Raises:

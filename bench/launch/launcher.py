@@ -168,8 +168,8 @@ def _listen(
         workers.remove(worker)
         worker.process.join()
         sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
-        (workspace.out / job.home).mkdir(parents=True, exist_ok=True)
-        files.write_text(workspace.out / job.home / files.FAILED, sentence + "\n")
+        (workspace.out / job.lock_folder).mkdir(parents=True, exist_ok=True)
+        files.write_text(workspace.out / job.lock_folder / files.FAILED, sentence + "\n")
         schedule.end(job, "failed", sentence)
         display.ended(job, sentence)
         return

@@ -70,7 +70,7 @@ def run_job(
                 return "interrupted", None
             except Exception as error:
                 return "failed", _failure(job, workspace, error)
-        (workspace.out / job.home / files.FAILED).unlink(missing_ok=True)
+        (workspace.out / job.lock_folder / files.FAILED).unlink(missing_ok=True)
     return "done", None
 
 
@@ -107,7 +107,7 @@ def _held(job: Job, workspace: Workspace) -> Iterator[bool]:
     are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
     """
     with ExitStack() as locks:
-        held = locks.enter_context(files.locked(workspace.out / job.home, wait=False))
+        held = locks.enter_context(files.locked(workspace.out / job.lock_folder, wait=False))
         if held and isinstance(job, EvalJob) and job.part is None:
             homes = sorted((workspace.out / job.folder / PARTIAL).glob("part-*-of-*"))
             held = all(locks.enter_context(files.locked(home, wait=False)) for home in homes)
@@ -125,5 +125,5 @@ def _failure(job: Job, workspace: Workspace, error: Exception) -> str:
     logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
     if not isinstance(error, BenchError):
         sentence += f" (details in {workspace.out / job.folder / 'log.txt'})"
-    files.write_text(workspace.out / job.home / files.FAILED, sentence + "\n")
+    files.write_text(workspace.out / job.lock_folder / files.FAILED, sentence + "\n")
     return sentence

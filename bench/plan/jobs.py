@@ -29,7 +29,8 @@ class TrainJob:
     """One training run.
 
     Attributes:
-        dataset, model, method, seed, role: what is trained; the role is "student" or "teacher".
+        dataset, model, method, seed: identity of the run.
+        role: "student" or "teacher".
         label: the name of its row: the method, with the settings the user changed.
         settings: keyword arguments of the method.
         recipe_name, recipe: the schedule, every value resolved.
@@ -78,7 +79,7 @@ class TrainJob:
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
-        elsewhere = {"source": "", "selection": "", "settings": {}}  # what these say of a recipe stands elsewhere
+        elsewhere = {"source": "", "selection": "", "settings": {}}  # in other fields of the job
         identity = {
             **_identity(self),
             "recipe": {**_in_key(self.recipe, LEFT_OUT_OF_RECIPE_AT), **elsewhere},
@@ -102,7 +103,7 @@ class TrainJob:
         return self.key
 
     @property
-    def home(self) -> Path:
+    def lock_folder(self) -> Path:
         """The folder that is locked while it runs, and holds the message of a failure."""
         return self.folder
 
@@ -128,7 +129,7 @@ class EvalJob:
         checkpoint: "last" or "best".
         attack: name.
         settings: the attack's settings besides its threat model.
-        dataset, model: what is attacked.
+        dataset, model: test data and network.
         norm, eps: threat model.
         seed: of the evaluation's streams.
         limit: stratified part of the test samples, None for all.
@@ -179,7 +180,7 @@ class EvalJob:
         return self.key if self.part is None else "{}/{}-of-{}".format(self.key, *self.part)
 
     @property
-    def home(self) -> Path:
+    def lock_folder(self) -> Path:
         """The folder that is locked while it runs, and holds the message of a failure; each part has its own."""
         return self.folder if self.part is None else self.folder / PARTIAL / "part-{}-of-{}".format(*self.part)
 
@@ -206,11 +207,11 @@ def title(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs in an order in which each comes after what it needs.
+    """Jobs, each behind those that it needs.
 
     Attributes:
         train, evaluate: the jobs.
-        notes: what was adapted, one sentence each.
+        notes: adaptations of recipes and settings, a sentence each.
     """
 
     train: tuple[TrainJob, ...]

@@ -1,1 +1,1 @@
-"""Golden tests: what the suite plans, prints and tabulates today, held against what is committed."""
+"""Golden tests: plans, printed texts and tables are compared with what is committed."""

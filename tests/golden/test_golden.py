@@ -29,18 +29,18 @@ def test_help() -> None:
     assert texts.help_text().split() == texts.HELP.read_text(encoding="utf-8").split()
 
 
-def held(found: Iterable[tuple[str, str]], prefix: tuple[str, ...]) -> None:
-    """See that texts are those committed under names that begin so."""
+def assert_as_committed(found: Iterable[tuple[str, str]], prefix: tuple[str, ...]) -> None:
+    """Check that texts are those committed under names with this prefix."""
     wanted = {name: digest for name, digest in texts.committed().items() if name.startswith(prefix)}
     assert {name: texts.digest(text) for name, text in found} == wanted, ACCEPT
 
 
 def test_catalogue() -> None:
-    held(texts.catalogue(), ("list ", "show "))
+    assert_as_committed(texts.catalogue(), ("list ", "show "))
 
 
 def test_planned_keys() -> None:
-    held(texts.plans(), ("plan ",))
+    assert_as_committed(texts.plans(), ("plan ",))
 
 
 @pytest.mark.parametrize("form", texts.FORMATS)

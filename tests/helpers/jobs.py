@@ -1,4 +1,4 @@
-"""Small plans on digits, and what a results folder holds, for the tests of planning, training and launching."""
+"""Small plans on digits, the command in this process, and readers of a results folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from attacks.plugins.registry import Registry
 from attacks.registry import ATTACKS
 from bench.cli.app import main
 from bench.config.settings import RunSettings, combined
+from bench.core.plugins import load_plugins
 from bench.core.progress import Progress
 from bench.data.registry import DATASETS
 from bench.data.splits import Parts, load
@@ -29,13 +30,20 @@ from methods.registry import COMPOSITIONS, METHODS
 
 # The real command, as an installed `bench` runs it.
 COMMAND = [sys.executable, "-c", "from bench.cli.app import main; main()"]
-# What may differ between two equal runs.
+# Files that may differ between two equal runs.
 VOLATILE = ("timing.jsonl", "log.txt")
 
 
 def bench(*arguments: str | Path) -> Result:
     """The command, in this process."""
     return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def output_of(*arguments: str | Path) -> str:
+    """What a command that has to succeed prints."""
+    result = bench(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def settings(**changes: Any) -> RunSettings:
@@ -128,6 +136,19 @@ def run_with_interruptions(start: Any, n: int = 2) -> int:
             continue
         return stops
     raise AssertionError("200 sessions made no end of it")
+
+
+def jobs_of_edited_plugin(method: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
+    """The job of a plug-in's method for the text of its file, for an edited text, and for the first text again."""
+    jobs = []
+    for name, content in (("a", text), ("b", text + "# a change\n"), ("c", text)):
+        (folder / name).mkdir()
+        file = folder / name / "plugin.py"
+        file.write_text(content)
+        with monkeypatch.context() as patch, isolated_registries(patch):
+            load_plugins([str(file)])
+            jobs.append(job_of(plan(methods=(method,)), method))
+    return jobs
 
 
 @contextmanager

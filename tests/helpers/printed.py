@@ -1,4 +1,4 @@
-"""Tables read back out of what a report prints."""
+"""Parsers of the tables that a report prints, in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def latex_tables(text: str) -> list[list[list[str]]]:
 
 
 def latex_plain(cell: str) -> str:
-    """What a cell says."""
+    """The text of a cell."""
     cell = re.sub(r"\\begin\{tabular\}\[c\]\{@\{\}r@\{\}\}|\\end\{tabular\}", "", cell)
     cell = re.sub(r"\\(textbf|underline|tiny)\b", "", cell).replace(r"\\", " ")
     for sign, printed in (("{[}", "["), ("{]}", "]"), (r"$\pm$", "±"), ("--", "–"), (r"\%", "%"), (r"\_", "_")):

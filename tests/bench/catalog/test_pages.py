@@ -46,7 +46,7 @@ def test_a_page_has_formula_state_cost_options_recipes_and_departures(name: str)
     assert all(meaning for _, _, meaning in options.values()), "every option is explained in a docstring"
     head, now, beyond = rows(text, "passes")
     passes, plain = method.passes().as_dict(), METHODS["pgd_at"]().passes().as_dict()
-    kinds = {text: kind for kind, text in pages.KINDS.items()}
+    kinds = {text: kind for kind, text in pages.PASS_NAMES.items()}
     for title, value, over in zip(head[1:], now[1:], beyond[1:], strict=True):
         assert float(value) == passes[kinds[title]] and float(over) == float(value) - plain[kinds[title]]
     assert rows(text, " | `")[0][1:] == [f"`{recipe}`" for recipe in pages.all_recipes(method.recipes)]

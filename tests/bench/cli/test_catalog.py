@@ -1,4 +1,4 @@
-"""What the command says of itself and of what there is, and how little it imports for that."""
+"""The commands list and show, help and version, and that they do not import torch."""
 
 from __future__ import annotations
 

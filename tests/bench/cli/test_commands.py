@@ -17,16 +17,14 @@ from click.testing import Result
 from bench.plan.jobs import Job
 from bench.report import REPORTERS
 from methods.registry import METHODS
-from tests.helpers.jobs import COMMAND, bench, tree
+from tests.helpers.jobs import COMMAND, bench, output_of, tree
 
 QUICK = ("--epochs", "2", "--train-limit", "150", "--limit", "20", "--attacks", "fgsm", "--workers", "1")
 
 
-def told(*arguments: str | Path) -> list[str]:
-    """The trainings and evaluations that a dry run prints, as words."""
-    result = bench("run", "--dry-run", *arguments)
-    assert result.exit_code == 0, result.output
-    lines = result.stdout.partition("\n\n")[0].splitlines()[1:]
+def planned_jobs(*arguments: str | Path) -> list[str]:
+    """The titles of the trainings and evaluations that a dry run prints."""
+    lines = output_of("run", "--dry-run", *arguments).partition("\n\n")[0].splitlines()[1:]
     return [line.split("  ")[0] for line in lines]
 
 
@@ -137,7 +135,7 @@ def test_a_dry_run_knows_what_is_done(results: tuple[Path, Result]) -> None:
     ],
 )
 def test_comma_lists_and_repeated_flags_say_the_same(arguments: list[str]) -> None:
-    assert told(*arguments, "--attacks", "fgsm") == [
+    assert planned_jobs(*arguments, "--attacks", "fgsm") == [
         "train natural seed 3", "train natural seed 5", "train ham seed 3", "train ham seed 5",
         "fgsm on natural seed 3, last", "fgsm on natural seed 5, last",
         "fgsm on ham seed 3, last", "fgsm on ham seed 5, last",
@@ -145,12 +143,12 @@ def test_comma_lists_and_repeated_flags_say_the_same(arguments: list[str]) -> No
 
 
 def test_names_and_flags_in_any_spelling() -> None:
-    expected = told("--methods", "pgd_at", "--attacks", "pgd-trades", "--train-limit", "200")
-    assert told("--methods", "PGD-AT", "--attacks", "PGD_TRADES", "--train_limit", "200") == expected
+    expected = planned_jobs("--methods", "pgd_at", "--attacks", "pgd-trades", "--train-limit", "200")
+    assert planned_jobs("--methods", "PGD-AT", "--attacks", "PGD_TRADES", "--train_limit", "200") == expected
 
 
 def test_all_methods_run_where_none_is_named() -> None:
-    trained = {line.split()[1] for line in told("--attacks", "fgsm") if line.startswith("train ")}
+    trained = {line.split()[1] for line in planned_jobs("--attacks", "fgsm") if line.startswith("train ")}
     assert trained == set(METHODS.names())
 
 
@@ -166,12 +164,12 @@ def test_flags_outrank_the_file_which_outranks_the_recipe(tmp_path: Path) -> Non
     file.write_text(
         'methods = ["natural"]\nattacks = "fgsm"\nepochs = 7\nseeds = [4]\n[natural.recipe]\nlr = 0.5\nbatch_size = 32'
     )
-    by_file = told("--config", file)
+    by_file = planned_jobs("--config", file)
     assert by_file == [
         "train natural (recipe.lr=0.5, recipe.batch_size=32) seed 4",
         "fgsm on natural (recipe.lr=0.5, recipe.batch_size=32) seed 4, last",
     ]
-    by_flags = told("--config", file, "--seeds", "9", "--set", "natural.recipe.lr=0.25", "--attacks", "pgd")
+    by_flags = planned_jobs("--config", file, "--seeds", "9", "--set", "natural.recipe.lr=0.25", "--attacks", "pgd")
     assert by_flags == [
         "train natural (recipe.lr=0.25, recipe.batch_size=32) seed 9",
         "pgd on natural (recipe.lr=0.25, recipe.batch_size=32) seed 9, last",

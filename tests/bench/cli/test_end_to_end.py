@@ -1,4 +1,4 @@
-"""The whole way of the data, by the real command: every method and every attack, the table, and what checks it."""
+"""End to end, by the real command: every method and attack, the table, its reports and their verification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation protocols: what they are, how they fold into jobs, and how a table's attacks are recognised."""
+"""Evaluation protocols: their settings, the jobs they become, and how tables recognise them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from attacks.registry import ATTACKS
 from bench.catalog.pages import page
-from bench.cli.app import main
 from bench.config import protocols
 from bench.config.config_file import from_file
 from bench.config.protocols import PROTOCOLS, matching_protocols, step_length
 from bench.config.settings import combined
 from bench.errors import UsageError
 from bench.report import render
-from tests.helpers.jobs import plan, settings
+from tests.helpers.jobs import bench, output_of, plan, settings
 from tests.helpers.trees import Spec, write_run
 
 NAMES = ("absld", "rslad", "trades", "cfa", "wat", "robustbench")
@@ -265,23 +263,19 @@ def test_one_training_attack_for_all_is_said(tmp_path: Path) -> None:
 # Texts and flags
 
 
-def bench(*arguments: str) -> str:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def test_the_command_lists_shows_and_takes_them() -> None:
-    assert [line.split()[0] for line in bench("list", "protocols").splitlines()] == list(NAMES)
-    assert bench("show", "robustbench") == page("protocols", "robustbench", terminal=True) + "\n"
-    shown, protocol = bench("show", "absld"), page("protocols", "absld", terminal=True)
+    assert [line.split()[0] for line in output_of("list", "protocols").splitlines()] == list(NAMES)
+    assert output_of("show", "robustbench") == page("protocols", "robustbench", terminal=True) + "\n"
+    shown, protocol = output_of("show", "absld"), page("protocols", "absld", terminal=True)
     assert shown.startswith("# absld (method)\n") and shown.endswith("\n\n" + protocol + "\n")
-    planned = bench("run", "--dry-run", "--methods", "pgd_at", "--protocol", "cfa", "--protocols", "robustbench,wat")
+    planned = output_of(
+        "run", "--dry-run", "--methods", "pgd_at", "--protocol", "cfa", "--protocols", "robustbench,wat"
+    )
     assert re.findall("^([a-z-]+) on ", planned, flags=re.MULTILINE) == ["pgd", "autoattack", "pgd", "cw"]
 
 
 def test_evaluate_takes_them_too() -> None:
-    refused = CliRunner().invoke(main, ["evaluate", "--checkpoint", "x", "--model", "small_cnn", "--protocol", "cfb"])
+    refused = bench("evaluate", "--checkpoint", "x", "--model", "small_cnn", "--protocol", "cfb")
     assert (refused.exit_code, refused.stderr.startswith("bench: --protocol cfb: unknown protocol")) == (2, True)
 
 

@@ -1,4 +1,4 @@
-"""What a user may ask for: four layers, two file formats, names in any spelling, and a sentence for every bad value."""
+"""Run settings: four layers, two file formats, names in any spelling, and a message for every bad value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""--train-with: names, defaults by device, and what stands in keys."""
+"""--train-with: names, defaults by device, and keys."""
 
 from __future__ import annotations
 

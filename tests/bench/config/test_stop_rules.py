@@ -1,4 +1,4 @@
-"""What an evaluation says while it runs, and the rule that stops it: bounds that can only fall."""
+"""Progress of an evaluation, and the rules that stop it: bounds that can only fall."""
 
 from __future__ import annotations
 

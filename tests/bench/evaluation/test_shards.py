@@ -177,7 +177,7 @@ def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
 
 def test_parts_go_side_by_side_and_the_whole_waits_for_them(out: Path) -> None:
     first, second = (jobs(shard=f"{i}/2").evaluate[0] for i in (1, 2))
-    with files.locked(out / first.home, wait=False):
+    with files.locked(out / first.lock_folder, wait=False):
         assert run_job(first, workspace(out), Progress())[0] == "busy"
         assert run_job(first.whole, workspace(out), Progress())[0] == "busy"
         assert run_job(second, workspace(out), Progress())[0] == "done"

@@ -1,4 +1,4 @@
-"""Compositions from the plan to the table, and trained for real."""
+"""Compositions: their plans, pages and keys, and small trainings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from bench.catalog.listing import list_text
 from bench.catalog.pages import page
-from bench.cli.app import main
 from bench.conformance.loop import Loop
 from bench.core.files import file_hash
-from bench.core.plugins import load_plugins
 from bench.errors import BenchError, UsageError
 from bench.models.checkpoints import load_weights
 from bench.plan.cost import totals
@@ -25,11 +22,14 @@ from bench.plan.jobs import Plan
 from bench.training.trainer import Trainer, train
 from methods.registry import COMPOSITIONS, METHODS
 from tests.helpers.jobs import (
+    bench,
     description,
     folder_of,
     history,
     isolated_registries,
     job_of,
+    jobs_of_edited_plugin,
+    output_of,
     parts_of,
     plan,
     run_with_interruptions,
@@ -55,12 +55,6 @@ class Doubled(Wrapper):
         terms = super().loss(model, batch, adv, ctx)
         return Terms(self.factor * terms.loss, terms.logits, terms.extras)
 '''
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(main, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 # Plans and names
@@ -94,17 +88,9 @@ def test_a_composition_needs_what_its_host_needs() -> None:
 def test_a_key_knows_both_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(plan(methods=("awp:trades",)), "awp:trades")
     assert job.revision == METHODS["trades"]().revision + COMPOSITIONS["awp"].revision and job.source == ""
-    keys = []
-    for folder, text in (("a", PLUGIN), ("b", PLUGIN + "# a change\n"), ("c", PLUGIN)):
-        (tmp_path / folder).mkdir()
-        file = tmp_path / folder / "doubled.py"
-        file.write_text(text)
-        with monkeypatch.context() as patch, isolated_registries(patch):
-            load_plugins([str(file)])
-            job = job_of(plan(methods=("awp:doubled:natural",)), "awp:doubled:natural")
-            keys.append(job.key)
-            assert job.source == file_hash(file)
-    assert keys[0] == keys[2] != keys[1]
+    jobs = jobs_of_edited_plugin("awp:doubled:natural", PLUGIN, tmp_path, monkeypatch)
+    assert jobs[0].key == jobs[2].key != jobs[1].key
+    assert jobs[0].source == file_hash(tmp_path / "a" / "plugin.py")
 
 
 def test_the_passes_of_a_composition_are_estimated(tmp_path: Path) -> None:
@@ -115,16 +101,16 @@ def test_the_passes_of_a_composition_are_estimated(tmp_path: Path) -> None:
 def test_lists_and_pages_name_compositions() -> None:
     listed = list_text(METHODS)
     assert [line.split()[0] for line in listed.splitlines()][-5:] == [f"{name}:METHOD" for name in COMPOSITIONS.builtin]
-    assert run("list", "compositions").split()[0] == "awp"
-    text = run("show", "awp:trades")
+    assert output_of("list", "compositions").split()[0] == "awp"
+    text = output_of("show", "awp:trades")
     for part in ("AWP, adversarial weight", "## Around trades", "TRADES (Zhang", "| `gamma`     | `0.005` ",
                  "| `beta`      | `6` ", "| 15      | 10             | 4 |", "--set awp:trades.OPTION"):  # fmt: skip
         assert part in text
     own = page("compositions", "awp", terminal=True)
     assert "| `gamma`     | `0.005` " in own and "num_classes" not in own
     assert "it adds, around pgd_at: 1 forward, 1 weight gradient." in own
-    assert "around pgd_at: none" in run("show", "EMA")
-    result = CliRunner().invoke(main, ["show", "awp:tradez"])
+    assert "around pgd_at: none" in output_of("show", "EMA")
+    result = bench("show", "awp:tradez")
     assert result.exit_code == 2 and "did you mean 'trades'" in result.output
 
 
@@ -134,7 +120,7 @@ def test_the_composition_of_contributing_keeps_the_contract(tmp_path: Path, monk
     file = tmp_path / "focus.py"
     file.write_text(source)
     with isolated_registries(monkeypatch):
-        output = run("check", "Focus:natural", "--plugin", str(file))
+        output = output_of("check", "Focus:natural", "--plugin", str(file))
         bare, focused = (Loop(METHODS[name](num_classes=3, **given), 3).begin(0) for name, given in (
             ("pgd_at", {}), ("focus:pgd_at", {"focus_power": 0.0}),
         ))  # fmt: skip
@@ -248,8 +234,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     out = tmp_path_factory.mktemp("table")
     arguments = ["--methods", "swa:trades,awp:natural,trades,natural", "--recipe", "short", "--epochs", "1"]
     limits = ["--train-limit", "100", "--limit", "40", "--attacks", "fgsm", "--workers", "1", "--quiet"]
-    yield run("run", *arguments, *limits, "--out", str(out))
-    frame = json.loads(run("report", str(out), "--format", "json", "--methods", "awp:natural,trades"))
+    yield output_of("run", *arguments, *limits, "--out", str(out))
+    frame = json.loads(output_of("report", str(out), "--format", "json", "--methods", "awp:natural,trades"))
     assert "awp:natural" in json.dumps(frame)
 
 

@@ -1,4 +1,4 @@
-"""Keys of runs and evaluations: what they depend on, and what they do not."""
+"""Keys of runs and evaluations: on which settings they depend."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from bench.plan.jobs import LEFT_OUT_AT, NEVER_IN_KEY, EvalJob, TrainJob
 from bench.plan.planner import make_plan
-from tests.helpers.jobs import isolated_registries, job_of, key, plan, settings
+from tests.helpers.jobs import job_of, jobs_of_edited_plugin, key, plan, settings
 
 PLUGIN = '''
 """A method of a user's own."""
@@ -105,15 +104,8 @@ def test_a_key_knows_the_revision_and_neither_label_nor_role() -> None:
 
 
 def test_a_key_knows_the_source_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = []
-    for folder, text in (("a", PLUGIN), ("b", PLUGIN + "# a change\n"), ("c", PLUGIN)):
-        (tmp_path / folder).mkdir()
-        file = tmp_path / folder / "own.py"
-        file.write_text(text)
-        with monkeypatch.context() as patch, isolated_registries(patch):
-            load_plugins([str(file)])
-            keys.append(key("own"))
-    assert keys[0] == keys[2] != keys[1]
+    first, edited, again = (job.key for job in jobs_of_edited_plugin("own", PLUGIN, tmp_path, monkeypatch))
+    assert first == again != edited
 
 
 def test_runs_of_one_plan_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

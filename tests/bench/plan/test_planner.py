@@ -1,4 +1,4 @@
-"""From settings to jobs: what comes first, what is adapted, refused and estimated."""
+"""Plans: order of jobs, teachers and warm starts, adapted recipes, refused settings, estimated cost."""
 
 from __future__ import annotations
 
