@@ -90,7 +90,7 @@ class Subject:
     def samples(self, n: int) -> tuple[Tensor, Tensor]:
         """A stratified part of the test images (n, C, H, W) and their labels; see `unseen`."""
         part = unseen(_parts(self.dataset, self.data_dir), n)
-        return to_float(part.x), part.y
+        return to_float(part.x[:]), part.y
 
 
 def unseen(parts: Parts, n: int) -> Part:

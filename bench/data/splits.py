@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.data.raw import Images, ImageSource, Labels, Raw, default_sizes, split_held_out, stratified_order
 from bench.data.registry import DATASETS
-from bench.data.streamed import StreamedImages
+from bench.data.streamed import ImageTensor, StreamedImages
 from bench.errors import BenchError, UsageError
 
 __all__ = ["PARTS", "Part", "Parts", "Raw", "limit", "load", "split", "stratified_order", "to_float"]
@@ -39,7 +39,7 @@ class Part:
         index: positions (N,) int64 in the part before any limit.
     """
 
-    x: Tensor
+    x: ImageTensor
     y: Tensor
     index: Tensor
 
@@ -48,31 +48,29 @@ class Part:
 
     def take(self, positions: Tensor) -> Part:
         """The samples at these positions, in this order."""
-        rows = _rows(self.x)
-        x = self.x[positions] if rows is None else cast(Tensor, rows.take(positions))
+        x = self.x.take(positions) if isinstance(self.x, StreamedImages) else self.x[positions]
         return Part(x, self.y[positions], self.index[positions])
 
     def to(self, device: torch.device | str) -> Part:
         """The same samples on a device; images that would take too much of it stay and are moved when indexed."""
-        x = self.x if _fits_on(self.x, torch.device(device)) else cast(Tensor, StreamedImages.from_tensor(self.x))
+        x = self.x
+        if isinstance(x, Tensor) and not _fits_on(x, torch.device(device)):
+            x = StreamedImages.from_tensor(x)
         return Part(x.to(device), self.y.to(device), self.index.to(device))
 
     def concat(self, *others: Part) -> Part:
         """These samples and then those of other parts of the same data set."""
-        parts = (self, *others)
         if not others:
             return self
-        rows = _rows(self.x)
-        if rows is not None:
-            x = cast(Tensor, rows.concat([cast(StreamedImages, other.x) for other in others]))
-        else:
-            x = torch.cat([part.x for part in parts])
+        parts = (self, *others)
+        streamed = [part.x for part in parts if isinstance(part.x, StreamedImages)]
+        all_streamed = len(streamed) == len(parts)
+        x = streamed[0].concat(streamed[1:]) if all_streamed else torch.cat([part.x[:] for part in parts])
         return Part(x, torch.cat([part.y for part in parts]), torch.cat([part.index for part in parts]))
 
     def prefetch(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The same batches of rows; streamed images are read one batch ahead."""
-        rows = _rows(self.x)
-        return iter(batches) if rows is None else rows.prefetch(batches)
+        return self.x.prefetch(batches) if isinstance(self.x, StreamedImages) else iter(batches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +137,8 @@ class Parts:
         for part in names:
             samples: Part = getattr(self, part)
             digest.update(f"{part} {tuple(samples.x.shape)}".encode())
-            rows = _rows(samples.x)
-            digest.update(samples.x.cpu().contiguous().numpy().data if rows is None else rows.fingerprint())
+            x = samples.x
+            digest.update(x.fingerprint() if isinstance(x, StreamedImages) else x.cpu().contiguous().numpy().data)
             digest.update(samples.y.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
 
@@ -240,35 +238,29 @@ def limit(part: Part, n: int, where: str = "limit") -> Part:
     return part.take(rows)
 
 
-def to_float(x: Tensor) -> Tensor:
+@overload
+def to_float(x: Tensor) -> Tensor: ...
+@overload
+def to_float(x: StreamedImages) -> StreamedImages: ...
+def to_float(x: ImageTensor) -> ImageTensor:
     """Images in [0, 1] float32 from uint8; of `StreamedImages`, such images when indexed."""
-    rows = _rows(x)
-    if rows is not None:
-        return cast(Tensor, rows.to_float())
-    return x.to(torch.float32) / 255
+    return x.to_float() if isinstance(x, StreamedImages) else x.to(torch.float32) / 255
 
 
 def _part(x: Images | ImageSource, y: Labels, rows: NDArray[np.int64] | None = None) -> Part:
     chosen = np.arange(len(y)) if rows is None else rows
+    images: ImageTensor
     if isinstance(x, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(x[chosen].transpose(0, 3, 1, 2)))
     else:
-        images = cast(Tensor, StreamedImages.from_source(x, torch.from_numpy(chosen)))
+        images = StreamedImages.from_source(x, torch.from_numpy(chosen))
     labels = torch.from_numpy(y[chosen].astype(np.int64))
     return Part(images, labels, torch.arange(len(labels)))
 
 
-def _rows(x: Tensor) -> StreamedImages | None:
-    """Images that are read when asked for; None if they are a tensor. They pass for one wherever rows are taken."""
-    held: object = x
-    return held if isinstance(held, StreamedImages) else None
-
-
 def _fits_on(x: Tensor, device: torch.device) -> bool:
-    """Whether all images may be copied to a device; streamed ones never are."""
-    if _rows(x) is not None or device.type != "cuda":
-        return True
-    return x.numel() * x.element_size() <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+    """Whether images take little enough of a device to be copied there as a whole."""
+    return device.type != "cuda" or x.numel() * x.element_size() <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _check_registration(name: str, raw: Raw, facts: Mapping[str, Any]) -> None:

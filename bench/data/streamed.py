@@ -129,3 +129,6 @@ class StreamedImages:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1)
+
+
+ImageTensor = Tensor | StreamedImages

@@ -20,6 +20,7 @@ from bench.core import files
 from bench.core.out_of_memory import BatchLimit
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
+from bench.data.streamed import ImageTensor
 from bench.errors import BenchError
 from bench.evaluation import block_store
 from bench.evaluation.sanity import sanity
@@ -33,7 +34,7 @@ from bench.results.outcomes import Outcomes
 @unrounded()
 def evaluate(
     model: nn.Module,
-    x: Tensor,
+    x: ImageTensor,
     y: Tensor,
     *,
     attacks: Iterable[str | Attack] = ("pgd", "autoattack"),
@@ -83,7 +84,7 @@ def evaluate(
     )  # fmt: skip
 
 
-def _predicted(model: nn.Module, x: Tensor, device: torch.device, block: int, progress: Progress) -> Tensor:
+def _predicted(model: nn.Module, x: ImageTensor, device: torch.device, block: int, progress: Progress) -> Tensor:
     """Predicted classes (n,) on the CPU, in blocks that are halved where memory runs out."""
     cut = BatchLimit("evaluate", tell=progress.line)
     return cut.retry_smaller(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))

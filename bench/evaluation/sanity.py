@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from attacks.sanity.checks import examine as run_checks
 from attacks.threat import ThreatModel
 from bench.core.progress import Progress
 from bench.core.seeding import generator
+from bench.data.streamed import ImageTensor
 from bench.evaluation.stages import Verdicts
 from bench.results.outcomes import CLEAN, Outcomes
 
@@ -58,7 +59,7 @@ def _worst_stages(outcomes: Outcomes) -> dict[str, Tensor]:
 
 
 def sanity(
-    model: nn.Module, x: Tensor, attack: Attack, verdicts: Verdicts, *, classes: int, seed: int, block: int,
+    model: nn.Module, x: ImageTensor, attack: Attack, verdicts: Verdicts, *, classes: int, seed: int, block: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What eval.json says of the sanity checks: an entry `sanity`, or nothing for an attack of a single step or two.
@@ -69,8 +70,9 @@ def sanity(
     cost = attack.passes(classes)
     if not attack.stages and cost.forward + cost.input_grad < CLAIM:
         return {}
+    images = cast(Tensor, x)  # run_checks indexes and splits it, which streamed images can as well
     found = run_checks(
-        model, x, verdicts.label.to(x.device), threat=attack.threat,
+        model, images, verdicts.label.to(x.device), threat=attack.threat,
         stages={label: robust for label, (_, robust) in verdicts.stages.items()},
         right=verdicts.clean == verdicts.label, samples=min(SAMPLES, block), generator=generator("cpu", seed, "sanity"),
     )  # fmt: skip

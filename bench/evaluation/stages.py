@@ -26,6 +26,7 @@ from bench.core.out_of_memory import BatchLimit
 from bench.core.pass_counter import PassCounter
 from bench.core.progress import Progress
 from bench.core.seeding import forked, sample_generator
+from bench.data.streamed import ImageTensor
 from bench.errors import BenchError
 from bench.evaluation import block_store
 from bench.evaluation.live import Moment, Pace, bounds
@@ -56,7 +57,7 @@ class Verdicts:
 
 def run_attack(
     model: nn.Module,
-    x: Tensor,
+    x: ImageTensor,
     y: Tensor,
     attack: Attack,
     name: str,
@@ -130,7 +131,7 @@ class _Walk:
     """The state of an evaluation as it goes through stages and blocks; `run_attack` says what it is given."""
 
     model: nn.Module
-    x: Tensor
+    x: ImageTensor
     attack: Attack
     name: str
     seed: int
@@ -352,14 +353,14 @@ def check_result(name: str, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> No
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, device: torch.device | str, batch: int) -> Tensor:
+def predict(model: nn.Module, x: ImageTensor, device: torch.device | str, batch: int) -> Tensor:
     """Predicted classes (n,) on the CPU, with the model in eval mode."""
     with mode(model, train=False):
         parts = [model(part.to(device)).argmax(1).cpu() for part in x.split(max(1, batch))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
-def class_count(model: nn.Module, x: Tensor, device: torch.device | str) -> int:
+def class_count(model: nn.Module, x: ImageTensor, device: torch.device | str) -> int:
     """Number of classes that a model tells apart, from its logits for one of the samples x (n, C, H, W)."""
     with mode(model, train=False), torch.no_grad():
         return int(model(x[:1].to(device)).shape[1])
