@@ -6,8 +6,9 @@ box and ball. `ATTACKS["pgd"](threat=ThreatModel("linf", 8 / 255), steps=20)` bu
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attacks.plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from attacks import objectives
@@ -17,21 +18,16 @@ if TYPE_CHECKING:
     from attacks.registry import ATTACKS, register
     from attacks.threat import ThreatModel
 
-_HOMES = {
-    "ATTACKS": "attacks.registry",
-    "Attack": "attacks.base",
-    "Passes": "attacks.passes",
-    "ThreatModel": "attacks.threat",
-    "ascend": "attacks.ascent",
-    "register": "attacks.registry",
-}
-
 __all__ = ["ATTACKS", "Attack", "Passes", "ThreatModel", "ascend", "objectives", "register"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "objectives":
-        return importlib.import_module("attacks.objectives")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'attacks' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "attacks.ascent": ("ascend",),
+        "attacks.base": ("Attack",),
+        "attacks.passes": ("Passes",),
+        "attacks.registry": ("ATTACKS", "register"),
+        "attacks.threat": ("ThreatModel",),
+    },
+    submodules=("objectives",),
+)

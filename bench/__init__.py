@@ -6,10 +6,9 @@ reads what runs have stored, `bench.metrics` holds the figures. Importing this p
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench import metrics
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from bench.results.outcomes import Outcomes
 
 __all__ = ["Outcomes", "evaluate", "examine", "load_results", "metrics"]
-
-_HOMES = {
-    "Outcomes": "bench.results.outcomes",
-    "evaluate": "bench.evaluation.evaluate",
-    "examine": "bench.evaluation.sanity",
-    "load_results": "bench.report",
-}
 
 
 def _check_neighbours() -> None:
@@ -44,10 +36,15 @@ def _check_neighbours() -> None:
 
 _check_neighbours()
 
+from attacks.plugins.lazy import lazy_names  # noqa: E402 - from what may have been shadowed
 
-def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return importlib.import_module("bench.metrics")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'bench' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bench.evaluation.evaluate": ("evaluate",),
+        "bench.evaluation.sanity": ("examine",),
+        "bench.report": ("load_results",),
+        "bench.results.outcomes": ("Outcomes",),
+    },
+    submodules=("metrics",),
+)

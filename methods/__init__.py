@@ -7,8 +7,9 @@ wraps any method as in `METHODS["awp:trades"]`, subclasses `Wrapper` and is adde
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attacks.plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from methods import losses
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
     from methods.recipes import Recipe
     from methods.registry import COMPOSITIONS, METHODS, register
     from methods.wrapper import Wrapper
-
-_MODULES = {
-    **dict.fromkeys(("Adversarial", "Batch", "Context", "Method", "Terms"), "methods.base"),
-    **dict.fromkeys(("COMPOSITIONS", "METHODS", "register"), "methods.registry"),
-    "Recipe": "methods.recipes",
-    "Wrapper": "methods.wrapper",
-}
 
 __all__ = [
     "COMPOSITIONS",
@@ -38,10 +32,13 @@ __all__ = [
     "register",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "losses":
-        return importlib.import_module("methods.losses")
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'methods' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "methods.base": ("Adversarial", "Batch", "Context", "Method", "Terms"),
+        "methods.recipes": ("Recipe",),
+        "methods.registry": ("COMPOSITIONS", "METHODS", "register"),
+        "methods.wrapper": ("Wrapper",),
+    },
+    submodules=("losses",),
+)

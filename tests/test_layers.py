@@ -154,7 +154,7 @@ def test_the_public_names_are_there() -> None:
     modules = structure.modules()
     for package in (attacks, methods, bench, bench.data, bench.models, bench.report):
         for name in package.__all__:
-            assert getattr(package, name) is not None
+            assert getattr(package, name) is not None and name in dir(package)
             is_module = f"{package.__name__}.{name}" in modules
             assert is_module == (name in ("losses", "metrics", "objectives")), "importing it would hide the function"
         with pytest.raises(AttributeError, match=f"module {package.__name__!r} has no attribute 'nothing'"):

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "DATASETS": "registry",
-    "Dataset": "registry",
-    "AUGMENTATIONS": "augmentation",
-    "augment": "augmentation",
-    "Part": "splits",
-    "Parts": "splits",
-    "limit": "splits",
-    "load": "splits",
-    "split": "splits",
-    "to_float": "splits",
-    "Raw": "raw",
-    "stratified_order": "raw",
-}
+from attacks.plugins.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bench.data.augmentation import AUGMENTATIONS, augment
+    from bench.data.raw import Raw, stratified_order
+    from bench.data.registry import DATASETS, Dataset
+    from bench.data.splits import Part, Parts, limit, load, split, to_float
+
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
@@ -34,8 +27,12 @@ __all__ = [
     "to_float",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"bench.data.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bench.data.augmentation": ("AUGMENTATIONS", "augment"),
+        "bench.data.raw": ("Raw", "stratified_order"),
+        "bench.data.registry": ("DATASETS", "Dataset"),
+        "bench.data.splits": ("Part", "Parts", "limit", "load", "split", "to_float"),
+    },
+)

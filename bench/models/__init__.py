@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "MODELS": "registry",
-    "Builder": "registry",
-    "build": "builders",
-    "builder": "builders",
-    "network": "builders",
-    "resolve": "registry",
-    "folder_name": "registry",
-    "source": "registry",
-    "Normalized": "normalized",
-}
+from attacks.plugins.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bench.models.builders import build, builder, network
+    from bench.models.normalized import Normalized
+    from bench.models.registry import MODELS, Builder, folder_name, resolve, source
+
 __all__ = ["Builder", "MODELS", "Normalized", "build", "builder", "folder_name", "network", "resolve", "source"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"bench.models.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bench.models.builders": ("build", "builder", "network"),
+        "bench.models.normalized": ("Normalized",),
+        "bench.models.registry": ("MODELS", "Builder", "folder_name", "resolve", "source"),
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attacks.plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bench.report.formats.text_table import REPORTERS
@@ -16,23 +17,19 @@ if TYPE_CHECKING:
     from bench.report.views.main import render
     from bench.results.tree import load_results
 
-# Name -> module. No module directly in this package has the name of a function: importing it would hide the function.
-_HOMES = {
-    "against": "bench.report.views.against",
-    "by_class": "bench.report.views.by_class",
-    "compare": "bench.report.views.compare",
-    "figures": "bench.report.plots.figures",
-    "gains": "bench.report.views.gains",
-    "load_results": "bench.results.tree",
-    "render": "bench.report.views.main",
-    "REPORTERS": "bench.report.formats.text_table",
-    "verify": "bench.report.integrity",
-}
-
 __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "load_results", "render", "verify"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bench.report.formats.text_table": ("REPORTERS",),
+        "bench.report.integrity": ("verify",),
+        "bench.report.plots.figures": ("figures",),
+        "bench.report.views.against": ("against",),
+        "bench.report.views.by_class": ("by_class",),
+        "bench.report.views.compare": ("compare",),
+        "bench.report.views.gains": ("gains",),
+        "bench.report.views.main": ("render",),
+        "bench.results.tree": ("load_results",),
+    },
+)
