@@ -1,8 +1,8 @@
-"""The contract that every registered method and attack keeps, as small named checks.
+"""Contract tests for registered methods and attacks, as small named checks.
 
 `bench check NAME` runs them on plug-ins, the test suite on everything that is registered. A check is a function of a
-case - a plug-in with a number of classes - that raises `ContractViolation` with a sentence. What a plug-in needs
-to be checked cheaply, and what does not apply to it, are data with a reason (`bench.conformance.specials`).
+case (a plug-in with a number of classes) that raises `ContractViolation` with a sentence. `exemptions` lists cheaper
+settings and checks that do not apply, each with a reason.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from attacks.plugins.registry import Registry
 from attacks.registry import ATTACKS
 from attacks.threat import Norm
 from bench.conformance.attacks import ATTACK_CHECKS, AttackCase
-from bench.conformance.material import ContractViolation
+from bench.conformance.exemptions import CheckOptions, check_options
+from bench.conformance.fixtures import ContractViolation
 from bench.conformance.methods import METHOD_CHECKS, MethodCase
-from bench.conformance.specials import Special, special
 from methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = [
     "check_all",
     "fault",
     "method_cases",
-    "special",
+    "check_options",
 ]
 
 Case = TypeVar("Case", MethodCase, AttackCase)
@@ -42,13 +42,13 @@ CLASSES = (3, 11)
 
 def method_cases(name: str) -> list[MethodCase]:
     """A registered method with few and with many classes."""
-    arguments = special(METHODS, name).arguments
+    arguments = check_options(METHODS, name).arguments
     return [MethodCase(name, cast("type[Method]", METHODS[name]), classes, arguments) for classes in CLASSES]
 
 
 def attack_cases(name: str) -> list[AttackCase]:
-    """A registered attack with few and with many classes and in both norms, as far as it can work with few."""
-    arguments = special(ATTACKS, name).arguments
+    """A registered attack with few and with many classes and in both norms; without few where it cannot work."""
+    arguments = check_options(ATTACKS, name).arguments
     settings: tuple[tuple[int, Norm], ...] = ((CLASSES[0], "linf"), (CLASSES[1], "linf"), (CLASSES[1], "l2"))
     cases = [AttackCase(name, ATTACKS[name], classes, norm, arguments) for classes, norm in settings]
     return [case for case in cases if case.left_out() is None]
@@ -58,7 +58,7 @@ def check_all(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """Run every check on methods and attacks.
 
     Args:
-        names: registered methods, compositions of them such as "awp:trades", and attacks, in any spelling.
+        names: registered methods, compositions of them such as "awp:trades", and attacks; spelling as in `resolve`.
 
     Yields:
         A line for people, such as "ok    absld  resume_is_bitwise", and whether the check passed.
@@ -66,33 +66,33 @@ def check_all(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
     Raises:
         UnknownName: if a name is neither a method nor an attack.
     """
-    known: Registry[None] = Registry(
+    both: Registry[None] = Registry(
         kind="method or attack", group="", builtin=dict.fromkeys([*METHODS.names(), *ATTACKS.names()], "")
     )
-    for name in [METHODS.resolve(name) if ":" in name else known.resolve(name) for name in names]:
+    for name in [METHODS.resolve(name) if ":" in name else both.resolve(name) for name in names]:
         if name in METHODS:
-            yield from _run(name, METHOD_CHECKS, method_cases(name), special(METHODS, name))
+            yield from _run(name, METHOD_CHECKS, method_cases(name), check_options(METHODS, name))
         if name in ATTACKS:
-            yield from _run(name, ATTACK_CHECKS, attack_cases(name), special(ATTACKS, name))
+            yield from _run(name, ATTACK_CHECKS, attack_cases(name), check_options(ATTACKS, name))
 
 
 def _run(
-    name: str, checks: Mapping[str, Callable[[Case], None]], cases: Iterable[Case], known: Special
+    name: str, checks: Mapping[str, Callable[[Case], None]], cases: Iterable[Case], options: CheckOptions
 ) -> Iterator[tuple[str, bool]]:
     for check, function in checks.items():
-        if check in known.exempt:
-            yield f"none  {name}  {check}: {known.exempt[check]}", True
+        if check in options.exempt:
+            yield f"none  {name}  {check}: {options.exempt[check]}", True
             continue
-        found = next((found for case in cases if (found := fault(function, case)) is not None), None)
-        yield (f"ok    {name}  {check}", True) if found is None else (f"FAIL  {name}  {check}: {found}", False)
+        failure = next((failure for case in cases if (failure := fault(function, case)) is not None), None)
+        yield (f"ok    {name}  {check}", True) if failure is None else (f"FAIL  {name}  {check}: {failure}", False)
 
 
 def fault(check: Callable[[Case], None], case: Case) -> str | None:
-    """What a check finds fault with in a case, as a sentence; None if it passes."""
+    """The sentence that says how a case fails a check; None if it passes."""
     try:
         check(case)
     except ContractViolation as violation:
         return f"{violation} ({case})"
-    except Exception as error:  # a plug-in may raise anything; that it does is the finding
+    except Exception as error:  # whatever a plug-in raises is a failed check
         return f"{type(error).__name__}: {error} ({case})"
     return None

@@ -1,4 +1,4 @@
-"""The checks that every attack passes."""
+"""The contract checks of attacks; `ATTACK_CHECKS` lists them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.threat import Norm, ThreatModel, starting_point
-from bench.conformance.material import (
+from bench.conformance.fixtures import (
     SIDE,
-    freeze_one_norm,
-    gradients,
+    freeze_first_batch_norm,
+    gradients_of,
     images,
-    modes,
+    modes_of,
     network,
     require,
-    require_same,
-    streams,
-    values,
+    require_equal,
+    rng_states,
+    state_of,
 )
 from bench.core.pass_counter import KINDS, PassCounter
 
 SAMPLES = 12
 EPS: Mapping[Norm, float] = {"linf": 0.05, "l2": 0.25}
-FEW = (2, 3)
+FEW_CLASSES = (2, 3)
 RESTARTS = (1, 3)
 
 
@@ -36,7 +36,7 @@ class AttackCase:
     """An attack in a norm, with a number of classes.
 
     Attributes:
-        name: how it is called in messages.
+        name: its name in messages.
         attack: the class, or a function that builds the attack.
         num_classes: K of the model under attack.
         norm: of the threat model.
@@ -101,37 +101,37 @@ def in_box_and_ball(case: AttackCase) -> None:
 
 
 def inputs_unchanged(case: AttackCase) -> None:
-    """X and y are left as they are, and the result is no view of x."""
+    """The inputs are not changed, and the result is no view of x."""
     model = case.model()
     x, y = case.samples(model)
     before = {"x": x.clone(), "y": y.clone()}
     case.run(model, x, y).zero_()
-    require_same(before, {"x": x, "y": y}, "an input was changed")
+    require_equal(before, {"x": x, "y": y}, "an input was changed")
 
 
 def weights_buffers_grads_unchanged(case: AttackCase) -> None:
-    """The attack leaves no trace in a model, in train mode either."""
+    """The attack changes nothing in a model, in eval and in train mode."""
     model = case.model()
     x, y = case.samples(model)
     for train in (False, True):
         model.train(train)
-        before = {**values(model), **gradients(model)}
+        before = {**state_of(model), **gradients_of(model)}
         case.run(model, x, y)
-        require_same(before, {**values(model), **gradients(model)}, "the attack changed the model")
+        require_equal(before, {**state_of(model), **gradients_of(model)}, "the attack changed the model")
 
 
 def submodule_modes_restored(case: AttackCase) -> None:
     """Every submodule keeps its mode, a frozen BatchNorm too."""
     model = case.model()
     x, y = case.samples(model)
-    freeze_one_norm(model)
-    before = modes(model)
+    freeze_first_batch_norm(model)
+    before = modes_of(model)
     case.run(model, x, y)
-    require_same(before, modes(model), "the attack changed a mode")
+    require_equal(before, modes_of(model), "the attack changed a mode")
 
 
 def train_and_eval_mode_agree(case: AttackCase) -> None:
-    """The attack sees the model as it is evaluated, whatever mode it is in."""
+    """The attack sees the model in eval mode, whatever mode it is in."""
     model = case.model()
     x, y = case.samples(model)
     expected = case.run(model, x, y)
@@ -143,9 +143,9 @@ def global_rng_untouched(case: AttackCase) -> None:
     """Random numbers come from the generator alone."""
     model = case.model()
     x, y = case.samples(model)
-    before = streams()
+    before = rng_states()
     case.run(model, x, y)
-    require_same(before, streams(), "a global random stream was moved")
+    require_equal(before, rng_states(), "a global random stream was moved")
 
 
 def same_generator_same_result(case: AttackCase) -> None:
@@ -160,7 +160,7 @@ def same_generator_same_result(case: AttackCase) -> None:
 
 
 def eps_zero_returns_x(case: AttackCase) -> None:
-    """Radius 0 leaves nothing to do."""
+    """With radius 0 the result is x."""
     model = case.model()
     x, y = case.samples(model, 4)
     x_adv = case.run(model, x, y, threat=ThreatModel(case.norm, 0.0))
@@ -177,7 +177,7 @@ def batch_of_one(case: AttackCase) -> None:
 
 
 def works_under_no_grad(case: AttackCase) -> None:
-    """A caller may have switched gradients off."""
+    """The result is the same under `torch.no_grad()`."""
     model = case.model()
     x, y = case.samples(model)
     expected = case.run(model, x, y)
@@ -222,8 +222,8 @@ def fools_as_many_as_random_noise(case: AttackCase) -> None:
     close = (best - second).argsort()[:SAMPLES]
     x, y = x[close], y[close]
     noise = starting_point(x, "uniform", case.eps, case.norm, torch.Generator().manual_seed(0))
-    attacked, jostled = (int((_predict(model, z) != y).sum()) for z in (case.run(model, x, y), noise))
-    require(attacked >= jostled, f"{attacked} of {len(x)} were fooled, random noise fools {jostled}")
+    attacked, by_noise = (int((_predict(model, z) != y).sum()) for z in (case.run(model, x, y), noise))
+    require(attacked >= by_noise, f"{attacked} of {len(x)} were fooled, random noise fools {by_noise}")
 
 
 def passes_within_the_declared(case: AttackCase) -> None:
@@ -240,7 +240,7 @@ def passes_within_the_declared(case: AttackCase) -> None:
 
 def few_classes(case: AttackCase) -> None:
     """Two and three classes work, or are refused with the reason that `left_out` gives."""
-    for num_classes in FEW:
+    for num_classes in FEW_CLASSES:
         model = network(num_classes, 0).eval()
         x, y = case.samples(model, 4)
         reason = case.left_out(num_classes)

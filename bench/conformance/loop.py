@@ -1,4 +1,4 @@
-"""The training loop in small: the order of hooks and the seeding of `bench.training.trainer`, on synthetic images."""
+"""A miniature training loop on synthetic images, with the order of hooks and seeding of `bench.training.trainer`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.contexts import mode
-from bench.conformance.material import images, network
+from bench.conformance.fixtures import images, network
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms, Validation
 
 EPOCHS, STEPS = 2, 2
-STEERING = 3
+VALIDATION_PER_CLASS = 3
 Position = tuple[int, int]
 
 
-def as_it_is(module: nn.Module) -> None:
+def unchanged(module: nn.Module) -> None:
     """Leave a network unchanged."""
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a loop trains on and with.
+class LoopOptions:
+    """Options of a loop.
 
     Attributes:
-        relabel: map of the class labels (K,), applied to all samples; None leaves them.
-        alter: change to the student and to every teacher before training.
+        relabel: map of the class labels (K,), applied to all samples; None keeps them.
+        alter: modifies the student and every teacher in place before training.
         lr: learning rate.
         batch_norm: whether student and teachers have BatchNorm.
-        dtype: type of networks, images and the method's floating-point state; None leaves each as it is.
+        dtype: dtype of networks, images and the method's floating-point state; None keeps each.
     """
 
     relabel: Tensor | None = None
-    alter: Callable[[nn.Sequential], None] = as_it_is
+    alter: Callable[[nn.Sequential], None] = unchanged
     lr: float = 0.05
     batch_norm: bool = True
     dtype: torch.dtype | None = None
@@ -49,7 +49,7 @@ class Loop:
 
     method: Method
     num_classes: int
-    scene: Scene = field(default_factory=Scene)
+    options: LoopOptions = field(default_factory=LoopOptions)
 
     def __post_init__(self) -> None:
         self.size = max(16, 2 * self.num_classes)
@@ -57,40 +57,41 @@ class Loop:
         self.teachers = {
             role: self._network(1 + i).eval().requires_grad_(False) for i, role in enumerate(self.method.teachers)
         }
-        self.method.to(self.scene.dtype)
+        self.method.to(self.options.dtype)
         self.x = self._images(STEPS * self.size, 0)
         self.y = self.method.visible_labels(self._labels(STEPS * self.size))
-        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=self.scene.lr, momentum=0.9)
+        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=self.options.lr, momentum=0.9)
         self.ctx = Context(
             epochs=EPOCHS, steps=STEPS, device=torch.device("cpu"), num_classes=self.num_classes,
             class_counts=torch.bincount(self.y[self.y != HIDDEN], minlength=self.num_classes),
             generator=torch.Generator(),
-            lr=self.scene.lr, teachers=self.teachers, validator=self._validate,
+            lr=self.options.lr, teachers=self.teachers, validator=self._validate,
         )  # fmt: skip
         self.method.setup(self.model, self.ctx)
 
     def _network(self, seed: int) -> nn.Sequential:
-        model = network(self.num_classes, seed, batch_norm=self.scene.batch_norm)
-        self.scene.alter(model)
-        return model.to(self.scene.dtype).train()
+        model = network(self.num_classes, seed, batch_norm=self.options.batch_norm)
+        self.options.alter(model)
+        return model.to(self.options.dtype).train()
 
     def _images(self, n: int, seed: int) -> Tensor:
-        return images(n, seed).to(self.scene.dtype)
+        return images(n, seed).to(self.options.dtype)
 
     def _labels(self, n: int) -> Tensor:
         y = torch.arange(n) % self.num_classes
-        return y if self.scene.relabel is None else self.scene.relabel[y]
+        return y if self.options.relabel is None else self.options.relabel[y]
 
     def _validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
-        judged = model or self.model
-        x, y = self._images(STEERING * self.num_classes, 1), self._labels(STEERING * self.num_classes)
-        with mode(judged, train=False):
-            x_adv = attack(judged, x, y, generator=torch.Generator().manual_seed(self.ctx.epoch))
+        model = model or self.model
+        n = VALIDATION_PER_CLASS * self.num_classes
+        x, y = self._images(n, 1), self._labels(n)
+        with mode(model, train=False):
+            x_adv = attack(model, x, y, generator=torch.Generator().manual_seed(self.ctx.epoch))
             with torch.no_grad():
-                return y, judged(x), judged(x_adv)
+                return y, model(x), model(x_adv)
 
     def begin(self, epoch: int) -> Loop:
-        """Enter an epoch."""
+        """Begin an epoch."""
         self.ctx.epoch, self.ctx.step = epoch, 0
         self.model.train()
         self.ctx.generator.manual_seed(epoch)
@@ -149,7 +150,7 @@ class Loop:
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a run stores: model, method, momentum."""
+        """Copies of what a run stores: state of model and method, and momentum."""
         stored = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         stored |= {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
         for i, parameter in enumerate(self.model.parameters()):
@@ -159,13 +160,13 @@ class Loop:
         return {name: tensor.detach().clone() for name, tensor in stored.items()}
 
     def save(self) -> bytes:
-        """The stored form."""
+        """The serialised tensors."""
         buffer = io.BytesIO()
         torch.save(self.tensors(), buffer)
         return buffer.getvalue()
 
     def load(self, stored: bytes) -> Loop:
-        """Go on from the stored form."""
+        """Restore serialised tensors."""
         tensors: dict[str, Any] = torch.load(io.BytesIO(stored), weights_only=True)
         for owner in ("model", "method"):
             state = {n.removeprefix(f"{owner}/"): t for n, t in tensors.items() if n.startswith(f"{owner}/")}

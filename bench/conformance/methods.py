@@ -1,4 +1,4 @@
-"""The checks that every training method passes."""
+"""The contract checks of training methods; `METHOD_CHECKS` lists them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 from attacks.passes import Passes
 from attacks.threat import TOLERANCE, distance
-from bench.conformance.loop import Loop, Scene
-from bench.conformance.material import (
-    Operations,
-    Seen,
-    freeze_one_norm,
-    gradients,
-    modes,
+from bench.conformance.fixtures import (
+    LogitsRecorder,
+    OperationCounter,
+    freeze_first_batch_norm,
+    gradients_of,
+    modes_of,
     permute_head,
     require,
-    require_same,
-    streams,
-    values,
-    weights,
+    require_equal,
+    rng_states,
+    state_of,
+    weights_of,
     zero_head,
 )
+from bench.conformance.loop import Loop, LoopOptions
 from bench.core.pass_counter import KINDS, PassCounter
 from bench.training.microbatch import micro_batch
 from methods.base import Batch, Method
 
 REPEATS = 12
-EXACT = torch.float64  # in which rounding decides nothing
+EXACT = torch.float64  # precise enough that rounding changes no result of a check
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MethodCase:
     """A method with a number of classes.
 
     Attributes:
-        name: how it is called in messages.
+        name: its name in messages.
         method: the class.
         num_classes: K.
         arguments: settings other than the defaults.
@@ -57,9 +57,9 @@ class MethodCase:
         """The method."""
         return self.method(**{"num_classes": self.num_classes, **self.arguments})
 
-    def loop(self, scene: Scene | None = None) -> Loop:
+    def loop(self, options: LoopOptions | None = None) -> Loop:
         """The method in a small training loop."""
-        return Loop(self.build(), self.num_classes, scene or Scene())
+        return Loop(self.build(), self.num_classes, options or LoopOptions())
 
 
 def default_constructible(case: MethodCase) -> None:
@@ -108,24 +108,24 @@ def gradient_reaches_every_parameter(case: MethodCase) -> None:
 def perturb_and_loss_write_no_state(case: MethodCase) -> None:
     """Both halves read the method's state and never write it, nor the student's weights and gradients."""
     loop = case.loop().begin(0)
-    state, trained, grads = values(loop.method), weights(loop.model), gradients(loop.model)
+    state, trained, grads = state_of(loop.method), weights_of(loop.model), gradients_of(loop.model)
     batch = loop.batch()
     loop.method.loss(loop.model, batch, loop.perturb(batch), loop.ctx)
-    require_same(state, values(loop.method), "perturb or loss changed the method's state")
-    require_same(trained, weights(loop.model), "perturb or loss changed a weight")
-    require_same(grads, gradients(loop.model), "perturb or loss left a gradient behind")
+    require_equal(state, state_of(loop.method), "perturb or loss changed the method's state")
+    require_equal(trained, weights_of(loop.model), "perturb or loss changed a weight")
+    require_equal(grads, gradients_of(loop.model), "perturb or loss left a gradient behind")
 
 
 def tensors_it_gets_unchanged(case: MethodCase) -> None:
-    """Batch and logits are not written in place: what is divided in place once is divided for all who hold it."""
+    """Batch and logits are not written in place, since others hold the same tensors."""
     loop = case.loop().begin(0)
-    batch, seen = loop.batch(), Seen()
+    batch, seen = loop.batch(), LogitsRecorder()
     given = {name: getattr(batch, name) for name in ("x", "y", "index", "step_labels")}
     before = {name: tensor.clone() for name, tensor in given.items()}
     for role, network in {"the student": loop.model, **loop.teachers}.items():
         network.register_forward_hook(seen.note(role))
     loop.step(batch)
-    require_same(before, given, "a tensor of the batch was written in place")
+    require_equal(before, given, "a tensor of the batch was written in place")
     for owner, logits, version in seen.logits:
         require(logits._version == version, f"logits of {owner} were written in place")
 
@@ -133,11 +133,11 @@ def tensors_it_gets_unchanged(case: MethodCase) -> None:
 def teacher_untouched(case: MethodCase) -> None:
     """Weights, buffers, gradients and modes of every teacher stay."""
     loop = case.loop()
-    before = {role: {**values(t), **gradients(t), **modes(t)} for role, t in loop.teachers.items()}
+    before = {role: {**state_of(t), **gradients_of(t), **modes_of(t)} for role, t in loop.teachers.items()}
     loop.run()
     for role, teacher in loop.teachers.items():
-        after = {**values(teacher), **gradients(teacher), **modes(teacher)}
-        require_same(before[role], after, f"the teacher in the role {role!r} was changed")
+        after = {**state_of(teacher), **gradients_of(teacher), **modes_of(teacher)}
+        require_equal(before[role], after, f"the teacher in the role {role!r} was changed")
 
 
 def deterministic_given_generator(case: MethodCase) -> None:
@@ -146,23 +146,23 @@ def deterministic_given_generator(case: MethodCase) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(20)
         second = case.loop().run().tensors()
-    require_same(first, second, "two runs with the same seeds differ")
+    require_equal(first, second, "two runs with the same seeds differ")
 
 
 def global_rng_untouched(case: MethodCase) -> None:
     """Random numbers come from the context's generator alone."""
-    before = streams()
+    before = rng_states()
     case.loop().run()
-    require_same(before, streams(), "a global random stream was moved")
+    require_equal(before, rng_states(), "a global random stream was moved")
 
 
 def modes_restored(case: MethodCase) -> None:
     """The inner maximisation leaves every submodule in its mode, a frozen BatchNorm too."""
     loop = case.loop().begin(0)
-    freeze_one_norm(loop.model)
-    before = modes(loop.model)
+    freeze_first_batch_norm(loop.model)
+    before = modes_of(loop.model)
     loop.perturb(loop.batch())
-    require_same(before, modes(loop.model), "perturb changed a mode")
+    require_equal(before, modes_of(loop.model), "perturb changed a mode")
 
 
 def inner_points_in_box_and_ball(case: MethodCase) -> None:
@@ -189,20 +189,20 @@ def resume_is_bitwise(case: MethodCase) -> None:
     undisturbed = case.loop().run().tensors()
     stored = case.loop().run(stop=(1, 1)).save()
     resumed = case.loop().load(stored).run(start=(1, 1)).tensors()
-    require_same(undisturbed, resumed, "a resumed run differs; state belongs into buffers")
+    require_equal(undisturbed, resumed, "a resumed run differs; state belongs into buffers")
 
 
 def state_is_per_class(case: MethodCase) -> None:
-    """What the history records is finite and has one value per class, or one for all, before and after training."""
+    """Reported state is finite and has one value per class, or one for all, before and after training."""
     loop = case.loop()
-    for moment in ("before", "after"):
+    for when in ("before", "after"):
         for name in loop.method.reported:
             value = getattr(loop.method, name)
             shape = (case.num_classes,)
             fits = value.shape in (shape, ())
-            require(fits, f"expected {name} {shape} or a scalar, got {tuple(value.shape)} {moment} training")
-            require(bool(value.isfinite().all()), f"{name} is not finite {moment} training")
-        if moment == "before":
+            require(fits, f"expected {name} {shape} or a scalar, got {tuple(value.shape)} {when} training")
+            require(bool(value.isfinite().all()), f"{name} is not finite {when} training")
+        if when == "before":
             loop.run()
 
 
@@ -210,12 +210,12 @@ def class_missing_stays_finite(case: MethodCase) -> None:
     """Loss and state stay finite if no sample of a class is ever seen."""
     relabel = torch.arange(case.num_classes)
     relabel[0] = 1
-    _require_finite(case.loop(Scene(relabel=relabel)))
+    _require_finite(case.loop(LoopOptions(relabel=relabel)))
 
 
 def equal_classes_stay_finite(case: MethodCase) -> None:
     """Loss and state stay finite if all classes are exactly equally hard."""
-    _require_finite(case.loop(Scene(alter=zero_head, lr=0.0)))
+    _require_finite(case.loop(LoopOptions(alter=zero_head, lr=0.0)))
 
 
 def label_permutation_equivariance(case: MethodCase) -> None:
@@ -225,8 +225,8 @@ def label_permutation_equivariance(case: MethodCase) -> None:
     gradient now and then, and with it a whole step of the attack.
     """
     order = torch.arange(case.num_classes).roll(1)
-    plain = case.loop(Scene(dtype=EXACT))
-    renamed = case.loop(Scene(relabel=order, alter=lambda model: permute_head(model, order), dtype=EXACT))
+    plain = case.loop(LoopOptions(dtype=EXACT))
+    renamed = case.loop(LoopOptions(relabel=order, alter=lambda model: permute_head(model, order), dtype=EXACT))
     for step, (a, b) in enumerate(zip(plain.train(), renamed.train(), strict=True)):
         same = a.loss.shape == b.loss.shape and torch.allclose(a.loss, b.loss, rtol=1e-4, atol=1e-5)
         require(same, f"the loss of step {step} changes when the classes are renamed")
@@ -248,7 +248,7 @@ def loss_falls_on_a_fixed_batch(case: MethodCase) -> None:
 
 
 def declared_passes_equal_counted(case: MethodCase) -> None:
-    """A step costs the passes that are declared, in samples; a method that drops rows may cost less."""
+    """A step makes the declared passes per sample; a method that drops rows may make fewer."""
     loop, counter = case.loop().begin(0), PassCounter()
     counter.watch(loop.model, "student")
     for teacher in loop.teachers.values():
@@ -271,18 +271,18 @@ def op_count_independent_of_batch(case: MethodCase) -> None:
         loop = case.loop().begin(0)
         rows = torch.arange(8).repeat(copies)
         batch = Batch(loop.x[rows], loop.y[rows], rows, loop.y[rows])
-        with Operations() as operations:
+        with OperationCounter() as operations:
             loop.step(batch)
         counts[len(rows)] = operations.count
     require(counts[8] == counts[32], f"{counts[8]} operations on 8 samples, {counts[32]} on 32; vectorise over samples")
 
 
 def micro_batches_agree(case: MethodCase) -> None:
-    """The loss of two halves equals that of the whole, given the labels of the whole step (without BatchNorm).
+    """The loss of two micro-batches equals that of the whole, given the labels of the whole step (without BatchNorm).
 
-    A method that says `couples_batch` is expected not to agree.
+    A method that declares `couples_batch` is expected not to agree.
     """
-    loop = case.loop(Scene(batch_norm=False)).run().begin(1)
+    loop = case.loop(LoopOptions(batch_norm=False)).run().begin(1)
     batch = loop.batch()
     adv = loop.perturb(batch)
     middle = len(adv.x) // 2

@@ -15,7 +15,7 @@ from attacks.cw import CW
 from attacks.fgsm import FGSM
 from attacks.pgd import PGD, TRADES_RATIO, PGDTrades
 from attacks.threat import Norm, ThreatModel, distance, project
-from bench.conformance.material import freeze_one_norm, gradients, images, modes, network, values
+from bench.conformance.fixtures import freeze_first_batch_norm, gradients_of, images, modes_of, network, state_of
 from bench.core.pass_counter import PassCounter
 
 X = images(12, 3)
@@ -201,7 +201,7 @@ def test_eval_mode_leaves_statistics_and_train_mode_moves_them(model: nn.Sequent
     assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked is not None
     loss = objectives.cross_entropy(Y)
     for bn, passes in (("eval", 0), ("train", 4)):
-        before = values(model)
+        before = state_of(model)
         ascend(model.train(), X, loss, eps=0.1, step_size=0.03, steps=4, start="zero", bn=bn)  # type: ignore[arg-type]
         assert int(norm.num_batches_tracked - before["1.num_batches_tracked"]) == passes
         assert torch.equal(norm.get_buffer("running_mean"), before["1.running_mean"]) is (bn == "eval")
@@ -209,12 +209,12 @@ def test_eval_mode_leaves_statistics_and_train_mode_moves_them(model: nn.Sequent
 
 @pytest.mark.parametrize("bn", ["eval", "train"])
 def test_modes_and_gradients_are_left_as_they_were(model: nn.Sequential, bn: Literal["eval", "train"]) -> None:
-    freeze_one_norm(model)
+    freeze_first_batch_norm(model)
     weight = model.get_parameter("0.weight")
     weight.grad = torch.ones_like(weight)
-    before = {**modes(model), **gradients(model)}
+    before = {**modes_of(model), **gradients_of(model)}
     ascend(model, X, objectives.cross_entropy(Y), eps=0.1, step_size=0.03, steps=2, start="zero", bn=bn)
-    after = {**modes(model), **gradients(model)}
+    after = {**modes_of(model), **gradients_of(model)}
     assert all(torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k] for k, v in before.items())
 
 
@@ -259,11 +259,11 @@ def test_the_ball_is_found_once_and_equals_a_projection_after_each_step(model: n
 
 
 def test_modes_are_restored_after_an_error(model: nn.Sequential) -> None:
-    freeze_one_norm(model)
-    before = modes(model)
+    freeze_first_batch_norm(model)
+    before = modes_of(model)
     with pytest.raises(RuntimeError, match="stop"), mode(model, train=True):
         raise RuntimeError("stop")
-    assert modes(model) == before
+    assert modes_of(model) == before
 
 
 def test_it_works_under_no_grad_and_the_result_is_detached(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from attacks.base import Attack
 from attacks.pgd import PGD
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
-from bench.conformance.material import images, network
+from bench.conformance.fixtures import images, network
 from bench.core.pass_counter import PassCounter
 
 THREAT = ThreatModel("linf", 0.05)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.threat import GAUSSIAN_SCALE, Norm, ThreatModel, distance, per_sample, project, starting_point
-from bench.conformance.material import images
+from bench.conformance.fixtures import images
 
 X = images(200, 5)
 

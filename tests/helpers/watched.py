@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from bench.conformance.material import images, network
+from bench.conformance.fixtures import images, network
 
 
 @dataclass

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from attacks.ascent import ascend
 from attacks.passes import Passes
+from bench.conformance.fixtures import difference
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference
 from methods.adaad import AdaAD
 from methods.base import Method
 from methods.rslad import RSLAD
 from tests.helpers import formulas
 from tests.helpers.formulas import Array
 from tests.helpers.jobs import job_of, plan
-from tests.helpers.scripted import CLASSES, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, make_batch, make_context, random_logits
 
 BATCH = make_batch(4)
 

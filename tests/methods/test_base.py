@@ -12,7 +12,7 @@ from methods.absld import ABSLD
 from methods.base import Adversarial, Batch, Method
 from methods.recipes import Recipe, digits
 from methods.registry import METHODS
-from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, StubTeacher, make_batch, make_context, random_logits
 
 
 def test_rows_select_what_is_trained_on() -> None:
@@ -29,7 +29,7 @@ def test_a_teacher_is_a_module_or_its_logits_without_gradient() -> None:
     with pytest.raises(ValueError, match=r"expected a teacher in the role 'natural', got \['robust'\]; pass --teacher"):
         ctx.teacher("natural")
     with pytest.raises(ValueError, match=r"in the role 'robust', got \[\]"):
-        METHODS["rslad"]().perturb(Scripted({}), make_batch(), make_context())
+        METHODS["rslad"]().perturb(StubStudent({}), make_batch(), make_context())
 
 
 def test_a_method_without_problems_says_what_to_override() -> None:
@@ -38,14 +38,14 @@ def test_a_method_without_problems_says_what_to_override() -> None:
 
     empty, batch = Empty(), make_batch()
     with pytest.raises(NotImplementedError, match="Empty defines no inner problem: override perturb"):
-        empty.perturb(Scripted({}), batch, make_context())
+        empty.perturb(StubStudent({}), batch, make_context())
     with pytest.raises(NotImplementedError, match="Empty defines no outer problem: override loss"):
-        empty.loss(Scripted({}), batch, Adversarial(batch.x), make_context())
+        empty.loss(StubStudent({}), batch, Adversarial(batch.x), make_context())
 
 
 def test_hooks_default_to_nothing() -> None:
     method, batch, ctx = METHODS["natural"](), make_batch(), make_context()
-    student = Scripted({"clean": (batch.x, random_logits(0))})
+    student = StubStudent({"clean": (batch.x, random_logits(0))})
     adv = method.perturb(student, batch, ctx)
     terms = method.loss(student, batch, adv, ctx)
     with method.around_step(student, batch, adv, ctx):
@@ -168,7 +168,7 @@ def test_changes_to_the_digits_recipe_keep_its_threat() -> None:
 def test_the_distilled_methods_ask_the_teacher_once_a_step() -> None:
     batch: Batch = make_batch()
     for name in ("ard", "rslad", "absld"):
-        teacher = Constant(random_logits(2))
+        teacher = StubTeacher(random_logits(2))
         student = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double()
         method, ctx = METHODS[name](), make_context(teacher)
         method.loss(student, batch, method.perturb(student, batch, ctx), ctx)

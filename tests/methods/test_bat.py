@@ -14,13 +14,13 @@ from attacks import objectives
 from attacks.ascent import ascend
 from attacks.contexts import mode
 from attacks.passes import Passes
-from bench.conformance.material import Operations, images, network
+from bench.conformance.fixtures import OperationCounter, images, network
 from bench.core.pass_counter import PassCounter
 from methods.base import Adversarial, Batch
 from methods.bat import BAT, EarlyExit
 from tests.helpers import formulas
-from tests.helpers.drills import ADV, BATCH, CLEAN, Y, build, counted, what_differs_after_resuming
-from tests.helpers.scripted import Scripted, make_context, random_logits
+from tests.helpers.method_runs import ADV, BATCH, CLEAN, Y, build, count_passes, resume_differences
+from tests.helpers.stubs import StubStudent, make_context, random_logits
 
 CLASSES, SAMPLES, EPS, STEP = 5, 64, 0.5, 0.06
 LAST = random_logits(5)
@@ -127,7 +127,7 @@ def test_scripted_logits() -> None:
 
 
 def test_loss_and_gradient_of_three_different_points() -> None:
-    student = Scripted({"clean": (BATCH.x, CLEAN), "first": (BATCH.x.clone(), ADV), "last": (BATCH.x.clone(), LAST)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "first": (BATCH.x.clone(), ADV), "last": (BATCH.x.clone(), LAST)})
     adv = Adversarial(student.inputs["first"], extras={"last": student.inputs["last"]})
     terms = BAT(beta=2.5, uniform_weight=0.4).loss(student, BATCH, adv, make_context())
     terms.loss.mean().backward()
@@ -153,7 +153,7 @@ def step_of(method: BAT, rows: int = SAMPLES) -> tuple[Passes, int]:
     batch = replace(batch, x=batch.x[:rows], y=y[:rows])
     counter = PassCounter()
     counter.watch(model, "student")
-    with Operations() as operations:
+    with OperationCounter() as operations:
         adv = method.perturb(model, batch, make_context())
         with mode(model, train=False):
             method.loss(model, batch, adv, make_context()).loss.mean().backward()
@@ -174,14 +174,14 @@ def test_operations_do_not_grow_with_the_batch_where_nothing_leaves() -> None:
 
 
 def test_samples_that_leave_cost_nothing_more() -> None:
-    found, declared = counted(build("bat", eps=EPS, step_size=STEP)), BAT().passes()
+    found, declared = count_passes(build("bat", eps=EPS, step_size=STEP)), BAT().passes()
     assert 4 < found.forward < declared.forward and found.input_grad < declared.input_grad
     assert found.backward == declared.backward
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_resuming_at_any_step_changes_nothing(shared: bool) -> None:
-    assert what_differs_after_resuming(lambda: build("bat", shared_trace=shared, steps=3)) == []
+    assert resume_differences(lambda: build("bat", shared_trace=shared, steps=3)) == []
 
 
 def test_a_negative_grace_is_refused() -> None:

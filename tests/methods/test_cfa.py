@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.ascent import ascend
+from bench.conformance.fixtures import difference, network
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference, network
 from methods.base import Batch
 from methods.cfa import CFA
 from methods.pgd_at import PGDAT
 from methods.trades import TRADES
-from tests.helpers.drills import (
+from tests.helpers.jobs import plan
+from tests.helpers.method_runs import (
     ADV,
     BATCH,
     CLEAN,
     Y,
+    after_one_epoch,
     build,
     class_mean,
-    counted,
-    first_epoch,
+    count_passes,
     gradients,
-    observed,
+    resume_differences,
+    train_one_epoch,
     trained,
-    what_differs_after_resuming,
 )
-from tests.helpers.jobs import plan
-from tests.helpers.scripted import CLASSES, Scripted, make_context
+from tests.helpers.stubs import CLASSES, StubStudent, make_context
 
 BASES = {"at": 0.5, "trades": 0.3, "fat": 0.7}
 HOSTS = list(BASES)
@@ -44,7 +44,7 @@ LOGITS[[1, 2, 9]] = LOGITS[[1, 2, 9]].roll(1, dims=1)
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_scales_are_a_base_plus_the_accuracy_of_the_epoch_before(host: Any) -> None:
-    method = observed(CFA(host=host, begin_epoch_index=1), LOGITS, BATCH.y)
+    method = after_one_epoch(CFA(host=host, begin_epoch_index=1), LOGITS, BATCH.y)
     right = LOGITS.argmax(1).numpy() == Y
     accuracy = class_mean(right.astype(float), Y, CLASSES)
     assert accuracy[3] == 0.5 and accuracy[4] == 0.5 and accuracy[0] == 1.0
@@ -58,18 +58,18 @@ def test_the_scales_are_a_base_plus_the_accuracy_of_the_epoch_before(host: Any) 
 
 def test_bases_and_the_two_calibrations_are_options() -> None:
     options: dict[str, Any] = {"host": "trades", "begin_epoch_index": 1}
-    own = observed(CFA(**options, eps_base=0.1, beta_base=0.2), LOGITS, BATCH.y)
+    own = after_one_epoch(CFA(**options, eps_base=0.1, beta_base=0.2), LOGITS, BATCH.y)
     for name, base in (("radius_scale", 0.1), ("beta_scale", 0.2)):
         torch.testing.assert_close(own.get_buffer(name), base + own.get_buffer("accuracy"), rtol=1e-12, atol=0)
-    radii = observed(CFA(**options, class_beta=False), LOGITS, BATCH.y)
-    betas = observed(CFA(**options, class_eps=False), LOGITS, BATCH.y)
+    radii = after_one_epoch(CFA(**options, class_beta=False), LOGITS, BATCH.y)
+    betas = after_one_epoch(CFA(**options, class_eps=False), LOGITS, BATCH.y)
     assert torch.equal(radii.get_buffer("beta_scale"), ONES) and radii.get_buffer("radius_scale").std() > 0
     assert torch.equal(betas.get_buffer("radius_scale"), ONES) and betas.get_buffer("beta_scale").std() > 0
 
 
 @pytest.mark.parametrize(("epoch", "calibrated"), [(0, False), (8, False), (9, True), (10, True)])
 def test_calibration_begins_in_its_epoch(epoch: int, calibrated: bool) -> None:
-    method = observed(CFA(host="trades"), LOGITS, BATCH.y, epoch=epoch, epochs=20)
+    method = after_one_epoch(CFA(host="trades"), LOGITS, BATCH.y, epoch=epoch, epochs=20)
     for scale in ("radius_scale", "beta_scale"):
         assert torch.equal(method.get_buffer(scale), ONES) is not calibrated
     assert method.get_buffer("accuracy").std() > 0, "the accuracy is noted in every epoch"
@@ -91,7 +91,7 @@ def test_radii_are_class_wise_and_steps_are_not(
     method = CFA(host=host)
     scale = torch.linspace(0.6, 1.5, CLASSES, dtype=torch.float64)
     method.radius_scale.copy_(scale)
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, make_context())
+    method.perturb(StubStudent({"clean": (BATCH.x, CLEAN)}), BATCH, make_context())
     np.testing.assert_allclose(asked["eps"].numpy(), 8 / 255 * scale.numpy()[Y], rtol=1e-12)
     assert (asked["step_size"], asked["start"], asked["bn"]) == (2 / 255, start, bn)
 
@@ -100,7 +100,7 @@ def test_without_calibration_it_is_its_host_bit_for_bit() -> None:
     host = trained(build("pgd_at"), rounds=2)
     assert difference(host, trained(build("cfa", class_eps=False, begin_epoch_index=1), rounds=2)) is None
     assert difference(host, trained(build("cfa", begin_epoch_index=1), rounds=2)) is not None
-    assert difference(first_epoch(build("pgd_at")), first_epoch(build("cfa", begin_epoch_index=1))) is None
+    assert difference(train_one_epoch(build("pgd_at")), train_one_epoch(build("cfa", begin_epoch_index=1))) is None
 
 
 def test_with_equal_betas_its_trades_is_trades_by_one_plus_beta() -> None:
@@ -145,24 +145,25 @@ def test_friendly_attacks_take_three_steps_more_than_they_need() -> None:
 @pytest.mark.parametrize("host", ["at", "trades"])
 def test_declared_passes_are_exact_where_no_sample_leaves(host: str) -> None:
     method = build("cfa", host=host, begin_epoch_index=1)
-    assert counted(method) == method.passes() == counted(build("cfa", host=host, begin_epoch_index=1), epoch=1)
+    later = build("cfa", host=host, begin_epoch_index=1)
+    assert count_passes(method) == method.passes() == count_passes(later, epoch=1)
 
 
 def test_friendly_attacks_cost_at_most_what_is_declared() -> None:
     method = build("cfa", host="fat", begin_epoch_index=1)
-    found, declared = counted(method), method.passes()
+    found, declared = count_passes(method), method.passes()
     assert found.forward < declared.forward and found.input_grad < declared.input_grad
     assert found.backward == declared.backward == 1
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_resuming_at_any_step_changes_nothing(host: str) -> None:
-    assert what_differs_after_resuming(lambda: build("cfa", host=host, begin_epoch_index=1, steps=3)) == []
+    assert resume_differences(lambda: build("cfa", host=host, begin_epoch_index=1, steps=3)) == []
 
 
 def test_a_run_that_would_end_before_calibration_is_refused() -> None:
     with pytest.raises(ValueError, match="cfa: calibration begins in epoch 10 and the run has 10; train longer"):
-        CFA().setup(Scripted({}), make_context(epochs=10))
+        CFA().setup(StubStudent({}), make_context(epochs=10))
     with pytest.raises(ValueError, match="cfa: expected host 'at', 'trades' or 'fat', got 'mart'"):
         CFA(host="mart")  # type: ignore[arg-type]
 

@@ -10,17 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from attacks import objectives
+from bench.conformance.fixtures import difference, network
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference, network
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.dafa import DAFA, distance_weights
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
 from tests.helpers import formulas
-from tests.helpers.drills import ADV, BATCH, CLEAN, Y, build, counted, first_epoch, trained, what_differs_after_resuming
 from tests.helpers.formulas import Array
 from tests.helpers.jobs import plan
-from tests.helpers.scripted import CLASSES, Scripted, make_context
+from tests.helpers.method_runs import (
+    ADV,
+    BATCH,
+    CLEAN,
+    Y,
+    build,
+    count_passes,
+    resume_differences,
+    train_one_epoch,
+    trained,
+)
+from tests.helpers.stubs import CLASSES, StubStudent, make_context
 
 HOSTS = ["trades", "at"]
 ONES = torch.ones(CLASSES, dtype=torch.float64)
@@ -59,7 +69,7 @@ def measured(method: DAFA, epochs: int) -> DAFA:
         for shift in (0, 3):
             adv = ADV.roll(shift, dims=1) if epoch == epochs - 1 else -ADV
             method.observe(BATCH, Adversarial(BATCH.x), Terms(torch.zeros(len(Y)), {"adv": adv, "clean": CLEAN}), ctx)
-        method.end_epoch(Scripted({}), ctx)
+        method.end_epoch(StubStudent({}), ctx)
     return method
 
 
@@ -80,7 +90,7 @@ def test_weights_are_set_once_and_for_good() -> None:
     method = measured(DAFA(begin_epoch_index=2), 2)
     ctx = make_context(epoch=2)
     method.observe(BATCH, Adversarial(BATCH.x), Terms(torch.zeros(len(Y)), {"adv": CLEAN}), ctx)
-    method.end_epoch(Scripted({}), ctx)
+    method.end_epoch(StubStudent({}), ctx)
     assert torch.equal(method.class_weight, once) and once.std() > 0
 
 
@@ -90,7 +100,7 @@ def test_a_network_that_answers_one_class_leaves_no_negative_weight() -> None:
     certain[:, 3] = 20.0
     ctx = make_context(epoch=0)
     method.observe(BATCH, Adversarial(BATCH.x), Terms(torch.zeros(len(Y)), {"adv": certain}), ctx)
-    method.end_epoch(Scripted({}), ctx)
+    method.end_epoch(StubStudent({}), ctx)
     assert method.class_weight.min() == 0 and method.class_weight[3] == 0
 
 
@@ -104,7 +114,7 @@ def asked_for(method: DAFA, monkeypatch: pytest.MonkeyPatch, epoch: int = 5) -> 
 
     monkeypatch.setattr("methods.base.ascend", record)
     method.class_weight.copy_(torch.linspace(0.7, 1.6, CLASSES, dtype=torch.float64))
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, make_context(epoch=epoch))
+    method.perturb(StubStudent({"clean": (BATCH.x, CLEAN)}), BATCH, make_context(epoch=epoch))
     return asked["eps"].numpy(), asked["step_size"].numpy()
 
 
@@ -151,7 +161,7 @@ def test_at_strength_zero_it_is_trades_bit_for_bit() -> None:
     trades = trained(build("trades"), rounds=2)
     assert difference(trades, trained(build("dafa", strength=0.0, begin_epoch_index=1), rounds=2)) is None
     assert difference(trades, trained(build("dafa", begin_epoch_index=1), rounds=2)) is not None
-    assert difference(first_epoch(build("trades")), first_epoch(build("dafa", begin_epoch_index=1))) is None
+    assert difference(train_one_epoch(build("trades")), train_one_epoch(build("dafa", begin_epoch_index=1))) is None
 
 
 class GaussianAT(PGDAT):
@@ -171,14 +181,14 @@ def test_at_strength_zero_its_other_host_is_adversarial_training_bit_for_bit() -
 @pytest.mark.parametrize("host", HOSTS)
 def test_passes_are_those_of_the_host_before_and_after(host: str) -> None:
     method = build("dafa", host=host, begin_epoch_index=1)
-    after = counted(build("dafa", host=host, begin_epoch_index=1), epoch=1)
-    assert counted(method) == after == method.passes()
+    after = count_passes(build("dafa", host=host, begin_epoch_index=1), epoch=1)
+    assert count_passes(method) == after == method.passes()
     assert method.passes() == (build("trades") if host == "trades" else build("pgd_at")).passes()
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_resuming_changes_nothing_within_the_measuring_epoch_too(host: str) -> None:
-    assert what_differs_after_resuming(lambda: build("dafa", host=host, begin_epoch_index=1, steps=3)) == []
+    assert resume_differences(lambda: build("dafa", host=host, begin_epoch_index=1, steps=3)) == []
 
 
 @pytest.mark.parametrize("begin", [0, 10, 70])
@@ -186,7 +196,7 @@ def test_a_run_without_an_epoch_to_measure_in_or_to_weigh_in_is_refused(begin: i
     with pytest.raises(
         ValueError, match=f"dafa: expected begin_epoch_index from 1 to the run's last epoch 9, got {begin}"
     ):
-        DAFA(begin_epoch_index=begin).setup(Scripted({}), make_context(epochs=10))
+        DAFA(begin_epoch_index=begin).setup(StubStudent({}), make_context(epochs=10))
 
 
 def test_unknown_hosts_and_the_attack_of_another_host_are_refused() -> None:

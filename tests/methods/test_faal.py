@@ -10,16 +10,15 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from bench.conformance.loop import Loop
-from bench.conformance.material import difference
+from bench.conformance.fixtures import difference
 from methods.base import Adversarial, Method
 from methods.faal import FAAL, worst_case
 from methods.mart import mart
 from methods.pgd_at import PGDAT
 from methods.trades import TRADES
-from tests.helpers import formulas
+from tests.helpers import formulas, method_runs
 from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV = random_logits(0), random_logits(1)
@@ -97,10 +96,7 @@ def test_single_precision_is_enough() -> None:
 
 def trained(method: Method) -> dict[str, Tensor]:
     """Weights, statistics and momentum after six epochs."""
-    loop = Loop(method, 5)
-    for _ in range(3):
-        loop.run()
-    return {name: tensor for name, tensor in loop.tensors().items() if not name.startswith("method/")}
+    return method_runs.trained(method, keep=("model/", "momentum/"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +111,7 @@ def test_at_radius_zero_it_is_its_host_bit_for_bit(host: Any, alone: Method) -> 
 
 def loss_of(method: FAAL, **changes: Any) -> tuple[Tensor, Tensor]:
     """Loss and weight per sample, on given logits."""
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
     ctx = make_context()
     for name, value in changes.items():
         setattr(ctx, name, value)
@@ -136,7 +132,7 @@ def test_a_harder_class_weighs_more_and_the_history_has_the_mean_weights() -> No
     assert weight[[int(np.flatnonzero(BATCH.y.numpy() == k)[0]) for k in seen]].argsort().tolist() == (
         gain[seen].argsort().tolist()
     )
-    student = Scripted({"adv": (BATCH.x, ADV)})
+    student = StubStudent({"adv": (BATCH.x, ADV)})
     adv = Adversarial(BATCH.x)
     for _ in range(3):
         method.observe(BATCH, adv, method.loss(student, BATCH, adv, ctx), ctx)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.conformance.fixtures import difference
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference
 from methods.base import Method
 from methods.fair_ard import FairARD, FairMTARD, FairRSLAD
 from methods.fair_weight import FairWeight
 from methods.registry import METHODS
-from tests.helpers import formulas
+from tests.helpers import formulas, method_runs
 from tests.helpers.jobs import job_of, plan
-from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, StubTeacher, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, TEACHER, NATURAL = random_logits(0), random_logits(2), random_logits(3)
@@ -26,10 +26,8 @@ FAMILY = {"fair_ard": "ard", "fair_rslad": "rslad", "fair_mtard": "mtard"}
 
 def trained(name: str, state: bool = True, **settings: Any) -> dict[str, Tensor]:
     """Weights, statistics and momentum after six epochs, and the method's state unless it is left out."""
-    loop = Loop(METHODS[name](num_classes=5, **settings), 5)
-    for _ in range(3):
-        loop.run()
-    return {entry: tensor for entry, tensor in loop.tensors().items() if state or not entry.startswith("method/")}
+    keep = ("model/", "momentum/", "method/") if state else ("model/", "momentum/")
+    return method_runs.trained(method_runs.build(name, **settings), keep=keep)
 
 
 @pytest.mark.parametrize(("name", "host"), FAMILY.items())
@@ -60,11 +58,11 @@ def test_the_weights_follow_how_long_each_class_stands(name: str, monkeypatch: p
         return x.clone()
 
     monkeypatch.setattr("methods.base.ascend", walk)
-    method, ctx = METHODS[name](), make_context(Constant(TEACHER), natural=Constant(NATURAL))
-    student = Scripted({"clean": (BATCH.x, CLEAN)})
+    method, ctx = METHODS[name](), make_context(StubTeacher(TEACHER), natural=StubTeacher(NATURAL))
+    student = StubStudent({"clean": (BATCH.x, CLEAN)})
     for _ in range(2):
         adv = method.perturb(student, BATCH, ctx)
-        terms = method.loss(Scripted({"clean": (BATCH.x, CLEAN), "adv": (adv.x, CLEAN)}), BATCH, adv, ctx)
+        terms = method.loss(StubStudent({"clean": (BATCH.x, CLEAN), "adv": (adv.x, CLEAN)}), BATCH, adv, ctx)
         method.observe(BATCH, adv, terms, ctx)
     assert torch.equal(method.get_buffer("fair_weight"), torch.ones(CLASSES, dtype=torch.float64))
     method.end_epoch(student, ctx)
@@ -81,7 +79,7 @@ def test_the_weights_follow_how_long_each_class_stands(name: str, monkeypatch: p
 def test_the_natural_term_may_come_from_the_robust_teacher_as_released() -> None:
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double()
     for natural_from, logits, asked in (("natural", NATURAL, (1, 1)), ("robust", TEACHER, (2, 0))):
-        robust, natural = Constant(TEACHER), Constant(NATURAL)
+        robust, natural = StubTeacher(TEACHER), StubTeacher(NATURAL)
         method = FairMTARD(natural_from=natural_from)  # type: ignore[arg-type]
         adv = method.perturb(student, BATCH, make_context(robust, natural=natural))
         assert torch.equal(adv.extras["soft_clean"], logits.softmax(1))

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.conformance.fixtures import difference, state_of
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference, values
 from bench.core.pass_counter import PassCounter
 from methods.base import HIDDEN, Adversarial, Batch, Terms
 from methods.flexmatch_at import FlexMatchAT
 from methods.registry import METHODS
 from tests.helpers import formulas
-from tests.helpers.drills import fixed_split
 from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers.method_runs import fixed_labels
+from tests.helpers.stubs import CLASSES, StubStudent, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 N = len(BATCH.y)
@@ -32,7 +32,7 @@ def ready(seen: Tensor | None = None, **settings: Any) -> tuple[FlexMatchAT, Bat
     """A method that takes pseudo-labels from the student, and its batch, in which every third label is visible."""
     method = FlexMatchAT(**{"labeller": "student", "labelled_fraction": 0.5, **settings})
     visible = torch.arange(N) % 3 == 0 if seen is None else seen
-    with fixed_split(visible):
+    with fixed_labels(visible):
         y = method.visible_labels(BATCH.y)
     return method, replace(BATCH, y=y, step_labels=y)
 
@@ -48,7 +48,7 @@ def test_loss_and_gradient_are_those_of_the_formula(host: str, weight: float, mo
     method, batch = ready(host=host, weight=weight, tau=0.7)
     method.sigma.copy_(torch.tensor(SIGMA))
     method.unlabelled_size = 55
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (x_adv, ADV)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (x_adv, ADV)})
     adv = method.perturb(student, batch, make_context())
     terms = method.loss(student, batch, adv, make_context())
     terms.loss.mean().backward()
@@ -84,7 +84,7 @@ def test_the_host_attacks_pseudo_labels_where_labels_are_hidden(monkeypatch: pyt
 
     monkeypatch.setattr("methods.base.ascend", record)
     method, batch = ready()
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), batch, make_context())
+    method.perturb(StubStudent({"clean": (BATCH.x, CLEAN)}), batch, make_context())
     target = np.where(batch.y == HIDDEN, CLEAN.argmax(1), BATCH.y)
     np.testing.assert_allclose(asked["objective"](ADV, torch.arange(N)), formulas.ce(ADV.numpy(), target), rtol=1e-9)
     assert asked["bn"] == "train" and asked["start"] == "uniform"
@@ -94,7 +94,7 @@ def test_a_step_without_a_visible_or_without_a_hidden_label_stays_finite() -> No
     for visible in (torch.zeros(N, dtype=torch.bool), torch.ones(N, dtype=torch.bool)):
         method, batch = ready(visible)
         method.unlabelled_size = 55
-        student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
+        student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
         extras = {"target": BATCH.y, "use": torch.ones(N, dtype=torch.bool), "learnt": BATCH.y}
         adv = Adversarial(student.inputs["adv"], extras=extras)
         terms = method.loss(student, batch, adv, make_context())
@@ -106,7 +106,7 @@ def test_a_step_without_a_visible_or_without_a_hidden_label_stays_finite() -> No
 
 def seen(method: FlexMatchAT, batch: Batch, clean: Tensor) -> None:
     """One step in which the weak views have these logits."""
-    student = Scripted({"clean": (batch.x, clean)})
+    student = StubStudent({"clean": (batch.x, clean)})
     adv = method.perturb(student, batch, make_context())
     method.observe(batch, adv, Terms(torch.zeros(N), {}), make_context())
     method.after_step(student, make_context())
@@ -137,7 +137,7 @@ def test_thresholds_follow_what_each_sample_was_last_learnt_as(
         assert method.sigma.tolist() == sigma.tolist()
         expected = 0.6 * (beta / (2 - beta) if mapping == "convex" else beta)
         np.testing.assert_allclose(method.threshold.numpy(), expected, rtol=1e-12)
-        method.end_epoch(Scripted({}), make_context())
+        method.end_epoch(StubStudent({}), make_context())
         assert not method.moved.any()
         assert {i: int(k) for i, k in enumerate(method.latest) if k != HIDDEN} == learnt
     assert learnt
@@ -171,9 +171,9 @@ def test_the_used_share_counts_pseudo_labels_of_hidden_samples(monkeypatch: pyte
     method, batch = ready(tau=0.7)
     method.sigma.copy_(torch.tensor(SIGMA))
     method.unlabelled_size = 55
-    adv = method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), batch, make_context())
+    adv = method.perturb(StubStudent({"clean": (BATCH.x, CLEAN)}), batch, make_context())
     method.observe(batch, adv, Terms(torch.zeros(N), {}), make_context())
-    method.end_epoch(Scripted({}), make_context())
+    method.end_epoch(StubStudent({}), make_context())
     hidden, guess, use = (batch.y == HIDDEN).numpy(), CLEAN.argmax(1).numpy(), adv.extras["use"].numpy()
     for k in range(CLASSES):
         given = hidden & (guess == k)
@@ -208,11 +208,11 @@ def test_two_processes_agree_with_one_on_thresholds_and_memory(monkeypatch: pyte
         part = Batch(batch.x[rows], batch.y[rows], batch.index[rows], batch.step_labels)
         ctx = make_context()
         ctx.reduce = reduce
-        adv = method.perturb(Scripted({"clean": (part.x, random_logits(20 + number, scale=3.0)[rows])}), part, ctx)
+        adv = method.perturb(StubStudent({"clean": (part.x, random_logits(20 + number, scale=3.0)[rows])}), part, ctx)
         if len(rows):  # a process may be left without a sample, and takes part in what is added up all the same
             method.observe(part, adv, Terms(torch.zeros(len(rows)), {}), ctx)
-        method.after_step(Scripted({}), ctx)
-        method.end_epoch(Scripted({}), ctx)
+        method.after_step(StubStudent({}), ctx)
+        method.end_epoch(StubStudent({}), ctx)
 
     for number in range(3):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(number))
@@ -227,7 +227,7 @@ def test_two_processes_agree_with_one_on_thresholds_and_memory(monkeypatch: pyte
         for thread in threads:
             thread.join()
         for method in pair:
-            assert difference(values(alone), values(method)) is None
+            assert difference(state_of(alone), state_of(method)) is None
     assert alone.sigma.any()
 
 
@@ -238,10 +238,10 @@ def test_the_labeller_is_the_average_in_eval_mode_or_the_student() -> None:
     loop = Loop(FlexMatchAT(num_classes=3, steps=2), 3).run(stop=(1, 0))
     method, batch = loop.method, loop.batch()
     assert isinstance(method, FlexMatchAT)
-    before = values(loop.model)
+    before = state_of(loop.model)
     found = method._predict(loop.model, batch.x)
     own = FlexMatchAT(num_classes=3, labeller="student")._predict(loop.model, batch.x)
-    assert difference(before, values(loop.model)) is None and loop.model.training and not method.average.training
+    assert difference(before, state_of(loop.model)) is None and loop.model.training and not method.average.training
     assert torch.equal(found, method.average(batch.x)) and not found.requires_grad
     assert torch.equal(own, loop.model.eval()(batch.x)) and not torch.equal(own, found)
 
@@ -339,5 +339,5 @@ def test_weights_by_class_are_not_for_samples_without_one() -> None:
 def test_a_weight_average_around_it_leaves_the_training_alone() -> None:
     settings: dict[str, Any] = {"num_classes": 3, "steps": 2}
     plain, averaged = (Loop(METHODS[name](**settings), 3).run() for name in ("flexmatch_at", "ema:flexmatch_at"))
-    assert difference(values(plain.model), values(averaged.model)) is None
-    assert difference(values(plain.model), values(averaged.method.evaluation_model(averaged.model))) is not None
+    assert difference(state_of(plain.model), state_of(averaged.model)) is None
+    assert difference(state_of(plain.model), state_of(averaged.method.evaluation_model(averaged.model))) is not None

@@ -14,8 +14,8 @@ from torch import Tensor
 from bench.conformance.loop import Loop
 from bench.training.trainer import Trainer
 from methods.flexmatch_at import FlexMatchAT, stratified
-from tests.helpers.drills import fixed_split
 from tests.helpers.jobs import description, history, job_of, parts_of, small, tree
+from tests.helpers.method_runs import fixed_labels
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 1.0])
@@ -50,7 +50,7 @@ def trained(folder: Path, order: Tensor | None = None, visible: Tensor | None = 
     if order is not None:
         parts = replace(parts, train=replace(parts.train, y=parts.train.y[order]))
     folder.mkdir()
-    with fixed_split(split):
+    with fixed_labels(split):
         Trainer(job, parts, folder, teachers={}).run()
     files = tree(folder)
     files.pop("run.json")  # the hash of the data covers the labels

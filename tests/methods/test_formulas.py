@@ -14,7 +14,7 @@ from methods.base import Adversarial, Method
 from methods.registry import METHODS
 from tests.helpers import formulas
 from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, StubTeacher, make_batch, make_context, random_logits
 
 CLEAN, ADV, TEACHER = random_logits(0), random_logits(1), random_logits(2, scale=4.0)
 BATCH = make_batch()
@@ -109,10 +109,10 @@ def test_loss_gradient_and_order_of_forwards(
     still: torch.Tensor,
 ) -> None:
     method = build(name, settings, state)
-    teacher = Constant(TEACHER)
-    natural = Constant(NATURAL)
+    teacher = StubTeacher(TEACHER)
+    natural = StubTeacher(NATURAL)
     ctx = make_context(teacher, natural=natural)
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (still, ADV)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (still, ADV)})
     adv = method.perturb(student, BATCH, ctx)
     student.calls.clear()
     terms = method.loss(student, BATCH, adv, ctx)
@@ -138,7 +138,7 @@ def test_every_method_has_a_transcription() -> None:
 
 
 def test_the_clean_pass_of_ard_can_be_brought_back() -> None:
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
     adv = Adversarial(student.inputs["adv"], extras={"soft": TEACHER.softmax(1)})
     terms = ARD(clean_pass=True).loss(student, BATCH, adv, make_context())
     assert student.calls == ["adv", "clean"]
@@ -149,14 +149,14 @@ def test_the_clean_pass_of_ard_can_be_brought_back() -> None:
 def test_ham_averages_over_the_hard_rows_alone() -> None:
     rows = torch.tensor([1, 4, 5])
     hard = random_logits(1, n=3)
-    student = Scripted({"adv": (BATCH.x[rows], hard)})
+    student = StubStudent({"adv": (BATCH.x[rows], hard)})
     adv = Adversarial(student.inputs["adv"], rows=rows)
     terms = METHODS["ham"]().loss(student, BATCH, adv, make_context())
     np.testing.assert_allclose(terms.loss.detach().numpy(), formulas.ce(hard.numpy(), Y[rows]), rtol=1e-9)
 
 
 def test_rslad_has_the_scale_of_ten_classes_for_any_number_of_classes() -> None:
-    student = Scripted({"clean": (BATCH.x, CLEAN[:, :4]), "adv": (BATCH.x.clone(), ADV[:, :4])})
+    student = StubStudent({"clean": (BATCH.x, CLEAN[:, :4]), "adv": (BATCH.x.clone(), ADV[:, :4])})
     soft = TEACHER[:, :4].softmax(1)
     adv = Adversarial(student.inputs["adv"], extras={"soft_adv": soft, "soft_clean": soft})
     loss = METHODS["rslad"](num_classes=4).loss(student, BATCH, adv, make_context()).loss.mean().item()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from attacks import objectives
 from attacks.ascent import ascend
 from attacks.contexts import mode
+from bench.conformance.fixtures import difference
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference
 from bench.core.pass_counter import PassCounter
 from methods.base import Adversarial, Batch
 from methods.ham import HAM

@@ -20,7 +20,7 @@ from methods.pgd_at import PGDAT
 from methods.registry import METHODS
 from tests.helpers import formulas
 from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, StubTeacher, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()
@@ -84,8 +84,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def ask(method: Method, epoch: int = 0) -> None:
-    ctx = make_context(Constant(TEACHER), natural=Constant(TEACHER), epoch=epoch)
-    method.perturb(Scripted({"clean": (BATCH.x, CLEAN)}), BATCH, ctx)
+    ctx = make_context(StubTeacher(TEACHER), natural=StubTeacher(TEACHER), epoch=epoch)
+    method.perturb(StubStudent({"clean": (BATCH.x, CLEAN)}), BATCH, ctx)
 
 
 @pytest.mark.parametrize(("name", "eps", "step_size", "start", "bn", "objective"), INNER, ids=[row[0] for row in INNER])
@@ -111,7 +111,7 @@ def test_the_inner_problem(
 
 def test_natural_training_attacks_nothing(asked: dict[str, Any]) -> None:
     method = METHODS["natural"]()
-    assert method.perturb(Scripted({}), BATCH, make_context()).x is BATCH.x
+    assert method.perturb(StubStudent({}), BATCH, make_context()).x is BATCH.x
     assert asked == {}
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.conformance.fixtures import difference
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference
 from methods.absld import ABSLD
 from methods.ard import ARD
 from methods.base import Adversarial, Batch, Method, Terms
 from methods.frl import FRL
 from methods.registry import METHODS
 from methods.trades import TRADES
-from tests.helpers.planted import AliasedTemperatures
-from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers import method_runs
+from tests.helpers.faulty_plugins import AliasedTemperatures
+from tests.helpers.stubs import CLASSES, StubStudent, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV, TEACHER = random_logits(0), random_logits(1), random_logits(2)
@@ -25,21 +26,12 @@ CLEAN, ADV, TEACHER = random_logits(0), random_logits(1), random_logits(2)
 
 def trained(name: str, **settings: Any) -> dict[str, Tensor]:
     """Weights and statistics after six epochs of training."""
-    loop = Loop(METHODS[name](num_classes=5, **settings), 5)
-    for _ in range(3):
-        loop.run()
-    return {name: tensor for name, tensor in loop.tensors().items() if not name.startswith("method/")}
+    return method_runs.trained(method_runs.build(name, **settings), keep=("model/", "momentum/"))
 
 
 def gradients(method: Method) -> tuple[Terms, dict[str, Tensor]]:
     """Terms on given logits, and the gradients of the mean loss."""
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
-    soft = TEACHER.softmax(1)
-    adv = Adversarial(student.inputs["adv"], extras={"soft": soft, "soft_adv": soft, "soft_clean": soft})
-    terms = method.loss(student, BATCH, adv, make_context())
-    terms.loss.mean().backward()
-    zero = torch.zeros_like(CLEAN)
-    return terms, {name: zero if z.grad is None else z.grad for name, z in student.logits.items()}
+    return method_runs.gradients(method, extras=dict.fromkeys(("soft", "soft_adv", "soft_clean"), TEACHER.softmax(1)))
 
 
 def test_absld_at_rate_zero_is_rslad_bit_for_bit() -> None:
@@ -110,6 +102,6 @@ def test_the_loss_of_a_micro_batch_is_normalised_over_the_step() -> None:
     whole, _ = gradients(method)
     for rows in (slice(0, 5), slice(5, None)):
         part = Batch(BATCH.x[rows], BATCH.y[rows], BATCH.index[rows], BATCH.step_labels)
-        student = Scripted({"clean": (part.x, CLEAN[rows]), "adv": (part.x.clone(), ADV[rows])})
+        student = StubStudent({"clean": (part.x, CLEAN[rows]), "adv": (part.x.clone(), ADV[rows])})
         found = method.loss(student, part, Adversarial(student.inputs["adv"]), make_context()).loss
         torch.testing.assert_close(found, whole.loss[rows], rtol=1e-9, atol=0)

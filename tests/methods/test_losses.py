@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from methods.losses import of_class, step_share, tempered
-from tests.helpers.drills import BATCH
-from tests.helpers.scripted import CLASSES, random_logits
+from tests.helpers.method_runs import BATCH
+from tests.helpers.stubs import CLASSES, random_logits
 
 
 def test_what_belongs_to_a_class_is_handed_to_its_samples() -> None:

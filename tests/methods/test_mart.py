@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from attacks import objectives
-from bench.conformance.material import difference
+from bench.conformance.fixtures import difference
 from methods.base import Adversarial, Batch, Context
 from methods.mart import MART, mart
 from methods.pgd_at import PGDAT
 from methods.registry import METHODS
-from tests.helpers.drills import build, counted, gradients, trained, what_differs_after_resuming
+from tests.helpers.method_runs import build, count_passes, gradients, resume_differences, trained
 
 
 def test_without_margin_and_divergence_it_is_adversarial_cross_entropy() -> None:
@@ -57,8 +57,8 @@ def test_the_bare_form_trains_as_adversarial_training_bit_for_bit() -> None:
 
 def test_passes_and_resuming() -> None:
     method = build("mart")
-    assert counted(method) == method.passes()
-    assert what_differs_after_resuming(lambda: build("mart", steps=3)) == []
+    assert count_passes(method) == method.passes()
+    assert resume_differences(lambda: build("mart", steps=3)) == []
 
 
 def test_the_wide_network_has_its_own_beta() -> None:

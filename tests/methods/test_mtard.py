@@ -16,7 +16,7 @@ from methods.base import Adversarial, Method, Terms
 from methods.mtard import MTARD
 from tests.helpers import formulas
 from tests.helpers.jobs import StopAt, history, job_of, parts_of, run_with_interruptions, small, train_all, tree
-from tests.helpers.scripted import Constant, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import StubStudent, StubTeacher, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 CLEAN, ADV, TEACHER, NATURAL = (random_logits(seed) for seed in range(4))
@@ -34,7 +34,7 @@ def observed(method: MTARD, robust: Tensor, natural: Tensor, epoch: int = 0, **c
 
 
 def test_the_robust_teacher_sees_the_adversarial_and_the_natural_one_the_clean_input() -> None:
-    robust, natural = Constant(TEACHER), Constant(NATURAL)
+    robust, natural = StubTeacher(TEACHER), StubTeacher(NATURAL)
     student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).double()
     adv = MTARD().perturb(student, BATCH, make_context(robust, natural=natural))
     assert [x is adv.x for x in robust.seen] == [True] and [x is BATCH.x for x in natural.seen] == [True]
@@ -91,7 +91,7 @@ def test_processes_agree_on_the_balance_of_the_whole_step() -> None:
 
 
 def gradients(method: Method) -> tuple[Tensor, dict[str, Tensor | None]]:
-    student = Scripted({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
+    student = StubStudent({"clean": (BATCH.x, CLEAN), "adv": (BATCH.x.clone(), ADV)})
     soft = {"soft_adv": TEACHER.softmax(1), "soft_clean": NATURAL.softmax(1)}
     terms = method.loss(student, BATCH, Adversarial(student.inputs["adv"], extras=soft), make_context())
     terms.loss.mean().backward()

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.conformance.fixtures import difference, images, modes_of, state_of
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference, images, modes, values
 from bench.models.builders import build
 from bench.models.normalized import Normalized
 from bench.models.registry import MODELS
@@ -19,7 +19,7 @@ from methods.base import Adversarial
 from methods.features import with_features
 from methods.npair_at import NPairAT, n_pair
 from tests.helpers import formulas
-from tests.helpers.scripted import CLASSES, make_batch, make_context
+from tests.helpers.stubs import CLASSES, make_batch, make_context
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()
@@ -95,13 +95,13 @@ def test_at_weight_zero_it_is_pgd_at_bit_for_bit() -> None:
 def test_features_are_what_the_head_of_every_architecture_is_given(name: str) -> None:
     model = build(name, 5, 3, 8, seed=0).eval()
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    before = {**values(model), **modes(model)}
+    before = {**state_of(model), **modes_of(model)}
     with torch.no_grad():
         logits, found = with_features(model, x)
         assert torch.equal(logits, model(x))
         (head,) = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 5]
         torch.testing.assert_close(head(found), logits)
-    assert hooks(model) == 0 and difference(before, {**values(model), **modes(model)}) is None
+    assert hooks(model) == 0 and difference(before, {**state_of(model), **modes_of(model)}) is None
 
 
 def test_features_of_a_normalised_model_are_those_of_the_model_inside() -> None:
@@ -116,7 +116,7 @@ def test_reading_features_moves_batch_norm_as_a_plain_pass_does() -> None:
     x = images(8, 0)
     plain(x)
     with_features(watched, x)
-    assert difference(values(plain), values(watched)) is None
+    assert difference(state_of(plain), state_of(watched)) is None
 
 
 class Functional(nn.Module):

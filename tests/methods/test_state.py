@@ -18,7 +18,7 @@ from methods.losses import class_means, class_sums
 from methods.registry import METHODS
 from tests.helpers import formulas
 from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, make_batch, make_context, random_logits
 
 BATCH = make_batch()
 Y = BATCH.y.numpy()
@@ -38,7 +38,7 @@ def epoch_of(method: ABSLD, clean: Tensor = CLEAN, adv: Tensor = ADV, epoch: int
     ctx = make_context(epoch=epoch)
     for _ in range(2):
         method.observe(BATCH, ADVERSARIAL, terms, ctx)
-    method.end_epoch(Scripted({}), ctx)
+    method.end_epoch(StubStudent({}), ctx)
     return method
 
 
@@ -129,7 +129,7 @@ def steered(method: FRL, epochs: int = 1) -> tuple[FRL, Array, Array]:
     ctx = make_context(epochs=40)
     ctx.validator = validate
     for ctx.epoch in range(epochs):
-        method.begin_epoch(Scripted({}), ctx)
+        method.begin_epoch(StubStudent({}), ctx)
     attack = attacks[0]
     assert isinstance(attack, PGD) and (attack.steps, attack.start, attack.restarts) == (20, "uniform", 1)
     assert (attack.threat.eps, attack.step_size) == (method.eps, method.step_size)
@@ -164,14 +164,14 @@ def test_the_rate_of_frl_halves_in_the_last_of_forty_epochs() -> None:
     for epoch in (38, 39):
         method, ctx = FRL(delta=0.0), make_context(epoch=epoch, epochs=40)
         ctx.validator = lambda attack, model: (torch.tensor(STEER_Y), answers(0.5, 0), answers(0.5, 0))
-        method.begin_epoch(Scripted({}), ctx)
+        method.begin_epoch(StubStudent({}), ctx)
         steps.append(method.multiplier_clean.clone())
     torch.testing.assert_close(steps[0], 2 * steps[1])
 
 
 def test_frl_without_held_out_samples_says_so() -> None:
     with pytest.raises(ValueError, match="expected held-out training samples to steer by, got none"):
-        FRL().begin_epoch(Scripted({}), make_context())
+        FRL().begin_epoch(StubStudent({}), make_context())
 
 
 @pytest.mark.parametrize("seed", range(5))

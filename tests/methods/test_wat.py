@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from attacks.base import Attack
 from attacks.contexts import mode
+from bench.conformance.fixtures import difference
 from bench.conformance.loop import Loop
-from bench.conformance.material import difference
 from methods.trades import TRADES
 from methods.wat import WAT
 from tests.helpers import formulas
-from tests.helpers.drills import (
+from tests.helpers.formulas import Array
+from tests.helpers.method_runs import (
     build,
     class_mean,
-    counted,
-    first_epoch,
+    count_passes,
     gradients,
+    resume_differences,
+    train_one_epoch,
     trained,
-    what_differs_after_resuming,
 )
-from tests.helpers.formulas import Array
-from tests.helpers.scripted import CLASSES, Scripted, make_context, random_logits
+from tests.helpers.stubs import CLASSES, StubStudent, make_context, random_logits
 
 HELD_OUT = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 4, 4])
 VIEWS = [(random_logits(10 + k, len(HELD_OUT)), random_logits(20 + k, len(HELD_OUT))) for k in range(3)]
@@ -37,7 +37,7 @@ def steered(method: WAT, views: list[tuple[Tensor, Tensor]]) -> WAT:
     ctx = make_context()
     for ctx.epoch, (clean, adv) in enumerate(views):
         ctx.validator = lambda attack, model, at=(clean, adv): (torch.tensor(HELD_OUT), *at)  # type: ignore[misc]
-        method.end_epoch(Scripted({}), ctx)
+        method.end_epoch(StubStudent({}), ctx)
     return method
 
 
@@ -88,8 +88,8 @@ def test_at_rate_zero_all_weights_stay_equal() -> None:
 
 
 def test_the_first_epoch_is_trades_twice_bit_for_bit() -> None:
-    twice = first_epoch(build("wat"), lr=0.025)
-    assert difference(first_epoch(build("trades"), lr=0.05), twice) is None
+    twice = train_one_epoch(build("wat"), lr=0.025)
+    assert difference(train_one_epoch(build("trades"), lr=0.05), twice) is None
     settings: dict[str, Any] = {"rounds": 2, "lr": 0.025}
     assert difference(trained(build("wat"), **settings), trained(build("wat", eta=0.0), **settings)) is not None
 
@@ -124,10 +124,10 @@ def test_it_attacks_the_held_out_samples_as_it_attacks_in_training() -> None:
 
 
 def test_passes_and_resuming() -> None:
-    assert counted(build("wat"), epoch=1) == build("wat").passes() == build("trades").passes()
-    assert what_differs_after_resuming(lambda: build("wat", steps=3)) == []
+    assert count_passes(build("wat"), epoch=1) == build("wat").passes() == build("trades").passes()
+    assert resume_differences(lambda: build("wat", steps=3)) == []
 
 
 def test_without_held_out_samples_it_does_not_begin() -> None:
     with pytest.raises(ValueError, match="wat: expected held-out training samples to weigh by, got none; use a recipe"):
-        WAT().setup(Scripted({}), make_context())
+        WAT().setup(StubStudent({}), make_context())

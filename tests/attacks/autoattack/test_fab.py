@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.autoattack.fab import FABT, approach, minimal_norms, to_hyperplane
 from attacks.autoattack.reference import fenced, reference_package
 from attacks.threat import Norm, ThreatModel, distance
-from bench.conformance.material import images, network
+from bench.conformance.fixtures import images, network
 from tests.helpers.watched import labelled, robust, stream
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])

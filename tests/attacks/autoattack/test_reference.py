@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.autoattack import reference
 from attacks.autoattack.reference import APGDCE, APGDT, FABT, AutoAttack, Square, Stage, reference_version
 from attacks.threat import ThreatModel
-from bench.conformance.material import difference, images, network, streams
+from bench.conformance.fixtures import difference, images, network, rng_states
 
 THREAT = ThreatModel("linf", 0.05)
 X = images(10, 9)
@@ -42,7 +42,7 @@ def test_the_standard_version_has_four_stages_in_order() -> None:
 def test_the_package_reseeds_the_global_streams_and_the_adapter_puts_them_back(stage: Stage) -> None:
     model, y = labelled(5)
     torch.manual_seed(77)
-    before = streams()
+    before = rng_states()
     reseeded = []
     handle = model.register_forward_hook(
         lambda *_: reseeded.append(not torch.equal(torch.get_rng_state(), before["torch"]))
@@ -50,7 +50,7 @@ def test_the_package_reseeds_the_global_streams_and_the_adapter_puts_them_back(s
     stage(model, X, y, generator=stream())
     handle.remove()
     assert any(reseeded), "the package is expected to reseed; without it this test shows nothing"
-    assert difference(before, streams()) is None
+    assert difference(before, rng_states()) is None
 
 
 @by_name
@@ -70,7 +70,7 @@ def test_requires_grad_of_each_parameter_is_restored(stage: Stage) -> None:
 def test_everything_is_restored_after_an_error() -> None:
     model, y = labelled(5)
     model.train()
-    before = streams()
+    before = rng_states()
 
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
@@ -79,7 +79,7 @@ def test_everything_is_restored_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         APGDCE(THREAT, 5)(model, X, y, generator=stream())
     assert model.training and all(p.requires_grad for p in model.parameters())
-    assert difference(before, streams()) is None
+    assert difference(before, rng_states()) is None
 
 
 @by_name

@@ -23,20 +23,20 @@ from bench.conformance import (
     MethodCase,
     attack_cases,
     check_all,
+    check_options,
     fault,
     method_cases,
-    special,
 )
+from bench.conformance.exemptions import CHECK_OPTIONS
 from bench.conformance.loop import EPOCHS, STEPS, Loop
-from bench.conformance.specials import SPECIALS
 from methods.base import Adversarial, Batch, Context, Method
 from methods.pgd_at import PGDAT
 from methods.recipes import digits
 from methods.registry import COMPOSITIONS, METHODS
+from tests.helpers.faulty_plugins import FAULTY_ATTACKS, FAULTY_METHODS, RoundsItsWeights
 from tests.helpers.jobs import plan, train_all
-from tests.helpers.planted import FAULTY_ATTACKS, FAULTY_METHODS, RoundsItsWeights
 
-EXEMPT = [(kind, name, check) for (kind, name), known in SPECIALS.items() for check in known.exempt]
+EXEMPT = [(kind, name, check) for (kind, name), known in CHECK_OPTIONS.items() for check in known.exempt]
 
 
 # One of each composition, around hosts with a teacher, held-out samples, dropped rows, and around one another.
@@ -99,8 +99,8 @@ def test_every_check_has_a_planted_fault() -> None:
     assert {check for check, _ in FAULTY_ATTACKS} == set(ATTACK_CHECKS)
 
 
-def test_every_special_names_a_plug_in_and_its_reason() -> None:
-    for (kind, name), known in SPECIALS.items():
+def test_every_check_option_names_a_plug_in_and_its_reason() -> None:
+    for (kind, name), known in CHECK_OPTIONS.items():
         assert name in (METHODS.names() if kind == "method" else ATTACKS.names())
         assert known.reason and all(known.exempt.values())
         assert set(known.exempt) <= set({"method": METHOD_CHECKS, "attack": ATTACK_CHECKS}[kind])
@@ -116,7 +116,7 @@ def test_check_all_runs_every_check_in_any_spelling() -> None:
 
 
 def test_check_all_runs_on_compositions_with_what_their_parts_need() -> None:
-    assert special(METHODS, "awp:ema:ham").arguments == {"steps": 5, "begin_epoch_index": 0}
+    assert check_options(METHODS, "awp:ema:ham").arguments == {"steps": 5, "begin_epoch_index": 0}
     lines = list(check_all(["AWP:natural"]))
     assert [line.split()[:3] for line, _ in lines] == [["ok", "awp:natural", check] for check in METHOD_CHECKS]
 
@@ -127,9 +127,8 @@ def test_every_composition_is_among_those_that_are_checked() -> None:
 
 def test_check_all_gives_the_reason_of_an_exemption() -> None:
     lines = [line for line, passed in check_all(["square"]) if passed and line.startswith("none")]
-    assert lines == [
-        f"none  square  linear_model_closed_form: {SPECIALS['attack', 'square'].exempt['linear_model_closed_form']}"
-    ]
+    reason = CHECK_OPTIONS["attack", "square"].exempt["linear_model_closed_form"]
+    assert lines == [f"none  square  linear_model_closed_form: {reason}"]
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
@@ -173,7 +172,7 @@ def test_a_plug_in_is_checked_from_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "FAIL  mine  loss_per_sample_finite: expected a loss of shape" in result.output
     assert "ok    mine  default_constructible" in result.output
-    assert special(METHODS, "mine").arguments == {"factor": 2.0}
+    assert check_options(METHODS, "mine").arguments == {"factor": 2.0}
 
 
 HOOKS = ("setup", "begin_epoch", "perturb", "loss", "observe", "after_step", "end_epoch")

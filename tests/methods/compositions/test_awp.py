@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from attacks.contexts import mode
-from bench.conformance.loop import Loop, Scene
-from bench.conformance.material import difference, values
+from bench.conformance.fixtures import difference, state_of
+from bench.conformance.loop import Loop, LoopOptions
 from bench.training.microbatch import micro_batch
 from methods.base import Adversarial
 from methods.compositions.awp import perturbed_tensors
 from methods.registry import METHODS
-from tests.helpers.drills import K
+from tests.helpers.method_runs import K
 
 
-def begun(name: str = "awp:trades", scene: Scene | None = None, **settings: Any) -> Loop:
+def begun(name: str = "awp:trades", options: LoopOptions | None = None, **settings: Any) -> Loop:
     """A loop in whose first epoch the weights have been trained a little."""
-    loop = Loop(METHODS[name](num_classes=K, **settings), K, scene or Scene()).begin(0)
+    loop = Loop(METHODS[name](num_classes=K, **settings), K, options or LoopOptions()).begin(0)
     loop.step(loop.batch())
     return loop
 
@@ -45,7 +45,10 @@ def test_awp_moves_every_weight_tensor_by_gamma_times_its_norm_along_the_gradien
 
 def test_awp_equals_the_released_way_with_a_proxy_network() -> None:
     """A second network takes an SGD step on minus the loss; what it moved is normalised, added, and taken off again."""
-    found, plain = begun(gamma=0.01, scene=Scene(batch_norm=False)), begun("trades", scene=Scene(batch_norm=False))
+    found, plain = (
+        begun(gamma=0.01, options=LoopOptions(batch_norm=False)),
+        begun("trades", options=LoopOptions(batch_norm=False)),
+    )
     plain.model.load_state_dict(found.model.state_dict())
     for (_, state), theirs in zip(plain.optimiser.state.items(), found.optimiser.state.values(), strict=True):
         state["momentum_buffer"].copy_(theirs["momentum_buffer"])
@@ -79,12 +82,12 @@ def test_a_step_that_moves_nothing_gets_every_weight_back_and_no_statistic_moves
     loop = begun(gamma=0.1)
     batch = loop.batch(1)
     adv = loop.perturb(batch)
-    before = values(loop.model)
+    before = state_of(loop.model)
     with loop.method.around_step(loop.model, batch, adv, loop.ctx):
-        assert difference(before, values(loop.model)) is not None
-        statistics = {name: tensor for name, tensor in values(loop.model).items() if "running" in name}
+        assert difference(before, state_of(loop.model)) is not None
+        statistics = {name: tensor for name, tensor in state_of(loop.model).items() if "running" in name}
         assert statistics and difference(statistics, {name: before[name] for name in statistics}) is None
-    assert difference(before, values(loop.model)) is None
+    assert difference(before, state_of(loop.model)) is None
     assert all(parameter.grad is None or parameter.requires_grad for parameter in loop.model.parameters())
 
 
@@ -119,9 +122,9 @@ def test_awp_waits_for_its_start_and_for_two_rows() -> None:
     adv = loop.perturb(batch)
 
     def moved(adversarial: Adversarial) -> bool:
-        before = values(loop.model)
+        before = state_of(loop.model)
         with loop.method.around_step(loop.model, batch, adversarial, loop.ctx):
-            return difference(before, values(loop.model)) is not None
+            return difference(before, state_of(loop.model)) is not None
 
     assert not moved(adv), "epoch 0 of 2 is before half of the run"
     loop.ctx.epoch = 1
@@ -133,14 +136,14 @@ def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
     """Parts of a step add up, and so do processes, of which each has a share of the step."""
     points = []
     for parts, processes in ((1, 1), (3, 1), (1, 2)):
-        loop = begun(scene=Scene(batch_norm=False))
+        loop = begun(options=LoopOptions(batch_norm=False))
         batch = loop.batch(1)
         adv = loop.perturb(batch)
         spans = [(len(adv.x) * i // parts, len(adv.x) * (i + 1) // parts) for i in range(parts)]
         loop.ctx.micro_batches = lambda b, a, spans=spans: [micro_batch(b, a, *span) for span in spans]  # type: ignore[misc]
         loop.ctx.reduce = lambda total, count=processes: count * total  # type: ignore[misc]
         with loop.method.around_step(loop.model, batch, adv, loop.ctx):
-            points.append(values(loop.model))
+            points.append(state_of(loop.model))
     for name, tensor in points[0].items():
         torch.testing.assert_close(points[1][name], tensor)
         torch.testing.assert_close(points[2][name], tensor)
@@ -149,7 +152,7 @@ def test_awp_finds_the_same_perturbation_in_parts_and_over_processes() -> None:
 def test_statistics_are_put_back_also_where_the_trial_pass_fails() -> None:
     loop = begun()
     batch = loop.batch(1)
-    adv, before = loop.perturb(batch), values(loop.model)
+    adv, before = loop.perturb(batch), state_of(loop.model)
 
     def fail(b: Any, a: Any) -> Iterator[Any]:
         yield b, a
@@ -158,7 +161,7 @@ def test_statistics_are_put_back_also_where_the_trial_pass_fails() -> None:
     loop.ctx.micro_batches = fail
     with pytest.raises(torch.OutOfMemoryError), loop.method.around_step(loop.model, batch, adv, loop.ctx):
         raise AssertionError("the step must not begin")
-    assert difference(before, values(loop.model)) is None
+    assert difference(before, state_of(loop.model)) is None
 
 
 def test_awp_perturbs_trained_weights_of_two_and_more_dimensions_alone() -> None:

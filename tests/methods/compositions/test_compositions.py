@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from attacks.passes import Passes
 from attacks.plugins.registry import UnknownName
-from bench.conformance.material import difference, values
+from bench.conformance.fixtures import difference, state_of
 from methods.base import Adversarial, Method, Terms
 from methods.compositions.awp import AWP
 from methods.registry import COMPOSITIONS, METHODS
 from methods.wrapper import Wrapper, compose
-from tests.helpers.drills import loop_of
 from tests.helpers.jobs import isolated_registries
+from tests.helpers.method_runs import loop_of
 
 # Names and declarations
 
@@ -161,7 +161,7 @@ def test_at_strength_zero_a_composition_is_its_host_bit_for_bit(
     expected, found = bare.tensors(), wrapped.tensors()
     assert difference(expected, {name: found[name] for name in expected}) is None
     judged = wrapped.method.evaluation_model(wrapped.model)
-    assert difference(values(bare.model), values(judged)) is None
+    assert difference(state_of(bare.model), state_of(judged)) is None
     assert wrapped.method.passes() == bare.method.passes() or settings.get("awp_start") == 1.0
 
 
@@ -173,7 +173,7 @@ def test_at_strength_zero_a_composition_is_its_host_bit_for_bit(
 def test_at_its_usual_strength_a_composition_changes_what_is_evaluated(name: str, settings: dict[str, Any]) -> None:
     bare, wrapped = loop_of("trades").run(), loop_of(name, **settings).run()
     judged = wrapped.method.evaluation_model(wrapped.model)
-    assert difference(values(bare.model), values(judged)) is not None
+    assert difference(state_of(bare.model), state_of(judged)) is not None
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.conformance.material import difference, values
+from bench.conformance.fixtures import difference, state_of
 from methods.base import Adversarial, Terms
 from methods.fair_weight import KAPPA, FairWeight, KappaCounter
 from methods.registry import METHODS
-from tests.helpers.drills import BATCH, K, loop_of
-from tests.helpers.scripted import CLASSES, Scripted, make_context, random_logits
+from tests.helpers.method_runs import BATCH, K, loop_of
+from tests.helpers.stubs import CLASSES, StubStudent, make_context, random_logits
 
 
 def test_kappa_counts_the_right_iterates_of_each_sample() -> None:
@@ -45,7 +45,7 @@ def test_class_weights_follow_the_formula() -> None:
     terms = Terms(torch.zeros(len(BATCH.y)), {"clean": random_logits(0)})
     for _ in range(2):
         method.observe(BATCH, adv, terms, ctx)
-    method.end_epoch(Scripted({}), ctx)
+    method.end_epoch(StubStudent({}), ctx)
     y, seen = BATCH.y.numpy(), np.unique(BATCH.y.numpy())
     means = np.array([kappa.numpy()[y == k].mean() if k in seen else np.nan for k in range(CLASSES)])
     means = np.where(np.isnan(means), np.nanmean(means), means)
@@ -63,7 +63,7 @@ def test_class_weights_multiply_the_hosts_loss() -> None:
     plain, found = bare.step(bare.batch()), loop.step(loop.batch())
     torch.testing.assert_close(found.loss, plain.loss * weight.float()[loop.batch().y])
     rows = torch.tensor([7, 2, 9])
-    hard = Scripted({"adv": (BATCH.x[rows], random_logits(1, n=3))})
+    hard = StubStudent({"adv": (BATCH.x[rows], random_logits(1, n=3))})
     ham: Any = METHODS["fair_weight:ham"]()
     ham.fair_weight.copy_(torch.arange(CLASSES) + 1.0)
     adv = Adversarial(hard.inputs["adv"], rows=rows)
@@ -81,7 +81,7 @@ def test_awp_around_weights_climbs_the_weighted_loss_and_weights_around_awp_the_
             loop.method.fair_weight.copy_(torch.linspace(0.9, 2.0, K))
         batch = loop.batch()
         with loop.method.around_step(loop.model, batch, loop.perturb(batch), loop.ctx):
-            points[name] = values(loop.model)
+            points[name] = state_of(loop.model)
     bare = points.pop("awp:pgd_at")
     assert difference(bare, points["fair_weight:awp:pgd_at"]) is None
     assert difference(bare, points["awp:fair_weight:pgd_at"]) is not None

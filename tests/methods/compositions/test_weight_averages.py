@@ -9,34 +9,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.conformance.material import difference, values
+from bench.conformance.fixtures import difference, state_of
 from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import Method
 from methods.registry import METHODS
-from tests.helpers.drills import loop_of
-from tests.helpers.scripted import make_context
+from tests.helpers.method_runs import loop_of
+from tests.helpers.stubs import make_context
 
 
 def test_an_average_moves_by_a_share_of_the_way_and_copies_counters() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     average = frozen_copy(model)
     assert not average.training and not any(p.requires_grad for p in average.parameters())
-    start, there = values(average), {}
+    start, there = state_of(average), {}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
         model(torch.randn(4, 2))
-        there = values(model)
+        there = state_of(model)
     update_average(average, model, 0.25)
-    for name, tensor in values(average).items():
+    for name, tensor in state_of(average).items():
         expected = there[name] if "num_batches" in name else 0.75 * start[name] + 0.25 * there[name]
         torch.testing.assert_close(tensor, expected)
-    held = values(average)
+    held = state_of(average)
     update_average(average, model, 0.0)
     held["1.num_batches_tracked"] = there["1.num_batches_tracked"]
-    assert difference(held, values(average)) is None
+    assert difference(held, state_of(average)) is None
     update_average(average, model, 1.0)
-    assert difference(there, values(average)) is None
+    assert difference(there, state_of(average)) is None
 
 
 def test_a_decay_is_warmed_up() -> None:
@@ -46,15 +46,15 @@ def test_a_decay_is_warmed_up() -> None:
 
 def test_ema_is_the_recursion_over_the_weights_after_each_step() -> None:
     loop = loop_of("ema:trades", ema_decay=0.3)
-    average = {name: tensor.double().numpy() for name, tensor in values(loop.model).items()}
+    average = {name: tensor.double().numpy() for name, tensor in state_of(loop.model).items()}
     for step, _ in enumerate(loop.train()):
         decay = min(0.3, (1 + step) / (10 + step))
-        for name, tensor in values(loop.model).items():
+        for name, tensor in state_of(loop.model).items():
             average[name] = decay * average[name] + (1 - decay) * tensor.double().numpy()
             if "num_batches" in name:
                 average[name] = tensor.numpy()
     assert step == 3
-    for name, tensor in values(loop.method.evaluation_model(loop.model)).items():
+    for name, tensor in state_of(loop.method.evaluation_model(loop.model)).items():
         np.testing.assert_allclose(tensor.numpy(), average[name], rtol=1e-5, atol=1e-6)
 
 
@@ -64,12 +64,12 @@ def test_swa_is_the_mean_of_the_weights_after_the_epochs_from_its_start_on() -> 
     for step, _ in enumerate(loop.train()):
         assert (loop.method.evaluation_model(loop.model) is loop.model) == (step <= 1), "nothing is averaged yet"
         if step % 2 == 1:
-            seen.append(values(loop.model))
-    mean = values(loop.method.evaluation_model(loop.model))
+            seen.append(state_of(loop.model))
+    mean = state_of(loop.method.evaluation_model(loop.model))
     for name in (name for name in mean if "num_batches" not in name):
         torch.testing.assert_close(mean[name], (seen[0][name] + seen[1][name]) / 2)
     late = loop_of("swa:trades", swa_start=0.5).run()
-    assert difference(values(late.model), values(late.method.evaluation_model(late.model))) is None
+    assert difference(state_of(late.model), state_of(late.method.evaluation_model(late.model))) is None
 
 
 def judged_at(worst: list[float]) -> tuple[Method, nn.Module, list[float]]:
@@ -111,5 +111,7 @@ def test_fawa_without_held_out_samples_says_so_before_training() -> None:
 def test_an_average_of_averages_is_one_of_what_the_host_would_evaluate() -> None:
     loop = loop_of("swa:ema:trades", swa_start=0.5).run()
     inner: Any = loop.method
-    assert difference(values(inner.swa_average), values(inner.ema_average)) is None, "one epoch of the inner average"
-    assert difference(values(inner.ema_average), values(loop.model)) is not None
+    assert difference(state_of(inner.swa_average), state_of(inner.ema_average)) is None, (
+        "one epoch of the inner average"
+    )
+    assert difference(state_of(inner.ema_average), state_of(loop.model)) is not None

@@ -1,18 +1,18 @@
-"""A student whose logits are given, one leaf tensor per input, and that notes the order in which it is asked."""
+"""Stub networks with given logits, and a batch and a context to go with them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from bench.conformance.material import images
+from bench.conformance.fixtures import images
 from methods.base import Batch, Context
 
 CLASSES, SAMPLES = 10, 12
 
 
-class Scripted(nn.Module):
-    """Answers a fixed input with the logits it was given for it."""
+class StubStudent(nn.Module):
+    """Returns given logits, a leaf tensor each, for known inputs, and records the order of its calls."""
 
     def __init__(self, answers: dict[str, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class Scripted(nn.Module):
         return self.logits[name]
 
 
-class Constant(nn.Module):
-    """A teacher with the same logits whatever it sees."""
+class StubTeacher(nn.Module):
+    """Returns the same logits for every input, and records the inputs."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Faulty methods and attacks, one or more for every check of the contract: each does what its name says."""
+"""Faulty methods and attacks, at least one for every check of the contract; each is named after its fault."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ FAULTY_METHODS: list[tuple[str, type[Method]]] = [
 
 
 class _Attack(PGD):
-    """PGD whose result, or whose way there, a fault changes."""
+    """PGD with a fault added after the attack."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         return self.spoil(model, x, y, super().__call__(model, x, y, generator=generator))

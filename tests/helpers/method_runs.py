@@ -1,8 +1,8 @@
-"""What the tests of single methods share: training in small, counting passes, stopping and resuming, given logits."""
+"""Short runs of a method for its tests: train, count passes, stop and resume, gradients on given logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from attacks.passes import Passes
-from bench.conformance.loop import EPOCHS, STEPS, Loop, Scene
-from bench.conformance.material import difference
+from bench.conformance.fixtures import difference
+from bench.conformance.loop import EPOCHS, STEPS, Loop, LoopOptions
 from bench.core.pass_counter import PassCounter
 from methods import flexmatch_at
 from methods.base import Adversarial, Batch, Method, Terms
 from methods.registry import METHODS
 from tests.helpers.formulas import Array, Labels
-from tests.helpers.scripted import Scripted, make_batch, make_context, random_logits
+from tests.helpers.stubs import StubStudent, make_batch, make_context, random_logits
 
 K = 5  # classes of a loop
 BATCH = make_batch()
@@ -33,17 +33,19 @@ def student_of(loop: Loop) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in loop.tensors().items() if name.startswith("model/")}
 
 
-def trained(method: Method, *, classes: int = K, rounds: int = 3, lr: float = 0.05) -> dict[str, Tensor]:
-    """The student after some rounds of two epochs."""
-    loop = Loop(method, classes, Scene(lr=lr))
+def trained(
+    method: Method, *, classes: int = K, rounds: int = 3, lr: float = 0.05, keep: tuple[str, ...] = ("model/",)
+) -> dict[str, Tensor]:
+    """The student after some rounds of two epochs; `keep` adds "momentum/" and "method/", the method's state."""
+    loop = Loop(method, classes, LoopOptions(lr=lr))
     for _ in range(rounds):
         loop.run()
-    return student_of(loop)
+    return {name: tensor for name, tensor in loop.tensors().items() if name.startswith(keep)}
 
 
-def first_epoch(method: Method, *, classes: int = K, lr: float = 0.05) -> dict[str, Tensor]:
+def train_one_epoch(method: Method, *, classes: int = K, lr: float = 0.05) -> dict[str, Tensor]:
     """The student after one epoch."""
-    return student_of(Loop(method, classes, Scene(lr=lr)).run(stop=(1, 0)))
+    return student_of(Loop(method, classes, LoopOptions(lr=lr)).run(stop=(1, 0)))
 
 
 def build(name: str, classes: int = K, **settings: Any) -> Method:
@@ -52,12 +54,12 @@ def build(name: str, classes: int = K, **settings: Any) -> Method:
 
 
 def loop_of(name: str, **settings: Any) -> Loop:
-    """A loop of a registered method, at its beginning."""
+    """An untrained loop of a registered method."""
     return Loop(build(name, **settings), K)
 
 
-def what_differs_after_resuming(make: Callable[[], Method], classes: int = K) -> list[tuple[tuple[int, int], str]]:
-    """Where a run that was stopped at some step and resumed by a fresh object differs from an undisturbed one."""
+def resume_differences(make: Callable[[], Method], classes: int = K) -> list[tuple[tuple[int, int], str]]:
+    """Steps at which a run that is stopped and resumed by a new object differs from an undisturbed one, and where."""
     undisturbed = Loop(make(), classes).run().tensors()
     found = []
     for position in POSITIONS:
@@ -68,7 +70,7 @@ def what_differs_after_resuming(make: Callable[[], Method], classes: int = K) ->
     return found
 
 
-def counted(method: Method, epoch: int = 0, classes: int = K) -> Passes:
+def count_passes(method: Method, epoch: int = 0, classes: int = K) -> Passes:
     """Passes per sample of one step."""
     loop, counter = Loop(method, classes), PassCounter()
     if epoch:
@@ -81,26 +83,28 @@ def counted(method: Method, epoch: int = 0, classes: int = K) -> Passes:
     return Passes(**{kind: counts.get(kind, 0) / len(batch.x) for kind in ("forward", "input_grad", "backward")})
 
 
-def gradients(method: Method, batch: Batch = BATCH) -> tuple[Terms, dict[str, Tensor]]:
-    """Terms on given logits, and the gradients of the mean loss; zeros where a view is not asked for."""
-    student = Scripted({"clean": (batch.x, CLEAN), "adv": (batch.x.clone(), ADV)})
-    terms = method.loss(student, batch, Adversarial(student.inputs["adv"]), make_context())
+def gradients(
+    method: Method, batch: Batch = BATCH, extras: Mapping[str, Tensor] | None = None
+) -> tuple[Terms, dict[str, Tensor]]:
+    """Terms on given logits, and the gradients of the mean loss; zeros for logits that the loss does not use."""
+    student = StubStudent({"clean": (batch.x, CLEAN), "adv": (batch.x.clone(), ADV)})
+    terms = method.loss(student, batch, Adversarial(student.inputs["adv"], extras=extras or {}), make_context())
     terms.loss.mean().backward()
     return terms, {v: torch.zeros_like(z) if z.grad is None else z.grad for v, z in student.logits.items()}
 
 
-def observed(method: Method, logits: Tensor, y: Tensor, *, epoch: int = 0, epochs: int = 10) -> Method:
+def after_one_epoch(method: Method, logits: Tensor, y: Tensor, *, epoch: int = 0, epochs: int = 10) -> Method:
     """The method after an epoch of one step with these adversarial logits."""
     batch = Batch(BATCH.x, y, BATCH.index, y)
     ctx = make_context(epoch=epoch, epochs=epochs)
     method.observe(batch, Adversarial(BATCH.x), Terms(torch.zeros(len(y)), {"adv": logits}), ctx)
-    method.end_epoch(Scripted({}), ctx)
+    method.end_epoch(StubStudent({}), ctx)
     return method
 
 
 @contextmanager
-def fixed_split(visible: Tensor) -> Iterator[None]:
-    """Whatever the labels are, these are the ones that may be read."""
+def fixed_labels(visible: Tensor) -> Iterator[None]:
+    """Make flexmatch_at use the labels of this mask (N,)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flexmatch_at, "stratified", lambda y, fraction, seed: visible)
         yield

@@ -1,4 +1,4 @@
-"""What checks are made of: a small network with BatchNorm, fingerprints of modules and of the global streams."""
+"""Fixtures of the checks: a small network, snapshots of modules and global random streams, and their comparison."""
 
 from __future__ import annotations
 
@@ -45,52 +45,52 @@ def images(n: int, seed: int) -> Tensor:
     return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def freeze_one_norm(model: nn.Module) -> None:
-    """Train mode but for the first BatchNorm, as in a partly frozen network."""
+def freeze_first_batch_norm(model: nn.Module) -> None:
+    """Set train mode everywhere but in the first BatchNorm, as in a partly frozen network."""
     model.train()
     next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
 
 
-def values(module: nn.Module) -> dict[str, Any]:
+def state_of(module: nn.Module) -> dict[str, Any]:
     """Copies of weights and buffers."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def gradients(module: nn.Module) -> dict[str, Any]:
-    """Copies of the weights' gradients, and whether each weight asks for one."""
+def gradients_of(module: nn.Module) -> dict[str, Any]:
+    """Copies of the weights' gradients, and whether each weight requires one."""
     grads = {f"gradient of {n}": None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
     return {**grads, **{f"requires_grad of {n}": p.requires_grad for n, p in module.named_parameters()}}
 
 
-def modes(module: nn.Module) -> dict[str, Any]:
+def modes_of(module: nn.Module) -> dict[str, Any]:
     """Train or eval, of every submodule."""
     return {f"mode of {name or 'the model'}": child.training for name, child in module.named_modules()}
 
 
-def streams() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
     """States of the global random streams."""
     return {
         "torch": torch.get_rng_state(),
-        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002 - the global stream is what is watched
+        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002 - the global stream is what is compared
         "random": pickle.dumps(random.getstate()),
     }
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """The first entry in which two fingerprints differ, bit for bit; None if they are equal."""
+    """The first entry in which two snapshots differ, bit for bit; None if they are equal."""
     for name in [*before, *(name for name in after if name not in before)]:
         if name not in before or name not in after or not _equal(before[name], after[name]):
             return name
     return None
 
 
-def require_same(before: Mapping[str, Any], after: Mapping[str, Any], sentence: str) -> None:
-    """Raise "sentence: entry" as a violation unless two fingerprints are equal."""
+def require_equal(before: Mapping[str, Any], after: Mapping[str, Any], sentence: str) -> None:
+    """Raise "sentence: entry" as a violation unless two snapshots are equal."""
     changed = difference(before, after)
     require(changed is None, f"{sentence}: {changed}")
 
 
-class Operations(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts dispatched tensor operations while it is entered."""
 
     def __init__(self) -> None:
@@ -102,8 +102,8 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Seen:
-    """Remembers every tensor of logits with the version it had; in-place writes raise the version."""
+class LogitsRecorder:
+    """Records every tensor of logits with its version, which in-place writes raise."""
 
     def __init__(self) -> None:
         self.logits: list[tuple[str, Tensor, int]] = []
@@ -113,8 +113,8 @@ class Seen:
         return lambda module, inputs, logits: self.logits.append((owner, logits, logits._version))
 
 
-def weights(model: nn.Module) -> dict[str, Any]:
-    """Copies of the weights alone."""
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """Copies of the weights, without buffers."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
