@@ -70,7 +70,7 @@ class Column:
         name = canonical(self.attack)
         place = known.index(name) if name in known else len(known)
         measured = (-self.n, self.implementation, self.settings, self.samples, self.block or 0, self.left_out)
-        return (place, name, *measured, -self.revision, self.source)
+        return (place, name, *measured, -self.revision, self.source, self.stages)
 
     @property
     def revision_text(self) -> str:
