@@ -10,11 +10,7 @@ if TYPE_CHECKING:
     from bench.report.formats.text_table import REPORTERS
     from bench.report.integrity import verify
     from bench.report.plots.figures import figures
-    from bench.report.views.against import against
-    from bench.report.views.by_class import by_class
-    from bench.report.views.compare import compare
-    from bench.report.views.gains import gains
-    from bench.report.views.main import render
+    from bench.report.views.reports import against, by_class, compare, gains, render
     from bench.results.tree import load_results
 
 __all__ = ["REPORTERS", "against", "by_class", "compare", "figures", "gains", "load_results", "render", "verify"]
@@ -25,11 +21,7 @@ __getattr__, __dir__ = lazy_names(
         "bench.report.formats.text_table": ("REPORTERS",),
         "bench.report.integrity": ("verify",),
         "bench.report.plots.figures": ("figures",),
-        "bench.report.views.against": ("against",),
-        "bench.report.views.by_class": ("by_class",),
-        "bench.report.views.compare": ("compare",),
-        "bench.report.views.gains": ("gains",),
-        "bench.report.views.main": ("render",),
+        "bench.report.views.reports": ("against", "by_class", "compare", "gains", "render"),
         "bench.results.tree": ("load_results",),
     },
 )

@@ -10,7 +10,7 @@ from typing import Any
 from bench.core.files import file_hash, read_json
 from bench.errors import BenchError
 from bench.report.tables.sanity import SIGNS
-from bench.report.views.main import render
+from bench.report.views.reports import render
 from bench.results.outcomes import CLEAN, Outcomes
 from bench.results.tree import ResultsFolders, run_folders
 

@@ -13,7 +13,7 @@ PATIENCE = 120.0
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([
     "bench.cli.app", "bench.launch.torchrun", "bench.distributed.ddp", "bench.training.trainer",
-    "bench.evaluation.evaluate", "bench.report.views.main",
+    "bench.evaluation.evaluate", "bench.report.views.reports",
     "torch._dynamo", "sklearn.datasets", "pandas", "pyarrow.parquet",
 ])  # fmt: skip
 

@@ -10,25 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bench import metrics
+from bench.report.plots import style
 from bench.report.plots.history import state_figure, training_figure
-from bench.report.plots.style import (
-    COLOURMAP,
-    MAX_NAMES_BESIDE,
-    PAGE,
-    add_grid,
-    add_legend_below,
-    figure_style,
-    marker_style,
-    new_figure,
-    save_figure,
-    wrap_text,
-)
 from bench.report.tables.build import Filters, build_tables
 from bench.report.tables.columns import Column, column_titles, threat_text
 from bench.report.tables.model import Row, Table
 from bench.report.tables.rows import BEST, LAST
 from bench.report.views.by_class import class_titles
-from bench.report.views.main import table_title
 from bench.results.outcomes import CLEAN
 from bench.results.tree import ResultsFolders
 
@@ -61,11 +49,11 @@ def figures(results: ResultsFolders, out_dir: Path | str, **filters: Unpack[Filt
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    with figure_style():
+    with style.applied():
         for table in tables:
             stem = "_".join([table.dataset, table.model, threat_text(table.norm, table.eps)])
             for name, figure in _table_figures(table):
-                files += save_figure(figure, folder, f"{stem}_{name}")
+                files += style.save(figure, folder, f"{stem}_{name}")
     return files
 
 
@@ -92,17 +80,17 @@ def class_figure(table: Table, column: Column, rows: Sequence[Row]) -> Figure:
     classes = class_titles(table.class_names)
     per_panel = min(len(classes), PANEL_CLASSES if len(classes) <= MANY_CLASSES else LONG_PANEL_CLASSES)
     starts = range(0, len(classes), per_panel)
-    labels = [wrap_text(row.name, 26) for row in rows]
+    labels = [style.wrap(row.name, 26) for row in rows]
     tall = sum(0.17 * (1 + label.count("\n")) for label in labels)
     names = 0.25 + 0.055 * max(map(len, classes))
-    width = PAGE[0] if per_panel > 12 else 2.6 + 0.4 * per_panel
-    figure = new_figure(width, 0.35 + len(starts) * (tall + names))
+    width = style.PAGE[0] if per_panel > 12 else 2.6 + 0.4 * per_panel
+    figure = style.new_figure(width, 0.35 + len(starts) * (tall + names))
     panels = figure.subplots(len(starts), 1, squeeze=False)[:, 0]
     for axes, start in zip(panels, starts, strict=True):
         part = slice(start, start + per_panel)
         image = _heat_map(axes, accuracy[:, part], classes[part], labels, per_panel)
     title = column_titles(table.columns)[column]
-    panels[0].set_title(f"{table_title(table)}: {title}, accuracy in percent, n = {column.n:,}")
+    panels[0].set_title(f"{table.title}: {title}, accuracy in percent, n = {column.n:,}")
     bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01, aspect=30)
     bar.outline.set_visible(False)
     return figure
@@ -113,7 +101,7 @@ def _heat_map(
 ) -> AxesImage:
     padded = np.full((len(accuracy), per_panel), np.nan)
     padded[:, : accuracy.shape[1]] = accuracy
-    image = axes.imshow(padded, vmin=0, vmax=100, cmap=COLOURMAP, aspect="auto")
+    image = axes.imshow(padded, vmin=0, vmax=100, cmap=style.COLOURMAP, aspect="auto")
     upright = per_panel <= 12 and max(map(len, classes)) <= 4
     size = 7 if per_panel <= PANEL_CLASSES else 4.5
     axes.set_xticks(range(len(classes)), classes, rotation=0 if upright else 90, fontsize=size)
@@ -132,10 +120,10 @@ def _heat_map(
 def fairness_figure(table: Table) -> Figure:
     """Average accuracy against NSD under every attack, with the NSD that sampling alone would give."""
     columns = list(table.columns)
-    beside = len(table.rows) <= MAX_NAMES_BESIDE
+    beside = len(table.rows) <= style.MAX_NAMES_BESIDE
     across = min(3, len(columns) + beside)
     down = -(-(len(columns) + beside) // across)
-    figure = new_figure(PAGE[0] if across == 3 or not beside else 2.5 * across, 2.3 * down)
+    figure = style.new_figure(style.PAGE[0] if across == 3 or not beside else 2.5 * across, 2.3 * down)
     panels = list(figure.subplots(down, across, squeeze=False).ravel())
     for axes, column in zip(panels, columns, strict=False):
         _scatter(axes, table, column)
@@ -143,7 +131,7 @@ def fairness_figure(table: Table) -> Figure:
         axes.axis("off")
     several = len({row.checkpoint for row in table.rows}) > 1
     _legend(panels[len(columns)] if beside else None, panels[: len(columns)], several=several)
-    figure.suptitle(table_title(table), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(table.title, x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -165,24 +153,26 @@ def _scatter(axes: Axes, table: Table, column: Column) -> None:
     title = f"{column_titles(table.columns)[column]}, n = {column.n:,}"
     axes.set(xlim=(left, right), ylim=(0, top * 1.05 or 1), title=title)
     axes.set(xlabel="average accuracy (%)", ylabel="NSD (lower is fairer)")
-    add_grid(axes)
+    style.add_grid(axes)
 
 
 def _list_outliers(axes: Axes, rows: Sequence[Row], column: Column) -> None:
     """List rows below half of the best average by name: to scale, they would squeeze the others into a corner."""
     figures = [(row.name, 100 * row.cells[column].mean("average"), row.cells[column].mean("nsd")) for row in rows]
-    text = "\n".join(wrap_text(f"outside: {name} ({average:.0f} %, {nsd:.2f})", 36) for name, average, nsd in figures)
+    text = "\n".join(style.wrap(f"outside: {name} ({average:.0f} %, {nsd:.2f})", 36) for name, average, nsd in figures)
     axes.text(0.03, 0.04, text, transform=axes.transAxes, fontsize=6, color="0.35").set_in_layout(False)
 
 
 def _draw_point(axes: Axes, row: Row, column: Column, place: int, *, hollow: bool) -> None:
-    cell, shape = row.cells[column], marker_style(place)
+    cell, shape = row.cells[column], style.marker(place)
     x, y = 100 * cell.mean("average"), cell.mean("nsd")
     spread = (100 * (cell.sd("average") or 0), cell.sd("nsd") or 0)
     face = "none" if hollow else shape["color"]
     bars = {"color": shape["color"], "elinewidth": 0.6, "linestyle": "none", "alpha": 0.35, "zorder": 1}
     axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], **bars)
-    axes.plot(x, y, markerfacecolor=face, markeredgewidth=0.9, linestyle="none", label=wrap_text(row.name, 34), **shape)
+    axes.plot(
+        x, y, markerfacecolor=face, markeredgewidth=0.9, linestyle="none", label=style.wrap(row.name, 34), **shape
+    )
 
 
 def _legend(legend_axes: Axes | None, panels: Sequence[Axes], *, several: bool) -> None:
@@ -195,6 +185,6 @@ def _legend(legend_axes: Axes | None, panels: Sequence[Axes], *, several: bool) 
     labels, known = [label for label, _ in ordered], [handle for _, handle in ordered]
     title = "hollow: last, filled: best" if several else None
     if legend_axes is None:
-        add_legend_below(cast("Figure", panels[0].figure), known, labels, title)
+        style.add_legend_below(cast("Figure", panels[0].figure), known, labels, title)
     else:
         legend_axes.legend(known, labels, loc="center left", title=title, title_fontsize=7, alignment="left")

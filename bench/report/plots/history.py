@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.metrics import Floats
-from bench.report.plots.style import (
-    COLOURMAP,
-    DASHES,
-    MAX_NAMES_BESIDE,
-    PAGE,
-    add_grid,
-    add_legend_below,
-    line_style,
-    new_figure,
-    wrap_text,
-)
+from bench.report.plots import style
 from bench.report.tables.model import Row, Table
 from bench.report.views.by_class import class_titles
-from bench.report.views.main import table_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,22 +26,22 @@ def training_figure(table: Table, rows: Sequence[Row]) -> Figure:
 
     A method that trains on clean inputs alone shows its accuracy on those, and its name says so.
     """
-    figure = new_figure(PAGE[0], 2.9)
+    figure = style.new_figure(style.PAGE[0], 2.9)
     panels = figure.subplots(1, len(MEASURES), sharex=True)
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for place, row in enumerate(rows):
             curve = _mean_curve([_training_curve(run.history, measure) for run in row.runs])
             attacked = any("adv" in (line.get("train") or {}) for run in row.runs for line in run.history)
-            name = wrap_text(row.name if attacked else f"{row.name} (clean)", 24)
-            axes.plot(np.arange(1, len(curve) + 1), 100 * curve, label=name, **line_style(place))
+            name = style.wrap(row.name if attacked else f"{row.name} (clean)", 24)
+            axes.plot(np.arange(1, len(curve) + 1), 100 * curve, label=name, **style.line(place))
         axes.set(xlabel="epoch", title=title, ylim=(0, None))
-        add_grid(axes)
+        style.add_grid(axes)
     named = panels[0].get_legend_handles_labels()
-    if len(rows) > MAX_NAMES_BESIDE:
-        add_legend_below(figure, *named)
+    if len(rows) > style.MAX_NAMES_BESIDE:
+        style.add_legend_below(figure, *named)
     else:
         figure.legend(*named, loc="outside right center")
-    figure.suptitle(table_title(table), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(table.title, x=0.01, ha="left", fontsize=8)
     return figure
 
 
@@ -87,7 +76,7 @@ def state_figure(table: Table, row: Row) -> Figure | None:
     found = class_states(run.history)
     if not found:
         return None
-    title = f"{row.name}, seed {run.seed}; {table_title(table)}"
+    title = f"{row.name}, seed {run.seed}; {table.title}"
     names = class_titles(table.class_names)
     draw = _draw_lines if len(names) <= MAX_LINES else _draw_images
     figure = draw(run.history, found, names)
@@ -96,16 +85,16 @@ def state_figure(table: Table, row: Row) -> Figure | None:
 
 
 def _draw_lines(history: Sequence[dict[str, Any]], found: dict[str, Floats], names: Sequence[str]) -> Figure:
-    figure = new_figure(PAGE[0] * 0.75, 1.6 + 1.9 * len(found))
+    figure = style.new_figure(style.PAGE[0] * 0.75, 1.6 + 1.9 * len(found))
     panels = figure.subplots(1 + len(found), 1, sharex=True)
     _draw_accuracies(panels[0], history)
     for axes, (name, values) in zip(panels[1:], found.items(), strict=True):
         epochs = np.arange(1, len(values) + 1)
         for k in range(values.shape[1]):
             label = names[k] if values.shape[1] == len(names) else None
-            axes.plot(epochs, values[:, k], label=label, **line_style(k))
+            axes.plot(epochs, values[:, k], label=label, **style.line(k))
         axes.set_title(name.replace("_", " ") + (", by class" if values.shape[1] > 1 else ""))
-        add_grid(axes)
+        style.add_grid(axes)
         if values.shape[1] == len(names):
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="class", title_fontsize=7)
     panels[-1].set_xlabel("epoch")
@@ -114,15 +103,15 @@ def _draw_lines(history: Sequence[dict[str, Any]], found: dict[str, Floats], nam
 
 def _draw_images(history: Sequence[dict[str, Any]], found: dict[str, Floats], names: Sequence[str]) -> Figure:
     # Six points of height a class keep its name legible; beyond a page, only every second, third, ... is named.
-    height = min(PAGE[1], 2.6 + 6.5 / 72 * len(names))
-    figure = new_figure(PAGE[0], height)
+    height = min(style.PAGE[1], 2.6 + 6.5 / 72 * len(names))
+    figure = style.new_figure(style.PAGE[0], height)
     step = max(1, int(np.ceil(len(names) * 6 / 72 / (height - 2.3))))
     top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.6, height - 1.6])[:, 0]
     _draw_accuracies(top.subplots(), history)
     panels = below.subplots(1, len(found), squeeze=False)[0]
     for place, (axes, (name, values)) in enumerate(zip(panels, found.items(), strict=True)):
         reach = (0.5, len(values) + 0.5, values.shape[1] - 0.5, -0.5)
-        image = axes.imshow(values.T, aspect="auto", cmap=COLOURMAP, extent=reach, interpolation="nearest")
+        image = axes.imshow(values.T, aspect="auto", cmap=style.COLOURMAP, extent=reach, interpolation="nearest")
         axes.set_title(name.replace("_", " ") + (", by class" if values.shape[1] > 1 else ""))
         axes.set_xlabel("epoch")
         named = place == 0 and values.shape[1] == len(names)
@@ -135,13 +124,15 @@ def _draw_images(history: Sequence[dict[str, Any]], found: dict[str, Floats], na
 def _draw_accuracies(axes: Axes, history: Sequence[dict[str, Any]]) -> None:
     epochs = np.asarray([line.get("epoch", place) + 1 for place, line in enumerate(history)])
     for place, (measure, name) in enumerate((("average", "training"), ("worst", "training, worst class"))):
-        axes.plot(epochs, 100 * _training_curve(history, measure), label=name, color="0.2", linestyle=DASHES[place])
+        axes.plot(
+            epochs, 100 * _training_curve(history, measure), label=name, color="0.2", linestyle=style.DASHES[place]
+        )
     chosen = [line for line in history if line.get("validation")]
     for place, (key, name) in enumerate((("pgd", "held out"), ("worst", "held out, worst class"))):
         values = [100 * line["validation"].get(key, np.nan) for line in chosen]
         if values:
             at = [line["epoch"] + 1 for line in chosen]
-            axes.plot(at, values, label=name, color="#bd1f01", linestyle=DASHES[place])
+            axes.plot(at, values, label=name, color="#bd1f01", linestyle=style.DASHES[place])
     axes.set(title="accuracy under attack (%)", ylim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    add_grid(axes)
+    style.add_grid(axes)

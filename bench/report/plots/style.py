@@ -51,7 +51,7 @@ _STYLE: Any = {
 
 
 @contextmanager
-def figure_style() -> Iterator[None]:
+def applied() -> Iterator[None]:
     """Use the style while figures are drawn and saved, then restore the caller's settings."""
     import matplotlib
 
@@ -66,7 +66,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG (200 dpi) and PDF, without dates, so that equal figures are equal files."""
     stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
     files = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
@@ -92,17 +92,17 @@ def add_legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[st
     )  # fmt: skip
 
 
-def marker_style(place: int) -> dict[str, Any]:
+def marker(place: int) -> dict[str, Any]:
     """Colour and marker of the n-th method."""
     return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
-def line_style(place: int) -> dict[str, Any]:
+def line(place: int) -> dict[str, Any]:
     """Colour and dashes of the n-th line."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)]}
 
 
-def wrap_text(text: str, width: int = 22) -> str:
+def wrap(text: str, width: int = 22) -> str:
     """Wrap a label to lines of limited width."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False)) or text
 

@@ -1,4 +1,4 @@
-"""Build tables from stored runs, filtered and sorted.
+"""Build tables from stored runs, filtered and sorted, and find rows by name.
 
 A table holds the rows of one data set, model and threat model, and the teachers of its students, whatever their model.
 """
@@ -168,3 +168,31 @@ def _method_order(method: str) -> tuple[int, int, str]:
     names = [canonical(name) for name in METHODS.builtin]
     *wrappers, host = method.split(":")
     return (names.index(host) if host in names else len(names)), len(wrappers), method
+
+
+def find_rows(table: Table, wanted: str, where: str) -> list[Row]:
+    """Find rows of a table by row name, else by label, else by method.
+
+    Args:
+        table: the table.
+        wanted: the name, optionally with a checkpoint: `absld@last`.
+        where: what the sentence of an error begins with.
+
+    Raises:
+        UsageError: if several rows that differ in more than the checkpoint have this name.
+    """
+    name, _, checkpoint = wanted.partition("@")
+    rows = [row for row in table.rows if not checkpoint or canonical(checkpoint) in row.checkpoints]
+    for spellings in (
+        [row.name for row in rows],
+        [row.run.label for row in rows],
+        [row.run.text("method") for row in rows],
+    ):
+        found = [row for row, text in zip(rows, spellings, strict=True) if canonical(text) == canonical(name)]
+        students = [row for row in found if not row.is_teacher] or found
+        if len({row.name for row in students}) > 1:
+            listed = ", ".join(sorted({repr(row.name) for row in students}))
+            raise UsageError(f"{where}: {wanted!r} means several rows; name one of {listed}")
+        if students:
+            return students
+    return []

@@ -144,16 +144,13 @@ def threat_text(norm: str, eps: float | None) -> str:
     if eps is None:
         return "no attack"
     name = {"linf": "Linf", "l2": "L2"}.get(norm, norm)
-    return f"{name}, eps {eps_text(eps)}" if norm != "linf" or not _in_255(eps) else f"Linf, eps {round(eps * 255)}/255"
+    return f"{name}, eps {eps_text(eps, norm)}"
 
 
-def eps_text(eps: float) -> str:
-    """A radius in the units of x, without trailing zeros."""
-    return f"{eps:.6g}"
-
-
-def _in_255(eps: float) -> bool:
-    return eps > 0 and abs(eps * 255 - round(eps * 255)) < 1e-6
+def eps_text(eps: float, norm: str = "linf") -> str:
+    """A radius in the units of x, without trailing zeros; for Linf as a multiple of 1/255 where it is one."""
+    steps = eps * 255
+    return f"{round(steps)}/255" if norm == "linf" and eps > 0 and abs(steps - round(steps)) < 1e-6 else f"{eps:.6g}"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

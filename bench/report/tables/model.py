@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from bench import metrics
 from bench.metrics import Bools, Floats, Ints
-from bench.report.tables.columns import Column
+from bench.report.tables.columns import Column, threat_text
+from bench.report.tables.sanity import SIGNS, Sanity
 from bench.results.tree import Run
 
 
@@ -87,7 +89,7 @@ class Row:
         cells: what was measured.
         is_teacher: whether the row is shown as a teacher and not ranked.
         bounds: evaluations that were stopped early.
-        sanity: what the sanity checks of its evaluations found; None if there were none.
+        sanity: result of the sanity checks of its evaluations; None if there were none.
         older_revisions: by column, revisions of the attack under which runs were measured as well; not shown.
     """
 
@@ -110,6 +112,31 @@ class Row:
         """The training seeds."""
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoint, or both if they are the same weights."""
+        return tuple(self.checkpoint.split(" = "))
+
+    def shares_checkpoint(self, other: Row) -> bool:
+        """Whether both are of the same checkpoint."""
+        return bool({*self.checkpoints} & {*other.checkpoints})
+
+    @property
+    def checkpoint_text(self) -> str:
+        """The checkpoint as tables print it, with a warning if it was selected on the test set."""
+        chosen_on_test = self.run.facts.get("selection") == "test"
+        return self.checkpoint.replace("best", "best (test)") if chosen_on_test else self.checkpoint
+
+    @property
+    def flagged_name(self) -> str:
+        """The name, with the sign of its sanity checks behind it."""
+        return f"{self.name} {SIGNS[self.sanity.mark] if self.sanity else ''}".rstrip()
+
+    @property
+    def title(self) -> str:
+        """The name with the checkpoint."""
+        return f"{self.name} ({self.checkpoint_text})"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -121,6 +148,11 @@ class Table:
     eps: float | None
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Data set, model and threat model."""
+        return f"{self.dataset}, {self.model}, {threat_text(self.norm, self.eps)}"
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -148,15 +180,16 @@ class Table:
         """Rows that are ranked in a column: those with a value, teachers aside."""
         return [row for row in self.rows if column in row.cells and not row.is_teacher]
 
-
-@dataclass(frozen=True)
-class Sanity:
-    """What the checks of all evaluations of a row come to.
-
-    Attributes:
-        mark: the worst of their marks.
-        reasons: sentences of the checks that were not passed, each check once.
-    """
-
-    mark: str
-    reasons: tuple[str, ...] = ()
+    def row_record(self, row: Row) -> dict[str, Any]:
+        """The facts of a row that every record of it states."""
+        return {
+            "dataset": self.dataset,
+            "model": row.run.text("model"),
+            "norm": self.norm or None,
+            "eps": self.eps,
+            "row": row.name,
+            "method": row.run.text("method"),
+            "teacher": row.is_teacher,
+            "checkpoint": row.checkpoint_text,
+            **({"sanity": row.sanity.mark} if row.sanity else {}),
+        }

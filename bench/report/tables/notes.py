@@ -13,7 +13,6 @@ from bench.report.formats.text_table import UPPER_BOUND_SIGN
 from bench.report.tables.columns import Column, column_titles, settings_text
 from bench.report.tables.model import Row, Table
 from bench.report.tables.protocol_notes import protocol_note, uniform_note
-from bench.report.tables.sanity import sanity_notes
 from bench.results.outcomes import CLEAN
 
 DEFINITIONS_NOTE = (
@@ -46,8 +45,7 @@ def table_notes(table: Table, *, intervals: bool, has_ranking: bool) -> list[str
     notes += [sample_note(table), *attack_notes(table), protocol_note(table)]
     notes += [training_note(table), uniform_note(table), seeds_note(table), selection_note(table)]
     notes += [noise_note(table), stopped_note(table)]
-    notes += old_revision_notes(table.rows, table.shown, column_titles(table.shown))
-    notes += sanity_notes(table.rows)
+    notes += closing_notes(table.rows, table.shown, column_titles(table.shown))
     if has_ranking:
         notes.append(RANKING_NOTE.format(seeds=" and over seeds" if several else "") + _teacher_note(table))
     return [note for note in [*notes, *([INTERVALS_NOTE] if intervals else [])] if note]
@@ -149,7 +147,7 @@ def seeds_note(table: Table) -> str:
 
 def selection_note(table: Table) -> str:
     """How the checkpoints in the table were selected."""
-    kinds = {part for row in table.rows for part in row.checkpoint.split(" = ")}
+    kinds = {kind for row in table.rows for kind in row.checkpoints}
     rules = {_rule(row, kind) for row in table.rows for kind in kinds if kind in row.checkpoint}
     return "Checkpoints: " + "; ".join(SELECTION.get(rule, rule) for rule in sorted(rules)) + "."
 
@@ -198,6 +196,25 @@ def old_revision_notes(rows: Sequence[Row], columns: Sequence[Column], names: Ma
                 left_out.setdefault(text, []).append(f"{row.name} ({row.checkpoint})")
     text = "; ".join(f"{change}, for {', '.join(names)}" for change, names in left_out.items())
     return [f"Evaluated under several revisions of an attack, of which the newest is shown: {text}."] if text else []
+
+
+def sanity_notes(rows: Sequence[Row]) -> list[str]:
+    """Results of the sanity checks; nothing if no row was checked."""
+    flagged = [(row, row.sanity) for row in rows if row.sanity and row.sanity.mark != "reliable"]
+    unchecked = [f"{row.name} ({row.checkpoint})" for row in rows if not row.sanity]
+    if len(unchecked) == len(rows):
+        return []
+    notes = ["Sanity checks: no row shows signs of masked gradients."]
+    if flagged:
+        lead = "Sanity checks, signs that gradients are masked and robust accuracies too high"
+        notes = [f"{lead}: † suspicious, ‡ unreliable; rows without a sign passed all."]
+        notes += [f"{row.flagged_name} ({row.checkpoint}): {'; '.join(sanity.reasons)}." for row, sanity in flagged]
+    return notes + ([f"Without sanity checks: {', '.join(unchecked)}."] if unchecked else [])
+
+
+def closing_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:
+    """Notes that every view of these rows and columns ends with."""
+    return [*old_revision_notes(rows, columns, names), *sanity_notes(rows)]
 
 
 def _teacher_note(table: Table) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bench.config.protocols import PROTOCOLS, Protocol
-from bench.report.tables.columns import TITLES, Column, base_attack, column_titles, protocols, threat_text
+from bench.report.tables.columns import TITLES, Column, base_attack, column_titles, eps_text, protocols
 from bench.report.tables.model import Table
 from bench.results.outcomes import CLEAN
 
@@ -37,8 +37,7 @@ def _protocol_text(protocol: Protocol, columns: Sequence[Column], eps: float) ->
     text = protocol.name + (f" without {', '.join(missing)}" if missing else "")
     if math.isclose(eps, protocol.eps, rel_tol=1e-9):
         return text
-    made, here = (threat_text("linf", radius).removeprefix("Linf, eps ") for radius in (protocol.eps, eps))
-    return f"{text}, its steps scaled from eps {made} to {here}"
+    return f"{text}, its steps scaled from eps {eps_text(protocol.eps)} to {eps_text(eps)}"
 
 
 def uniform_note(table: Table) -> str:

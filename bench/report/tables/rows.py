@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.report.tables.columns import Column, column_of, source_text, superseded
 from bench.report.tables.model import Cell, Row, UpperBound
-from bench.report.tables.sanity import worst
+from bench.report.tables.sanity import combine_findings
 from bench.results.outcomes import CLEAN
 from bench.results.tree import Evaluation, Run, widest_evaluation
 
@@ -156,7 +156,7 @@ def _checkpoint_rows(
         if known and (checkpoint is None or checkpoint in kind.split(" = ")):
             cells = {column: cell for column, cell in known.items() if isinstance(cell, Cell)}
             bounds = {column: bound for column, bound in known.items() if isinstance(bound, UpperBound)}
-            sanity = worst(_attack_evaluations(group, kind.split(" = "), threat))
+            sanity = combine_findings(_attack_evaluations(group, kind.split(" = "), threat))
             yield Row(name, kind, tuple(group), cells, is_teacher, bounds, sanity)
 
 

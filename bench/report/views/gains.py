@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bench import metrics
 from bench.errors import UsageError
 from bench.metrics import Difference, Floats
-from bench.report.formats.text_table import DASH, STATISTIC_TITLES, Header, TextCell, TextTable, nan_to_none, reporter
-from bench.report.tables.build import Filters, build_tables
+from bench.report.formats.text_table import DASH, Header, TextCell, TextTable, nan_to_none
+from bench.report.tables.build import find_rows
 from bench.report.tables.columns import Column, column_titles
 from bench.report.tables.model import Row, Table
-from bench.report.tables.notes import old_revision_notes
 from bench.report.tables.ranking import resample_rows
-from bench.report.tables.sanity import marked, sanity_notes
-from bench.report.views.compare import difference_entry, find_rows
-from bench.report.views.main import checkpoint_text, row_record, table_title
-from bench.results.tree import ResultsFolders, Run, read_runs
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from bench.report.views.frame import difference_cell, difference_record, framed, statistic_heads
+from bench.results.tree import Run
 
 NOTES = (
     "Differences from {baseline}, n = {n:,}, in percent points (NSD: plain; lower is fairer), with 95 % intervals from "
@@ -36,9 +30,9 @@ NOTES = (
     "training that it starts from, over those of {baseline}: forward 1, input gradient 1, weight gradient 2. Teacher: "
     "teacher passes over the baseline's student passes; it says nothing of the teachers' size and their own training.",
 )
-# Of one pass; a weight gradient comes with the gradients of the activations.
-WEIGHTS = {"forward": 1, "input_grad": 1, "backward": 2}
-# Whose passes run.json counts.
+# Weight of one pass in the cost; a weight gradient comes with the gradients of the activations.
+PASS_WEIGHTS = {"forward": 1, "input_grad": 1, "backward": 2}
+# Counters of passes in run.json.
 STUDENT, TEACHER = ("student", "validation"), ("teacher",)
 
 
@@ -49,63 +43,51 @@ class Gain:
     Attributes:
         row: the row.
         differences: row minus baseline, by statistic.
-        levelling: share of the NSD gain that is levelling down; NaN without a gain.
-        cost: training passes over the baseline's; NaN where either is not known.
-        teacher: the same of its teachers' passes.
+        levelling_down: share of the NSD gain that is levelling down; NaN without a gain.
+        cost: training passes over the baseline's; NaN where either is unknown.
+        teacher_cost: the same of its teachers' passes.
     """
 
     row: Row
     differences: Mapping[str, Difference]
-    levelling: float
+    levelling_down: float
     cost: float
-    teacher: float
+    teacher_cost: float
 
-    def better(self, statistic: str) -> bool:
+    def is_better(self, statistic: str) -> bool:
         """Whether the row is better, settled."""
-        return self.differences[statistic].settled and not self.worse(statistic)
+        return self.differences[statistic].settled and not self.is_worse(statistic)
 
-    def worse(self, statistic: str) -> bool:
+    def is_worse(self, statistic: str) -> bool:
         """Whether the row is worse, settled."""
         difference = self.differences[statistic]
         return difference.settled and (difference.estimate < 0) == metrics.higher_is_better(statistic)
 
 
-def gains(
-    results: ResultsFolders,
-    over: str,
-    *,
-    format: str = "markdown",
-    **filters: Unpack[Filters],
-) -> str:
-    """Every row against one baseline, a table per attack.
+def gain_tables(tables: Sequence[Table], baseline: str, names: Sequence[str], runs: Sequence[Run]) -> list[TextTable]:
+    """One table for each table, baseline row and attack.
 
     Args:
-        results: a results folder, or several.
-        over: name, label or method of the baseline, optionally with its checkpoint: `trades@last`.
-        format: a name in `REPORTERS`.
-        filters: what to restrict it to, see `bench.report.tables.build.build_tables`.
+        tables: the tables.
+        baseline: name of the baseline, see `find_rows`.
+        names: rows to compare with it, in this order.
+        runs: all runs, to find those that a training started from.
 
     Raises:
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
     """
-    write = reporter(format)
-    runs = read_runs(results)
-    known = {run.key: run for run in runs}
-    everyone: Filters = {**filters, "methods": None}
-    tables = build_tables(results, runs=runs, **everyone)
-    wanted = build_tables(results, runs=runs, **filters) if filters.get("methods") else tables
-    names = list(dict.fromkeys(row.name for table in wanted for row in table.rows))
-    sheets = [
-        _sheet(table, base, rows, column, known)
+    runs_by_key = {run.key: run for run in runs}
+    found = [
+        _gain_table(table, base, rows, column, runs_by_key)
         for table in tables
-        for base in find_rows(table, over, "--over")
+        for base in find_rows(table, baseline, "--over")
         for column in table.columns
-        if (rows := _others(table, base, column, names))
+        if (rows := _compared_rows(table, base, column, names))
     ]
-    if not sheets:
+    if not found:
         listed = ", ".join(dict.fromkeys(row.name for table in tables for row in table.rows))
-        raise UsageError(f"--over: no row {over!r} that meets others at a checkpoint; there are: {listed}")
-    return write(sheets)
+        raise UsageError(f"--over: no row {baseline!r} that meets others at a checkpoint; there are: {listed}")
+    return found
 
 
 def levelling_down(base: Floats, new: Floats) -> float:
@@ -131,86 +113,87 @@ def levelling_down(base: Floats, new: Floats) -> float:
     return (first + last) / 2 / gain
 
 
-def training_passes(run: Run, known: Mapping[str, Run], owners: Sequence[str]) -> float:
-    """Weighted passes of some owners in a training and in the one that it starts from; NaN if not known."""
-    counted = run.facts.get("passes") or {}
-    if "student" not in counted:
+def training_passes(run: Run, runs_by_key: Mapping[str, Run], counters: Sequence[str]) -> float:
+    """Weighted passes of a training and of the one that it starts from, over some counters; NaN if unknown."""
+    passes = run.facts.get("passes") or {}
+    if "student" not in passes:
         return float("nan")
-    own = float(sum(weight * counted.get(of, {}).get(kind, 0) for of in owners for kind, weight in WEIGHTS.items()))
+    total = float(sum(w * passes.get(name, {}).get(kind, 0) for name in counters for kind, w in PASS_WEIGHTS.items()))
     start = run.facts.get("warm_start")
     if not start:
-        return own
-    before = known.get(str(start.get("key")))
-    return own + (training_passes(before, known, owners) if before else float("nan"))
+        return total
+    before = runs_by_key.get(str(start.get("key")))
+    return total + (training_passes(before, runs_by_key, counters) if before else float("nan"))
 
 
-def _others(table: Table, base: Row, column: Column, names: Sequence[str]) -> list[Row]:
-    """Rows that meet the baseline in a column and share a checkpoint with it, in the order of the names."""
-    at = set(base.checkpoint.split(" = "))
-    rows = [row for row in table.competitors(column) if row is not base and at & set(row.checkpoint.split(" = "))]
-    return sorted((r for r in rows if column in base.cells and r.name in names), key=lambda row: names.index(row.name))
+def _compared_rows(table: Table, base: Row, column: Column, names: Sequence[str]) -> list[Row]:
+    """Rows that share a column and a checkpoint with the baseline, in the order of the names."""
+    if column not in base.cells:
+        return []
+    rivals = [row for row in table.competitors(column) if row is not base and row.shares_checkpoint(base)]
+    return sorted((row for row in rivals if row.name in names), key=lambda row: names.index(row.name))
 
 
-def _sheet(table: Table, base: Row, rows: Sequence[Row], column: Column, known: Mapping[str, Run]) -> TextTable:
-    found = _gains(base, rows, column, table.statistics, known)
-    called = f"{base.name} ({checkpoint_text(base)})"
-    heads = [Header("Method", is_number=False), *(Header(STATISTIC_TITLES[s]) for s in table.statistics)]
+def _gain_table(
+    table: Table, base: Row, rows: Sequence[Row], column: Column, runs_by_key: Mapping[str, Run]
+) -> TextTable:
+    gains = _gains(base, rows, column, table.statistics, runs_by_key)
+    name = column_titles(table.columns)[column]
     seeds = " and over seeds" if any(len(row.cells[column].seeds) > 1 for row in (base, *rows)) else ""
-    return TextTable(
-        title=f"{table_title(table)}: over {called}, {column_titles(table.columns)[column]}",
-        heads=(*heads, Header("Levelling down"), Header("Cost"), Header("Teacher")),
-        rows=tuple(_entries(gain, table.statistics) for gain in found),
-        notes=(
-            *(note.format(baseline=called, n=column.n, seeds=seeds) for note in NOTES),
-            *old_revision_notes([base, *rows], [column], column_titles(table.columns)),
-            *sanity_notes([base, *rows]),
-        ),
-        records=tuple(record for gain in found for record in _records(table, base, column, gain)),
+    costs = [Header("Levelling down"), Header("Cost"), Header("Teacher")]
+    common = {"over": base.name, "column": name, "n": column.n}
+    return framed(
+        table,
+        f"over {base.title}, {name}",
+        heads=[Header("Method", is_number=False), *statistic_heads(table), *costs],
+        lines=map(_cells, gains),
+        records=[table.row_record(gain.row) | common | record for gain in gains for record in _records(gain)],
+        notes=[note.format(baseline=base.title, n=column.n, seeds=seeds) for note in NOTES],
+        rows=[base, *rows],
+        columns=[column],
     )
 
 
 def _gains(
-    base: Row, rows: Sequence[Row], column: Column, statistics: Sequence[str], known: Mapping[str, Run]
+    base: Row, rows: Sequence[Row], column: Column, statistics: Sequence[str], runs_by_key: Mapping[str, Run]
 ) -> list[Gain]:
-    drawn = resample_rows([base, *rows], column, statistics)
-    cell, cost = base.cells[column], _cost(base, known, STUDENT)
-    found = []
-    for place, row in enumerate(rows, start=1):
-        own = row.cells[column]
-        differences = {name: metrics.difference(values[place], values[0]) for name, values in drawn.items()}
-        share = levelling_down(cell.class_accuracy.mean(axis=0), own.class_accuracy.mean(axis=0))
-        costs = [_cost(row, known, owners) / cost for owners in (STUDENT, TEACHER)]
-        found.append(Gain(row, differences, share, *costs))
-    return found
-
-
-def _cost(row: Row, known: Mapping[str, Run], owners: Sequence[str]) -> float:
-    return float(np.mean([training_passes(run, known, owners) for run in row.runs]))
-
-
-def _entries(gain: Gain, statistics: Sequence[str]) -> tuple[TextCell, ...]:
-    figures = [
-        difference_entry(gain.differences[name], name, bold=gain.better(name), underline=gain.worse(name))
-        for name in statistics
+    resamples = resample_rows([base, *rows], column, statistics)
+    accuracy = [row.cells[column].class_accuracy.mean(axis=0) for row in (base, *rows)]
+    base_cost = _cost(base, runs_by_key, STUDENT)
+    return [
+        Gain(
+            row,
+            {name: metrics.difference(values[place], values[0]) for name, values in resamples.items()},
+            levelling_down(accuracy[0], accuracy[place]),
+            _cost(row, runs_by_key, STUDENT) / base_cost,
+            _cost(row, runs_by_key, TEACHER) / base_cost,
+        )
+        for place, row in enumerate(rows, start=1)
     ]
-    share = f"{100 * gain.levelling:.0f} %" if gain.better("nsd") and not np.isnan(gain.levelling) else DASH
-    costs = [TextCell(DASH if not cost > 0 else f"{cost:.2f}x") for cost in (gain.cost, gain.teacher)]
-    return (TextCell(marked(gain.row)), *figures, TextCell(share), *costs)
 
 
-def _records(table: Table, base: Row, column: Column, gain: Gain) -> Iterator[dict[str, Any]]:
+def _cost(row: Row, runs_by_key: Mapping[str, Run], counters: Sequence[str]) -> float:
+    return float(np.mean([training_passes(run, runs_by_key, counters) for run in row.runs]))
+
+
+def _cells(gain: Gain) -> list[TextCell]:
+    differences = [
+        difference_cell(difference, name, bold=gain.is_better(name), underline=gain.is_worse(name))
+        for name, difference in gain.differences.items()
+    ]
+    has_share = gain.is_better("nsd") and not np.isnan(gain.levelling_down)
+    share = f"{100 * gain.levelling_down:.0f} %" if has_share else DASH
+    costs = [f"{cost:.2f}x" if cost > 0 else DASH for cost in (gain.cost, gain.teacher_cost)]
+    return [TextCell(gain.row.flagged_name), *differences, *map(TextCell, [share, *costs])]
+
+
+def _records(gain: Gain) -> Iterator[dict[str, Any]]:
     for name, difference in gain.differences.items():
-        yield row_record(table, gain.row) | {
-            "over": base.name,
-            "column": column_titles(table.columns)[column],
-            "n": column.n,
+        yield {
             "statistic": name,
-            "difference": nan_to_none(difference.estimate),
-            "low": nan_to_none(difference.interval.low),
-            "high": nan_to_none(difference.interval.high),
-            "settled": difference.settled,
-            "better": gain.better(name),
-            "levelling_down": nan_to_none(gain.levelling) if name == "nsd" and gain.better("nsd") else None,
+            **difference_record(difference),
+            "better": gain.is_better(name),
+            "levelling_down": nan_to_none(gain.levelling_down) if name == "nsd" and gain.is_better("nsd") else None,
             "cost": nan_to_none(gain.cost),
-            "teacher_cost": nan_to_none(gain.teacher),
+            "teacher_cost": nan_to_none(gain.teacher_cost),
         }
