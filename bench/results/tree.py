@@ -185,6 +185,14 @@ def load_results(results: ResultsFolders = "results", *, stages: bool = False) -
     Raises:
         UsageError: if a folder does not exist.
         BenchError: if a file in it is broken.
+
+    >>> table = load_results("results/reference/digits")
+    >>> chosen = table[(table.label == "trades") & (table.role == "student") & (table.attack == "autoattack")]
+    >>> print(chosen.sort_values("seed")[["seed", "n", "average", "worst"]].to_string(index=False))
+     seed   n  average    worst
+        0 400   0.8050 0.650000
+        1 400   0.8125 0.634146
+        2 400   0.7975 0.675000
     """
     import pandas as pd
 

@@ -33,6 +33,18 @@ def render(
     Raises:
         UsageError: if nothing was evaluated there, or a name is unknown.
         BenchError: if a file is broken.
+
+    >>> import csv
+    >>> text = render("results/reference/digits", format="csv", methods=["trades"], attacks=["autoattack"])
+    >>> for row in csv.DictReader(text.splitlines()):
+    ...     if row["attack"] == "autoattack":
+    ...         print(row["row"], row["seeds"], row["statistic"], f"{float(row['mean']):.3f}")
+    trades 0 1 2 average 0.805
+    trades 0 1 2 worst 0.653
+    trades 0 1 2 nsd 0.140
+    trades (teacher, small_cnn_wide) 0 average 0.828
+    trades (teacher, small_cnn_wide) 0 worst 0.625
+    trades (teacher, small_cnn_wide) 0 nsd 0.147
     """
     write = reporter(format)
     return write([main_table(table, intervals=intervals) for table in build_tables(results, **filters)])
