@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -36,10 +37,13 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every `bench ...` of a page's code blocks, continued lines joined, comments left out."""
+    """Every `bench ...` of a page, in blocks and in sentences; continued lines joined, comments left out."""
     code = "\n".join([*blocks("bash", text), *blocks("console", text)]).replace("\\\n", " ")
-    found = [line.removeprefix("$ ").removeprefix("torchrun --nproc_per_node=4 -m ") for line in code.splitlines()]
-    return [line.partition(" #")[0].strip() for line in found if line.startswith("bench ")]
+    lines = [line.removeprefix("$ ").removeprefix("torchrun --nproc_per_node=4 -m ") for line in code.splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines += [" ".join(words.split()) for words in re.findall(r"`(bench [^`]+)`", prose)]
+    found = [line.partition(" #")[0].strip() for line in lines if re.match(r"bench [a-z]", line)]
+    return [line for line in found if "/" not in line.split()[1]]
 
 
 def test_the_front_page_is_short_and_its_picture_light() -> None:
@@ -92,7 +96,8 @@ def test_every_command_has_the_options_that_it_is_shown_with(page: str) -> None:
         name, *arguments = shlex.split(line)[1:]
         command = main.get_command(click.Context(main), name)
         assert command is not None, line
-        command.make_parser(click.Context(command)).parse_args([a for a in arguments if a != "..."])
+        with contextlib.suppress(click.BadOptionUsage):  # a sentence may name an option without its value
+            command.make_parser(click.Context(command)).parse_args([a for a in arguments if a != "..."])
 
 
 def test_the_example_in_python_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
