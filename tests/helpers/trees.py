@@ -64,12 +64,12 @@ def draw(spec: Spec, attack: str, accuracy: float | Sequence[float], checkpoint:
     subset = spec.subset.get(attack, spec.per_class)
     label = np.tile(np.arange(spec.classes), spec.per_class)
     rng = np.random.default_rng(zlib.crc32(f"{spec.key}{checkpoint}".encode()))
-    luck = rng.random(len(label))
+    uniform = rng.random(len(label))
     chance = np.broadcast_to(np.asarray(spec.clean, dtype=float), spec.classes)[label]
-    clean = np.where(luck < chance, label, (label + 1) % spec.classes)
+    clean = np.where(uniform < chance, label, (label + 1) % spec.classes)
     kept = slice(0, subset * spec.classes)
-    under = np.broadcast_to(np.asarray(accuracy, dtype=float), spec.classes)[label]
-    robust = (luck < under) & (clean == label)
+    attacked = np.broadcast_to(np.asarray(accuracy, dtype=float), spec.classes)[label]
+    robust = (uniform < attacked) & (clean == label)
     prediction = np.where(robust, label, np.where(clean == label, (label + 2) % spec.classes, clean))
     attacks, verdicts = {attack: prediction[kept]}, {attack: robust[kept]}
     if attack == "autoattack":
@@ -90,7 +90,7 @@ def write_run(root: Path, spec: Spec) -> Path:
     """Write one finished run with its evaluations; returns its folder."""
     folder = root / spec.dataset / spec.model / spec.method / spec.key
     folder.mkdir(parents=True)
-    _dump(folder / "run.json", run_facts(spec))
+    _write_json(folder / "run.json", run_facts(spec))
     if spec.method != "external":
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history(spec)))
     for checkpoint in spec.checkpoints:
@@ -119,7 +119,7 @@ def write_evaluation(folder: Path, spec: Spec, checkpoint: str, attack: str, out
         **{"left_out": {}, "passes": {"forward": 1, "input_grad": 1}, "versions": {}, "hardware": {"device": "cpu"}},
         **spec.eval_facts,
     }
-    _dump(where / "eval.json", facts)
+    _write_json(where / "eval.json", facts)
     (where / "done").touch()
     return where
 
@@ -186,5 +186,5 @@ def demo(root: Path, seeds: Sequence[int] = (0,), **common: Any) -> Path:
     return root
 
 
-def _dump(file: Path, content: Mapping[str, Any]) -> None:
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

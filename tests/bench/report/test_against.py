@@ -1,4 +1,4 @@
-"""Published figures below measured ones: which rows are put together, where a difference is taken, what is said."""
+"""Published figures below measured ones: matching of rows, differences, notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CIFAR: dict[str, Any] = {"dataset": "cifar10", "model": "resnet18", "eps": 8 / 2
 STEPS = {"steps": 20, "step_size": 2 / 255, "start": "uniform", "restarts": 1}
 
 
-def told(text: str) -> list[dict[str, str]]:
+def printed_rows(text: str) -> list[dict[str, str]]:
     """Rows of the first Markdown table, by head."""
     heads, *rows = markdown_tables(text)[0]
     return [dict(zip(heads, row, strict=True)) for row in rows]
@@ -31,7 +31,7 @@ def told(text: str) -> list[dict[str, str]]:
 def published(text: str) -> list[tuple[str, str, str]]:
     """(measured row, published row, its checkpoint) of every published line of a table."""
     found, above = [], ""
-    for row in told(text):
+    for row in printed_rows(text):
         if row["Figures"] == "measured":
             above = f"{row['Method']} {row['Checkpoint']}"
         elif row["Method"]:
@@ -62,20 +62,20 @@ def test_published_rows_stand_below_those_of_their_method_and_checkpoint(text: s
         ("rslad best", "RSLAD", "best (test)"),
         ("rslad last", "RSLAD", "last"),
     ]
-    assert [row["Method"] for row in told(text) if row["Figures"] == "measured"].count("absld") == 2
+    assert [row["Method"] for row in printed_rows(text) if row["Figures"] == "measured"].count("absld") == 2
     assert "- rslad publishes nothing on cifar10 for absld.\n" in text
     assert "- Published there and not measured here: FGSM, PGD-TRADES, CW, AutoAttack.\n" in text
 
 
 def test_a_source_of_averages_leaves_dashes(text: str) -> None:
-    (row,) = [row for row in told(text) if (row["Method"], row["Checkpoint"]) == ("RSLAD", "last")]
+    (row,) = [row for row in printed_rows(text) if (row["Method"], row["Checkpoint"]) == ("RSLAD", "last")]
     assert (row["Clean Average"], row["PGD Average"]) == ("83.33", "54.14")
     assert (row["Model"], row["eps"]) == ("resnet18", "8/255")
     assert {row[f"{attack} {what}"] for attack in ("Clean", "PGD") for what in ("Worst", "NSD")} == {"–"}
 
 
 def test_differences_are_measured_minus_published(text: str) -> None:
-    rows = told(text)
+    rows = printed_rows(text)
     place = next(i for i, row in enumerate(rows) if (row["Method"], row["Checkpoint"]) == ("RSLAD", "last"))
     measured, quoted, difference = (float(row["PGD Average"]) for row in rows[place - 1 : place + 2])
     assert rows[place + 1]["Figures"] == "measured - published"
@@ -84,15 +84,15 @@ def test_differences_are_measured_minus_published(text: str) -> None:
 
 
 def test_measured_rows_are_those_of_the_ordinary_table(cifar: Path, text: str) -> None:
-    ordinary = told(render(cifar))
-    beside = [row for row in told(text) if row["Figures"] == "measured"]
+    ordinary = printed_rows(render(cifar))
+    beside = [row for row in printed_rows(text) if row["Figures"] == "measured"]
     assert [{head: row[head] for head in ordinary[0]} for row in beside] == ordinary
 
 
 def test_another_network_is_marked_and_not_subtracted(tmp_path: Path) -> None:
     write_run(tmp_path, Spec("rslad", **{**CIFAR, "model": "small_cnn"}, attacks={"autoattack": 0.5}))
     text = against(tmp_path, "rslad")
-    rows = [row for row in told(text) if row["Method"] == "RSLAD"]
+    rows = [row for row in printed_rows(text) if row["Method"] == "RSLAD"]
     assert {row["Model"] for row in rows} == {"resnet18 §", "mobilenet_v2 §"}
     assert "measured - published" not in text
     assert "- § is not what was measured above it" in text
@@ -100,9 +100,12 @@ def test_another_network_is_marked_and_not_subtracted(tmp_path: Path) -> None:
 
 def test_a_radius_of_0_031_is_not_8_255(tmp_path: Path) -> None:
     write_run(tmp_path, Spec("trades", **{**CIFAR, "model": "wrn34_10"}, attacks={"autoattack": 0.5}))
-    (row,) = [row for row in told(against(tmp_path, "robustbench")) if row["Figures"].startswith("robustbench")]
+    rows = printed_rows(against(tmp_path, "robustbench"))
+    (row,) = [row for row in rows if row["Figures"].startswith("robustbench")]
     assert (row["Model"], row["eps"], row["AutoAttack Average"]) == ("wrn34_10", "0.031 §", "53.08")
-    (difference,) = [row for row in told(against(tmp_path, "robustbench")) if row["Figures"] == "measured - published"]
+    (difference,) = [
+        row for row in printed_rows(against(tmp_path, "robustbench")) if row["Figures"] == "measured - published"
+    ]
     assert difference["Clean Average"] != "–", "clean accuracy has no radius"
     assert difference["AutoAttack Average"] == "–"
 
@@ -111,23 +114,23 @@ def test_figures_go_to_the_column_with_their_settings(tmp_path: Path) -> None:
     for steps in (20, 30):
         facts = {"attack_settings": {"steps": steps, "step_size": None, "start": "zero", "restarts": 1}, "block": steps}
         write_run(tmp_path / str(steps), Spec("rslad", **CIFAR, attacks={"cw": 0.5}, eval_facts=facts))
-    rows = told(against([tmp_path / "20", tmp_path / "30"], "rslad", checkpoint="last"))
+    rows = printed_rows(against([tmp_path / "20", tmp_path / "30"], "rslad", checkpoint="last"))
     quoted = next(row for row in rows if row["Method"] == "RSLAD")
     assert (quoted["CW (rslad) Average"], quoted["CW (absld) Average"]) == ("53.22", "–")
-    (alone,) = [row for row in told(against(tmp_path / "30", "rslad")) if row["Method"] == "RSLAD"]
+    (alone,) = [row for row in printed_rows(against(tmp_path / "30", "rslad")) if row["Method"] == "RSLAD"]
     assert alone["CW Average"] == "53.22 §", "20 steps beside 30"
 
 
 def test_another_checkpoint_is_marked(tmp_path: Path) -> None:
     write_run(tmp_path, Spec("trades", **CIFAR, attacks={"autoattack": 0.5}, checkpoints=("best",)))
-    rows = [row for row in told(against(tmp_path, "dafa")) if row["Figures"].startswith("dafa")]
+    rows = [row for row in printed_rows(against(tmp_path, "dafa")) if row["Figures"].startswith("dafa")]
     assert [(row["Method"], row["Checkpoint"]) for row in rows] == [("TRADES", "last §")]
 
 
 def test_a_model_of_the_zoo_is_held_against_its_own_entry(tmp_path: Path) -> None:
     zoo = {"model": "robustbench:Rice2020Overfitting", "label": "Rice2020Overfitting"}
     write_run(tmp_path, Spec("external", **{**CIFAR, **zoo}, attacks={"autoattack": 0.5}))
-    rows = told(against(tmp_path, "robustbench"))
+    rows = printed_rows(against(tmp_path, "robustbench"))
     assert [row["Figures"] for row in rows] == ["measured", "robustbench: CIFAR-10, Linf", "measured - published"]
     assert (rows[1]["Checkpoint"], rows[1]["AutoAttack Average"]) == ("unknown", "53.42")
     measured, quoted, difference = (float(row["AutoAttack Average"]) for row in rows)
@@ -136,7 +139,7 @@ def test_a_model_of_the_zoo_is_held_against_its_own_entry(tmp_path: Path) -> Non
 
 def test_worst_class_and_nsd_where_the_source_has_them(tmp_path: Path) -> None:
     write_run(tmp_path, Spec("frl", **{**CIFAR, "model": "preact_resnet18_plain"}, attacks={"pgd": 0.5}))
-    (row,) = [row for row in told(against(tmp_path, "frl")) if row["Method"] == "FRL reweight"]
+    (row,) = [row for row in printed_rows(against(tmp_path, "frl")) if row["Method"] == "FRL reweight"]
     assert (row["Clean Worst"], row["PGD NSD"]) == ("71.10", "0.304 §"), "the tree's PGD has steps of 0.0375"
     assert "NSD and worst class computed by us" in against(tmp_path, "frl")
 
@@ -179,7 +182,7 @@ def test_latex_holds_the_same_figures(cifar: Path, text: str) -> None:
     (rows,) = latex_tables(against(cifar, "rslad", format="latex"))
     printed = [[cell.replace("$-$", "-") for cell in row] for row in rows[1:]]
     assert [[*row[:2], *row[5:]] for row in printed] == [
-        [*list(row.values())[:2], *list(row.values())[5:]] for row in told(text)
+        [*list(row.values())[:2], *list(row.values())[5:]] for row in printed_rows(text)
     ]
 
 

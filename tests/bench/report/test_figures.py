@@ -1,4 +1,4 @@
-"""Figures: which files there are, what they show, and that drawing leaves nothing behind."""
+"""Figures: their files, their content, and matplotlib settings restored after drawing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part of a report: some attacks, in every view."""
+"""Reports restricted to some attacks, in every view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sound folder has no findings; every planted fault has one that names the file."""
+"""Integrity check: no findings in a sound folder; each planted fault has one that names the file."""
 
 from __future__ import annotations
 

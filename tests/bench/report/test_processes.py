@@ -1,4 +1,4 @@
-"""What a table says of runs that were trained in micro-batches or over several processes."""
+"""Notes on runs that were trained in micro-batches or over several processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WARNING = ", with which BatchNorm or dropout give other numbers than whole batch
         ({"micro_batch": {**HALVED, "exact": False}}, [f"micro-batches of 32 since memory ran out{WARNING}"]),
     ],
 )  # fmt: skip
-def test_what_is_said_of_a_run(facts: dict[str, Any], said: list[str]) -> None:
+def test_facts_of_a_run(facts: dict[str, Any], said: list[str]) -> None:
     assert batch_split_facts(facts) == said
 
 
@@ -39,9 +39,9 @@ def test_the_note_names_the_rows_that_it_concerns(tmp_path: Path) -> None:
     write_run(tmp_path, Spec("trades"))
     write_run(tmp_path, Spec("pgd_at", facts={"micro_batch": {**HALVED, "exact": False}, **TWO}))
     text = render(tmp_path)
-    usual = "1,197 samples, recipe digits, 30 epochs"
+    whole = "1,197 samples, recipe digits, 30 epochs"
     cut = f"2 processes with BatchNorm statistics of each process, micro-batches of 32 since memory ran out{WARNING}"
-    assert f"Training: {usual}, {cut} for pgd_at" in text or f"Training: {usual}, {cut}; {usual} for trades" in text
+    assert f"Training: {whole}, {cut} for pgd_at" in text or f"Training: {whole}, {cut}; {whole} for trades" in text
 
 
 @pytest.mark.parametrize(

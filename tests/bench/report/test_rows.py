@@ -1,4 +1,4 @@
-"""What shares a row, a column and a table of a report, and what stands in its own."""
+"""Rows and columns of a report: which runs and evaluations share one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.trees import Spec, draw, write_evaluation, write_run
 
 
 @pytest.mark.parametrize(
-    ("change", "told_apart_by"),
+    ("change", "named_by"),
     [
         ({"recipe": "paper"}, 'recipe=digits"|recipe=paper'),
         ({"settings": {"beta": 5}}, "beta=5"),
@@ -31,14 +31,14 @@ from tests.helpers.trees import Spec, draw, write_evaluation, write_run
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(
-    tmp_path: Path, change: dict[str, Any], told_apart_by: str
+    tmp_path: Path, change: dict[str, Any], named_by: str
 ) -> None:
     write_run(tmp_path, Spec(seed=0))
     write_run(tmp_path, Spec(seed=1, facts=change))
     (table,) = build_tables(tmp_path)
     assert [row.seeds for row in table.rows] in ([(0,), (1,)], [(1,), (0,)])
     assert len({row.name for row in table.rows}) == 2
-    assert any(re.search(told_apart_by, row.name) for row in table.rows)
+    assert any(re.search(named_by, row.name) for row in table.rows)
 
 
 def test_a_training_in_lower_precision_is_noted(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_protocols_never_share_a_column(tmp_path: Path, change: dict[str, Any], 
     assert sorted(cell.seeds for cell in table.rows[0].cells.values()) == [(0,), (0, 1), (1,)]
     (heads, row) = markdown_tables(render(tmp_path))[0]
     assert {f"PGD ({name}) Average" for name in named} <= set(heads)
-    told = re.search(r"Fewer seeds in pgd_at \(last\), PGD \((.*?)\): ", render(tmp_path))
-    assert told is not None and told[1] in named
+    match = re.search(r"Fewer seeds in pgd_at \(last\), PGD \((.*?)\): ", render(tmp_path))
+    assert match is not None and match[1] in named
     assert len(row) == len(heads)
 
 
@@ -97,7 +97,7 @@ def test_protocols_never_share_a_column(tmp_path: Path, change: dict[str, Any], 
         ),
     ],
 )
-def test_columns_of_one_attack_are_told_apart_by_its_code(
+def test_columns_of_one_attack_are_named_by_its_revision(
     tmp_path: Path, older: dict[str, Any], newer: dict[str, Any], named: tuple[str, str]
 ) -> None:
     for seed, facts in enumerate((older, newer)):
@@ -129,12 +129,12 @@ def test_of_several_revisions_of_an_attack_the_newest_is_shown(tmp_path: Path) -
     assert pgd.revision == 10
     high = {row.name: row.cells[pgd].mean("average") > 0.5 for row in table.rows}
     assert high == {"pgd_at": False, "trades": False, "ham": True, "mart": True}
-    told = "- Evaluated under several revisions of an attack, of which the newest is shown: "
-    told += "PGD, revision 10 instead of 9, for pgd_at (last), "
-    assert f"{told}trades (last), ham (last)." in render(tmp_path)
-    assert f"{told}trades (last), ham (last)." in by_class(tmp_path)
-    assert f"{told}trades (last), ham (last)." in gains(tmp_path, "pgd_at")
-    assert f"{told}ham (last)." in compare(tmp_path, "pgd_at", "ham")
+    note = "- Evaluated under several revisions of an attack, of which the newest is shown: "
+    note += "PGD, revision 10 instead of 9, for pgd_at (last), "
+    assert f"{note}trades (last), ham (last)." in render(tmp_path)
+    assert f"{note}trades (last), ham (last)." in by_class(tmp_path)
+    assert f"{note}trades (last), ham (last)." in gains(tmp_path, "pgd_at")
+    assert f"{note}ham (last)." in compare(tmp_path, "pgd_at", "ham")
     assert "several revisions" not in render(tmp_path, methods=["mart"])
 
 

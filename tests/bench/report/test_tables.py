@@ -1,4 +1,4 @@
-"""From a results tree to tables: the tidy frame, marks, notes, and what each reporter prints."""
+"""Tables of a results tree: the data frame, ranking, notes, and the text of each reporter."""
 
 from __future__ import annotations
 
