@@ -1,4 +1,4 @@
-"""Networks: names, building them, weights from files."""
+"""Networks: their names, building them, loading weights, teachers."""
 
 from __future__ import annotations
 

@@ -12,20 +12,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, UsageError
-from bench.models.registry import MODELS, ZOO, Builder, builder_file, folder_name, is_own
+from bench.models.registry import MODELS, ZOO, Builder, builder_file, folder_name, is_unregistered
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def builder(name: str) -> Builder:
-    """The function that builds a model: one that is registered or of a package, `module:builder` or `file.py:builder`.
+    """The function that builds a model: registered, of a package, `module:builder` or `file.py:builder`.
 
     Raises:
         UnknownName: if the name is not registered.
         UsageError: if the module or the builder cannot be found, or the module does not import.
     """
-    if not is_own(name):
+    if not is_unregistered(name):
         return MODELS[name]
     if name.startswith(f"{ZOO}:"):
         raise UsageError(
@@ -33,18 +33,18 @@ def builder(name: str) -> Builder:
             "expected it under `bench evaluate` or --teacher-model"
         )
     place, _, attribute = name.rpartition(":")
-    found = getattr(_module(place, name), attribute, None)
-    if not callable(found):
+    function = getattr(_import_module(place, name), attribute, None)
+    if not callable(function):
         raise UsageError(f"model {name!r}: {place} has no function {attribute!r}; expected MODULE:BUILDER")
-    loaded: Builder = found
+    loaded: Builder = function
     return loaded
 
 
 def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: int) -> nn.Module:
-    """A model whose initialisation depends on the seed alone; the caller's random stream is left as it was.
+    """A model whose initialisation depends on the seed alone; the global random streams are restored.
 
     Args:
-        name: of a model, in any of its forms but `robustbench:ID`.
+        name: of a model, any but `robustbench:ID`.
         num_classes: classes K of the logits.
         in_channels: channels of the images.
         image_size: height and width of the images, at least 8.
@@ -52,9 +52,8 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
 
     Raises:
         UnknownName, UsageError: see `builder`.
-        UsageError: if the numbers make no model, or the builder does not take them.
-        BenchError: if the builder fails or returns something else than a module, or the module something else than
-            logits.
+        UsageError: if the numbers are out of range, or the builder does not take them.
+        BenchError: if the builder fails, does not return a module, or the module does not return logits.
     """
     import torch
 
@@ -63,7 +62,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
             f"model {name!r}: expected at least 2 classes, 1 channel and images of 8x8, "
             f"got {num_classes}, {in_channels} and {image_size}x{image_size}"
         )
-    make = _checked(builder(name), name)
+    make = _check_signature(builder(name), name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
@@ -73,7 +72,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
         except Exception as error:  # a user's builder may raise anything; the sentence says where
             raise BenchError(
                 f"model {name!r}: its builder fails for {num_classes} classes, {in_channels} channels and images of "
-                f"{image_size}x{image_size} ({_told(error, name)})"
+                f"{image_size}x{image_size} ({_describe_error(error, name)})"
             ) from error
     if not isinstance(model, torch.nn.Module):
         raise BenchError(
@@ -86,15 +85,15 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
 
 
 def network(name: str, dataset: str, norm: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """A model that weights are to be put into: any that `build` makes, or the network of an entry of the zoo.
+    """A model to load weights into: any that `build` makes, or the network of an entry of the zoo.
 
     Args:
-        name: of a model, in any of its forms.
-        dataset: the data set it is for, which the zoo needs to know.
-        norm: likewise, the norm it was trained for.
+        name: of a model.
+        dataset: the data set it is for, which identifies an entry of the zoo.
+        norm: of the threat model it was trained for, likewise.
         num_classes: see `build`.
-        in_channels: likewise.
-        image_size: likewise.
+        in_channels: see there.
+        image_size: see there.
 
     Raises:
         UnknownName, UsageError, BenchError: see `build` and `bench.models.robustbench.zoo_network`.
@@ -106,37 +105,37 @@ def network(name: str, dataset: str, norm: str, num_classes: int, in_channels: i
     return build(name, num_classes, in_channels, image_size, seed=0)
 
 
-def _checked(make: Builder, name: str) -> Builder:
-    """The builder, if three numbers in the agreed order can be given to it."""
+def _check_signature(make: Builder, name: str) -> Builder:
+    """The builder, if it can be called with three numbers."""
     try:
-        takes = inspect.signature(make)
-    except ValueError:  # a function of another language does not say what it takes
+        signature = inspect.signature(make)
+    except ValueError:  # some built-in functions have none
         return make
     try:
-        takes.bind(0, 0, 0)
+        signature.bind(0, 0, 0)
     except TypeError:
         raise UsageError(
             f"model {name!r}: expected BUILDER(num_classes, in_channels, image_size), got "
-            f"{name.rpartition(':')[2]}{takes.replace(return_annotation=inspect.Signature.empty)}"
+            f"{name.rpartition(':')[2]}{signature.replace(return_annotation=inspect.Signature.empty)}"
         ) from None
     return make
 
 
-def _told(error: BaseException, name: str) -> str:
-    """What an error of a network says, and the last line of the builder's own file that it passed."""
+def _describe_error(error: BaseException, name: str) -> str:
+    """Text of an error of a network, and the last line of the builder's file in its traceback."""
     lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    file = builder_file(name.rpartition(":")[0], name) if is_own(name) else None
-    passed = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_at(frame.filename, file)]
-    return f"{said}; {file.name}, line {passed[-1]}" if file is not None and passed else said
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    file = builder_file(name.rpartition(":")[0], name) if is_unregistered(name) else None
+    numbers = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_file(frame.filename, file)]
+    return f"{text}; {file.name}, line {numbers[-1]}" if file is not None and numbers else text
 
 
-def _is_at(name: str, file: Path | None) -> bool:
+def _is_file(name: str, file: Path | None) -> bool:
     return file is not None and Path(name).resolve() == file.resolve()
 
 
 def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[int, int, int]) -> None:
-    """Let a model that nobody has tested see two images of the size it is for."""
+    """Apply a user's model to two images of its size and check the shape of its logits."""
     import torch
 
     from attacks.contexts import mode
@@ -146,13 +145,15 @@ def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[in
         with mode(model, train=False), torch.no_grad():
             logits = model(torch.zeros(2, *image))
     except Exception as error:
-        raise BenchError(f"model {name!r}: cannot be applied to images of {given} ({_told(error, name)})") from error
+        raise BenchError(
+            f"model {name!r}: cannot be applied to images of {given} ({_describe_error(error, name)})"
+        ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         raise BenchError(f"model {name!r}: expected logits (2, {num_classes}) of two images of {given}, got {shape}")
 
 
-def _module(place: str, name: str) -> ModuleType:
+def _import_module(place: str, name: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
@@ -170,4 +171,4 @@ def _module(place: str, name: str) -> ModuleType:
     except BenchError:
         raise
     except (Exception, SystemExit) as error:  # a script, for one, reads a command line of its own, and ends
-        raise UsageError(f"model {name!r}: {place} cannot be imported ({_told(error, name)})") from error
+        raise UsageError(f"model {name!r}: {place} cannot be imported ({_describe_error(error, name)})") from error

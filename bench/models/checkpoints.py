@@ -1,7 +1,7 @@
-"""Weights in files: reading those of other projects without running their code, fitting them, hashing, writing.
+"""Checkpoints: reading state dicts of any project without running its code, loading, hashing and writing them.
 
-A file is read as tensors only (safetensors, or torch's zip with `weights_only`). What training scripts wrap
-around weights is taken off; what remains must fit the model by name and shape, or the error names the keys.
+A file is read as tensors only (safetensors, or torch's zip with `weights_only`). What training scripts wrap around
+weights is removed; what remains must match the model by name and shape, or the error names the keys.
 Of several networks in one file, `FILE#ENTRY` takes the one stored under that name, such as an average of the weights.
 """
 
@@ -26,24 +26,24 @@ from torch import Tensor, nn
 
 from bench.core.files import file_and_entry, write_bytes
 from bench.errors import BenchError, UsageError
-from bench.models.file_kinds import HEAD, unlike_torch, unlike_weights
+from bench.models.file_kinds import HEAD, foreign_archive, foreign_format
 from bench.models.normalized import Normalized
-from bench.models.unwrap import ARRAYS, few, is_bookkeeping, others, unwrap
+from bench.models.unwrap import ARRAYS, abbreviate, is_bookkeeping, unused_entries, unwrap
 
-# What a class around the network may put there; taken off or put on only where the model asks for it.
+# Name prefixes of classes around the network; removed or added only where the model needs it.
 PREFIXES = (
     *("model.", "net.", "network.", "student.", "encoder.", "backbone.", "basic_net.", "basic_model.", "base_model."),
     *("1.", "1.module.", "model.module."),
 )
 # Two spellings of the same layers of a ResNet, tried in both directions.
 SPELLINGS = ({"fc": "linear", "downsample": "shortcut"}, {"linear": "fc", "shortcut": "downsample"})
-# The last words under which a mean and a deviation per channel are stored, below whatever holds them.
+# Last parts of the names of a stored mean and deviation per channel.
 NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
 CHANNELS = 16
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint, on the CPU, without its wrappers and parallel prefixes.
+    """State dict of a checkpoint, on the CPU, without wrappers and prefixes of DataParallel.
 
     Args:
         path: safetensors, or a file of `torch.save` (.pt, .pth, .model, any name); `FILE#ENTRY` for one of several.
@@ -57,23 +57,23 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def other_entries(path: Path | str) -> tuple[str, ...]:
-    """Names under which a file holds more weights than those that `load_weights` takes of it.
+    """Names of further networks in a file, beside the one that `load_weights` takes.
 
     Raises:
         UsageError, BenchError: see `load_weights`.
     """
     file, entry = file_and_entry(path)
-    return others(read_file(file), entry)
+    return unused_entries(read_file(file), entry)
 
 
 def read_file(path: Path | str) -> Any:
-    """What a checkpoint file holds, read without running any code of it; see `load_weights`."""
+    """Content of a checkpoint file, read without running any code of it; see `load_weights`."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file")
     with path.open("rb") as file:
         head = file.read(HEAD)
-    if (found := unlike_weights(head)) is not None:
+    if (found := foreign_format(head)) is not None:
         raise BenchError(f"{path}: expected weights, got {found}")
     if head[8:9] == b"{":
         try:
@@ -81,8 +81,8 @@ def read_file(path: Path | str) -> Any:
         except SafetensorError as error:
             raise _damaged(path, error) from error
     try:
-        with inert_types(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says of programs is said below
+        with allow_plain_types(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript, an error below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error) or "global" in str(error):
@@ -97,14 +97,14 @@ def read_file(path: Path | str) -> Any:
                 f"{path}: expected tensors only, got a TorchScript program; where you trust it, load it there and save "
                 "its state_dict() alone"
             ) from error
-        if (found := unlike_torch(path)) is not None:
+        if (found := foreign_archive(path)) is not None:
             raise BenchError(f"{path}: expected weights, got {found}") from error
         raise _damaged(path, error) from error
 
 
 @contextmanager
-def inert_types() -> Iterator[None]:
-    """Let `weights_only` read what checkpoints carry beside weights and what runs nothing: arrays, paths, arguments."""
+def allow_plain_types() -> Iterator[None]:
+    """Let `weights_only` read types that run no code and are found beside weights: arrays, paths, arguments."""
     dtypes = [type(np.dtype(kind)) for kind in ARRAYS]
     scalar = np.float64(0).__reduce__()[0]
     array = np.empty(0).__reduce__()[0]
@@ -127,12 +127,12 @@ def fit(
     where: str = "checkpoint",
     flag: str = "--model",
 ) -> nn.Module:
-    """Put weights into a model, every one of them, and return it, behind a normalisation where there is one.
+    """Load all weights into a model; returns it, wrapped in a normalisation if there is one.
 
-    Passed over are counters of batches, the first block that TRADES' wide networks carry and never use, and single
+    Ignored are batch counters of BatchNorm, the first block that TRADES' wide networks carry and never use, and single
     numbers called epoch, loss and the like.
-    A prefix that names share is taken off or put on, and layers called fc and downsample are linear and shortcut, where
-    the model has it so. Where the file stores a normalisation that the model lacks, the model is put behind it; a
+    A prefix that all names share is removed or added, and layers called fc and downsample are linear and shortcut,
+    where the model needs it. If the file stores a normalisation that the model lacks, the model is wrapped in it; a
     normalisation that the model has and the file lacks stays, unless one is given.
 
     Args:
@@ -140,25 +140,28 @@ def fit(
         weights: names and tensors, of any float type.
         mean: of the normalisation its training used, one per channel, in units of x in [0, 1].
         std: likewise.
-        where: what the messages call the weights, such as the file.
-        flag: what chooses another network, for the messages.
+        where: name of the weights in messages, such as the file.
+        flag: the option that chooses another network, for messages.
 
     Raises:
-        UsageError: if names or shapes do not fit, naming some of them, or a normalisation is given twice.
+        UsageError: if names or shapes do not match, naming some of them, or a normalisation is given twice.
         BenchError: if a weight is not finite.
     """
     own = model.state_dict()
     weights = {name: tensor for name, tensor in weights.items() if name in own or not is_bookkeeping(name, tensor)}
-    named, stored = _normalisation(_rename(weights, own), own)
+    named, stored = _pop_normalisation(_best_spelling(weights, own), own)
     buffers = {name for name, _ in model.named_buffers()}
-    layer = _by_kind([name for name in own if name in buffers and _is_normalisation(name, own)])
-    given = _given(mean, std, where)
+    layer = _mean_then_std([name for name in own if name in buffers and _is_normalisation(name, own)])
+    given = _given_normalisation(mean, std, where)
     if given is not None and (stored is not None or any(name in named for name in layer)):
         raise UsageError(f"{where}: holds a normalisation of its own; leave out --mean and --std")
     normalisation = given or stored
     if normalisation is not None and len(layer) == 2:
-        told = Normalized(nn.Identity(), *normalisation)
-        named |= {layer[0]: _shaped(told.mean, own[layer[0]]), layer[1]: _shaped(told.std, own[layer[1]])}
+        mean_std = Normalized(nn.Identity(), *normalisation)
+        named |= {
+            layer[0]: _like_buffer(mean_std.mean, own[layer[0]]),
+            layer[1]: _like_buffer(mean_std.std, own[layer[1]]),
+        }
         normalisation = None
     kept = {*layer, *filter(_is_counter, buffers)}
     needed = {name: named.get(name, own[name]) for name in own if name in named or name in kept}
@@ -179,48 +182,49 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def save_weights(path: Path | str, weights: Mapping[str, Tensor]) -> None:
-    """Write safetensors, whole or not at all; equal weights give equal bytes."""
+    """Write safetensors atomically; equal weights give equal bytes."""
     tensors = {name: weights[name].detach().cpu().clone().contiguous() for name in sorted(weights)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_bytes(Path(path), safetensors.torch.save(tensors))
 
 
-def _rename(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names that most agree with the model's: as they are, or spelt otherwise."""
-    forms = []
+def _best_spelling(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the spelling of their names that shares most names with the model."""
+    candidates = []
     for spelling in ({}, *SPELLINGS):
         spelt = {".".join(spelling.get(word, word) for word in name.split(".")): t for name, t in weights.items()}
-        forms.append(spelt)
+        candidates.append(spelt)
         for prefix in PREFIXES:
-            forms.append({name.removeprefix(prefix): tensor for name, tensor in spelt.items()})
-            forms.append({prefix + name: tensor for name, tensor in spelt.items()})
-    return max((form for form in forms if len(form) == len(weights)), key=lambda form: len(form.keys() & own.keys()))
+            candidates.append({name.removeprefix(prefix): tensor for name, tensor in spelt.items()})
+            candidates.append({prefix + name: tensor for name, tensor in spelt.items()})
+    unambiguous = (names for names in candidates if len(names) == len(weights))
+    return max(unambiguous, key=lambda names: len(names.keys() & own.keys()))
 
 
-def _normalisation(
+def _pop_normalisation(
     weights: dict[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
-    """Take a stored normalisation out of weights for a model that has none."""
-    found = _by_kind([name for name in weights if name not in own and _is_normalisation(name, weights)])
+    """Weights without a stored normalisation, and that, for a model that has none."""
+    found = _mean_then_std([name for name in weights if name not in own and _is_normalisation(name, weights)])
     if len(found) != 2:
         return weights, None
     rest = {name: tensor for name, tensor in weights.items() if name not in found}
     return rest, (weights[found[0]], weights[found[1]])
 
 
-def _by_kind(names: Sequence[str]) -> list[str]:
-    """Names of a mean and a deviation, the mean first."""
+def _mean_then_std(names: Sequence[str]) -> list[str]:
+    """Names of a mean and a deviation, sorted in this order."""
     deviations = [std for _, std in NORMALISATIONS]
     return sorted(names, key=lambda name: name.rpartition(".")[2] in deviations)
 
 
-def _shaped(values: Tensor, like: Tensor) -> Tensor:
-    """One value per channel in the shape of a layer's own; one for all is repeated."""
+def _like_buffer(values: Tensor, like: Tensor) -> Tensor:
+    """One value per channel in the shape of a buffer; a single value is repeated."""
     flat = values.flatten()
     return flat.expand(like.numel()).reshape(like.shape) if len(flat) in (1, like.numel()) else flat
 
 
-def _given(
+def _given_normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None, where: str
 ) -> tuple[Sequence[float], Sequence[float]] | None:
     if (mean is None) != (std is None):
@@ -233,7 +237,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _is_normalisation(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a name is that of a mean or a deviation per channel, and its partner is there too."""
+    """Whether a name is that of a mean or a deviation per channel, and the other exists too."""
     holder, dot, last = name.rpartition(".")
     pair = next((pair for pair in NORMALISATIONS if last in pair), ())
     return bool(pair) and all(
@@ -253,7 +257,7 @@ def _check_fit(
     if missing or unexpected or unequal:
         shapes = [f"{name} {tuple(needed[name].shape)} for {tuple(own[name].shape)}" for name in unequal]
         found = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-        faults = "; ".join(f"{len(names)} {what}: {few(names)}" for what, names in found if names)
+        faults = "; ".join(f"{len(names)} {what}: {abbreviate(names)}" for what, names in found if names)
         only_last = not missing and not unexpected and all(own[name].ndim <= 2 for name in unequal)
         remedy = (
             "another number of classes or image size? choose the dataset it was trained on"
@@ -263,11 +267,13 @@ def _check_fit(
         raise UsageError(f"{where}: the weights do not fit the model ({faults}); {remedy}")
     broken = [name for name, tensor in needed.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise BenchError(f"{where}: expected finite weights, got NaN or infinity in {few(broken)}; training diverged")
+        raise BenchError(
+            f"{where}: expected finite weights, got NaN or infinity in {abbreviate(broken)}; training diverged"
+        )
 
 
 def _first_global(text: str) -> str:
-    """The class that torch's message names."""
+    """The class that torch's error message names."""
     words = [word.strip("`'\",.()") for word in text.split()]
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
     return named[0] if named else "a class that is not a tensor"

@@ -1,4 +1,4 @@
-"""What a file is that cannot be a checkpoint, told from its first bytes or, of an archive, from what it holds."""
+"""Explain why a file is not a checkpoint: web page, git-lfs pointer, archive or another format."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import codecs
 import zipfile
 from pathlib import Path
 
-HEAD = 512  # bytes that are looked at
+HEAD = 512  # bytes that are needed
 SHOWN = 60
 PAGES = ("<!doctype", "<html", "<head", "<body", "<?xml", "<!--")
 POINTER = "version https://git-lfs.github.com/spec/"
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!")
 
 
-def unlike_weights(head: bytes) -> str | None:
-    """What a file with these first bytes is, and what to do; None if it may hold weights, or is empty."""
-    text = _text(head)
+def foreign_format(head: bytes) -> str | None:
+    """Format of a file with these first bytes, and the remedy; None if it may hold weights, or is empty."""
+    text = _decode(head)
     if text is not None:
-        return _written(text.strip()) if text else None
+        return _text_format(text.strip()) if text else None
     if head.startswith(b"PK") or (head[:1] == b"\x80" and head[1:2] <= b"\x05") or head[8:9] == b"{":
         return None  # a zip of torch.save, a pickle such as its older form, safetensors
     if head.startswith(PACKED) or head[257:262] == b"ustar":
@@ -29,8 +29,8 @@ def unlike_weights(head: bytes) -> str | None:
     return "bytes of no format that is known here; fetch it again, or look for the right file"
 
 
-def unlike_torch(path: Path) -> str | None:
-    """What an intact zip archive holds, and what to do, if that is not what torch.save puts there."""
+def foreign_archive(path: Path) -> str | None:
+    """Content of an intact zip archive that torch.save has not written, and the remedy; else None."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -42,8 +42,8 @@ def unlike_torch(path: Path) -> str | None:
     return f"a zip archive with {names[0] if names else 'nothing'} in it; unpack it, and give the file of weights"
 
 
-def _text(head: bytes) -> str | None:
-    """The bytes as text, up to a character that they cut off; None if they are none."""
+def _decode(head: bytes) -> str | None:
+    """The bytes as UTF-8 text, without an incomplete last character; None if they are not text."""
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
     except UnicodeDecodeError:
@@ -51,7 +51,7 @@ def _text(head: bytes) -> str | None:
     return text if all(character.isprintable() or character in "\t\n\r\f" for character in text) else None
 
 
-def _written(text: str) -> str:
+def _text_format(text: str) -> str:
     if text.lower().startswith(PAGES):
         return (
             "a web page (a download that asked for a confirmation, or an error); delete it and fetch the file with a "

@@ -1,4 +1,4 @@
-"""Normalisation as a layer of the model, so that attacks and radii stay in the units of the image."""
+"""Normalisation as a layer of the model, so that attacks and radii are in the units of the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.errors import UsageError
 
 
 class Normalized(nn.Module):
-    """A model behind `(x - mean) / std`.
+    """A model that takes images in [0, 1] and normalises them: `model((x - mean) / std)`.
 
     Args:
         model: takes normalised images.
@@ -41,12 +41,12 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of x (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.model(normalized(x, self.mean, self.std))
+        logits: Tensor = self.model(normalize(x, self.mean, self.std))
         return logits
 
 
-@wrap  # whoever traces the model need not see into it
-def normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+@wrap  # torch.fx traces it as one call
+def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Images (N, C, H, W) of mean 0 and deviation 1, from mean and deviation (1, C or 1, 1, 1).
 
     Raises:

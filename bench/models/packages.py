@@ -1,8 +1,7 @@
 """Networks of other packages by name, `torchvision:resnet50` and `timm:vit_small_patch16_224`, for larger images.
 
-They start from scratch, whatever weights their package offers, and stand behind the normalisation that their package
-trains them with, so that images are in [0, 1] as everywhere. Which names there are is read from the package's files:
-nothing is imported before a network is built.
+They have fresh weights and are wrapped in the normalisation that their package trains them with, so that they take
+images in [0, 1]. Their names are read from the package's files: nothing is imported before a network is built.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ FORMS = {
 PACKAGES = ("torchvision", "timm")
 REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Their second outputs would be a tuple in train mode; the warning about a future initialisation is answered.
-ONE_OUTPUT = {"aux_logits": False, "init_weights": True}
+# In train mode their auxiliary logits would make a tuple; init_weights silences a warning about its default.
+SINGLE_OUTPUT = {"aux_logits": False, "init_weights": True}
 
 
 def parse(name: str) -> tuple[str, str] | None:
-    """Package and network that a name stands for; None if it is not of that form."""
+    """Package and network of a name such as `timm:NAME`; None if it is not of that form."""
     package, colon, network = name.partition(":")
     package = package.strip().lower()
     return (package, network.strip()) if colon and package in PACKAGES else None
@@ -66,15 +65,15 @@ def names(package: str) -> tuple[str, ...]:
     Raises:
         UsageError: if it is not installed.
     """
-    texts = (path.read_text(encoding="utf-8") for path in sorted(_home(package).glob("*.py")))
+    texts = (path.read_text(encoding="utf-8") for path in sorted(_models_folder(package).glob("*.py")))
     return tuple(sorted({name for text in texts for name in REGISTERED.findall(text)}))
 
 
 def sketch(package: str, network: str) -> Sketch:
-    """What is known of a network without building it."""
+    """Name, description and facts of a network, known without building it."""
     name = spelling(package, network)
     doc = f"{name.partition(':')[2]} of {package}, from scratch, behind the normalisation it is trained with there."
-    return Sketch(name, doc, {}, {"package": package}, _home(package))
+    return Sketch(name, doc, {}, {"package": package}, _models_folder(package))
 
 
 def build(package: str, network: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -84,7 +83,7 @@ def build(package: str, network: str, num_classes: int, in_channels: int, image_
         UsageError: if the package is not installed, or cannot build it for these numbers.
     """
     name = f"{package}:{network}"
-    module = _imported(package)
+    module = _import_package(package)
     make = _timm if package == "timm" else _torchvision
     try:
         with warnings.catch_warnings():
@@ -106,7 +105,7 @@ def _torchvision(
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     if in_channels != 3:
         raise ValueError("its networks take three channels; those of timm take any number")
-    more: dict[str, Any] = ONE_OUTPUT if network in ("googlenet", "inception_v3") else {}
+    more: dict[str, Any] = SINGLE_OUTPUT if network in ("googlenet", "inception_v3") else {}
     if network.startswith("vit_"):
         more = {"image_size": image_size}
     elif network.startswith("maxvit_"):
@@ -128,15 +127,15 @@ def _per_channel(values: Sequence[float], channels: int) -> Sequence[float]:
     return values if len(values) == channels else [sum(values) / len(values)] * channels
 
 
-def _imported(package: str) -> ModuleType:
-    _home(package)
+def _import_package(package: str) -> ModuleType:
+    _models_folder(package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(package)
 
 
-def _home(package: str) -> Path:
-    """The folder with the files that register a package's networks."""
+def _models_folder(package: str) -> Path:
+    """The folder with the files that define a package's networks."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise UsageError(f"{package} is not installed, which models named {package}:NAME need; `pip install {package}`")

@@ -1,12 +1,12 @@
-"""Models by name: the registry, which imports nothing heavy, and the way to a model with its own initialisation.
+"""The registry of models; it imports nothing heavy. `bench.models.builders` builds them.
 
 A builder is `build(num_classes, in_channels, image_size) -> Module`: the module takes x (N, C, H, W) in [0, 1]
 and returns logits (N, K); a normalisation is a layer of it (`Normalized`). Facts of the registration:
 `parameters` and `mmacs` (millions of multiply-adds per image), both at 10 classes and the `image` it was made for.
 
-What is not registered has a colon in its name: `torchvision:NAME` and `timm:NAME` (see `bench.models.packages`), a
-builder of one's own as `package.module:builder` or `path/to/file.py:builder`, and for checkpoints trained elsewhere
-`robustbench:ID`, the network of that entry of the zoo.
+Unregistered models have a colon in their name: `torchvision:NAME` and `timm:NAME` (see `bench.models.packages`), a
+user's builder as `package.module:builder` or `path/to/file.py:builder`, and, for checkpoints trained elsewhere,
+`robustbench:ID`, the network of that entry of the RobustBench zoo.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Models(Registry[Builder]):
 
     @property
     def forms(self) -> dict[str, str]:
-        """How a network that is not registered is named, with a line on each."""
-        own = {
+        """Patterns of names of unregistered networks, with a line on each."""
+        user_builders = {
             "FILE.py:BUILDER": "A function build(num_classes, in_channels, image_size) of your own; also MODULE:BUILDER"
         }
-        return {**packages.FORMS, **own}
+        return {**packages.FORMS, **user_builders}
 
     def __getitem__(self, name: str) -> Builder:
         """The function that builds a network."""
@@ -49,7 +49,7 @@ class Models(Registry[Builder]):
         return super().__getitem__(name) if outside is None else partial(packages.build, *outside)
 
     def sketch(self, name: str) -> Sketch:
-        """What is known of a network without building it."""
+        """Name, description and facts of a network, known without building it."""
         outside = packages.parse(self.resolve(name))
         return super().sketch(name) if outside is None else packages.sketch(*outside)
 
@@ -84,21 +84,21 @@ def resolve(name: str) -> str:
         UnknownName: with the closest match.
         UsageError: if the package that a name asks for is not installed.
     """
-    return name if is_own(name) else MODELS.resolve(name)
+    return name if is_unregistered(name) else MODELS.resolve(name)
 
 
 def folder_name(name: str) -> str:
-    """A model's name as that of a folder."""
+    """A model's name as a folder's name."""
     return re.sub(r"[/\\:]", "_", name)
 
 
 def source(name: str) -> str:
-    """The hash of the file with a builder that is not the suite's or a package's, since its name says nothing of it.
+    """The hash of the file of a plug-in's or user's builder, since its name does not identify the code; else "".
 
     Raises:
         UsageError: if a builder's file is not there.
     """
-    if not is_own(name):
+    if not is_unregistered(name):
         known = MODELS.resolve(name)
         file = None if known in MODELS.builtin or ":" in known else MODELS.sketch(known).source
     else:
@@ -106,13 +106,13 @@ def source(name: str) -> str:
     return "" if file is None else file_hash(file)
 
 
-def is_own(name: str) -> bool:
-    """Whether a name is a builder of one's own or an entry of the zoo: neither registered nor of a package."""
+def is_unregistered(name: str) -> bool:
+    """Whether a name is a user's builder or an entry of the zoo, neither registered nor of a package."""
     return ":" in name and packages.parse(name) is None
 
 
 def builder_file(place: str, name: str) -> Path | None:
-    """The file of a builder's module, found without importing anything; None if it has none, or is not installed."""
+    """The file of a builder's module, found without importing it; None if it has none or is not installed."""
     if place.endswith(".py"):
         if not Path(place).is_file():
             raise UsageError(f"model {name!r}: there is no file {place}")

@@ -1,9 +1,9 @@
 """Networks of the RobustBench zoo, by id.
 
 robustbench 1.1.1 does not import as it is installed today: it asks for the package `autoattack`, published as
-`pyautoattack`, and for `pkg_resources`, which setuptools no longer has. Both names are lent while it is imported
-and taken back afterwards. One function here fetches files; they are checked before they get their name, and
-their hash is kept beside them. robustbench itself only puts what lies in the cache into its networks.
+`pyautoattack`, and for `pkg_resources`, which setuptools no longer has. Both are put into `sys.modules` while it is
+imported and removed afterwards. `fetch` alone downloads; files are checked before they are moved into the cache, with
+their hash beside them. robustbench itself only loads weights from the cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DATASETS = ("cifar10", "cifar100", "imagenet")
 NORMS = {"linf": "Linf", "l2": "L2"}
 URL = "https://drive.google.com/uc?id="
 # "- CIFAR-10/CIFAR-100, Linf/L2, Gowal2021Improving*: Apache License 2.0; Copyright ..."
-EXCEPTION = re.compile(r"- ([^,]+), ([^,]+), ([^:]+): ([^;]+)(?:;.*)?")
+LICENCE_EXCEPTION = re.compile(r"- ([^,]+), ([^,]+), ([^:]+): ([^;]+)(?:;.*)?")
 
 
 def zoo_model(id: str, dataset: str, norm: str, cache_dir: Path | str, download: bool) -> nn.Module:
@@ -54,7 +54,7 @@ def zoo_model(id: str, dataset: str, norm: str, cache_dir: Path | str, download:
     """
     known, entry = _entry(id, dataset, norm)
     for gdrive_id, path in _files(known, entry.get("gdrive_id"), _folder(cache_dir, dataset, norm)):
-        _provide(gdrive_id, path, download)
+        _ensure_file(gdrive_id, path, download)
     return _assemble(known, dataset, norm, Path(cache_dir))
 
 
@@ -95,7 +95,7 @@ def zoo_licence(id: str, dataset: str, norm: str) -> str:
 def licence_of(id: str, dataset: str, threat: str, text: str) -> str:
     """Read a licence off robustbench's file: one for all weights, and a line for each of the exceptions."""
     for line in text.splitlines():
-        match = EXCEPTION.fullmatch(line.strip())
+        match = LICENCE_EXCEPTION.fullmatch(line.strip())
         if match is None:
             continue
         datasets, threats, names, licence = match.groups()
@@ -112,7 +112,7 @@ def fetch(gdrive_id: str, target: Path) -> None:
 
 
 def import_robustbench() -> Any:
-    """The package robustbench, with what its import lacks lent for the time of the import.
+    """The package robustbench, imported with stand-ins for the modules that it lacks.
 
     Raises:
         BenchError: if it still does not import.
@@ -120,7 +120,7 @@ def import_robustbench() -> Any:
     if "robustbench" in sys.modules:
         return sys.modules["robustbench"]
     try:
-        with _lent(_stand_ins()), warnings.catch_warnings():
+        with _lend_modules(_stand_ins()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module("robustbench")
     except ImportError as error:
@@ -128,25 +128,25 @@ def import_robustbench() -> Any:
 
 
 def _stand_ins() -> dict[str, ModuleType]:
-    """Modules to lend: none for a name that is installed."""
-    lent: dict[str, ModuleType] = {}
+    """Modules that robustbench needs and that are not installed."""
+    missing: dict[str, ModuleType] = {}
     if importlib.util.find_spec("autoattack") is None:
         for name in ("", ".state"):
-            lent[f"autoattack{name}"] = importlib.import_module(f"pyautoattack{name}")
+            missing[f"autoattack{name}"] = importlib.import_module(f"pyautoattack{name}")
     if importlib.util.find_spec("pkg_resources") is None:
         resources = ModuleType("pkg_resources")
         resources.resource_filename = _resource_filename  # type: ignore[attr-defined]
-        lent["pkg_resources"] = resources
-    return lent
+        missing["pkg_resources"] = resources
+    return missing
 
 
 def _resource_filename(module: str, name: str) -> str:
-    """The path of a file that lies beside a module."""
+    """The path of a file beside a module."""
     return str(Path(str(sys.modules[module].__file__)).parent / name)
 
 
 @contextmanager
-def _lent(modules: Mapping[str, ModuleType]) -> Iterator[None]:
+def _lend_modules(modules: Mapping[str, ModuleType]) -> Iterator[None]:
     sys.modules.update(modules)
     try:
         yield
@@ -156,7 +156,7 @@ def _lent(modules: Mapping[str, ModuleType]) -> Iterator[None]:
 
 
 def _entry(id: str, dataset: str, norm: str) -> tuple[str, Mapping[str, Any]]:
-    """The spelling of an id, and what robustbench knows of it."""
+    """Spelling of an id, and its entry in robustbench's dictionaries."""
     if dataset not in DATASETS or norm not in NORMS:
         raise UsageError(
             f"robustbench:{id}: expected {', '.join(DATASETS)} with {' or '.join(NORMS)}, got {dataset} with {norm}; "
@@ -191,7 +191,7 @@ def _resolve(id: str, names: list[str], where: str) -> str:
 
 
 def _files(id: str, gdrive_id: str | list[str] | None, folder: Path) -> list[tuple[str, Path]]:
-    """Every file of a network with its place, under the names that robustbench looks for."""
+    """Google Drive id and path of every file of a network, with the names that robustbench expects."""
     if isinstance(gdrive_id, str) and gdrive_id:
         return [(gdrive_id, folder / f"{id}.pt")]
     if not gdrive_id:
@@ -201,8 +201,8 @@ def _files(id: str, gdrive_id: str | list[str] | None, folder: Path) -> list[tup
     return [(one, folder / f"{id}.pt_m{i}.pt") for i, one in enumerate(gdrive_id)]
 
 
-def _provide(gdrive_id: str, path: Path, download: bool) -> None:
-    """See that a file is there, readable without running code, and the one that was first used."""
+def _ensure_file(gdrive_id: str, path: Path, download: bool) -> None:
+    """Check that a file is read without running code and is the one first used; download it if it is missing."""
     from bench.models.checkpoints import read_file
 
     if not path.is_file():
@@ -242,13 +242,13 @@ def _download(gdrive_id: str, path: Path, download: bool) -> None:
 
 
 def _assemble(id: str, dataset: str, norm: str, cache_dir: Path) -> nn.Module:
-    """Let robustbench put the files of the cache into its network; the caller's random stream is left as it was."""
+    """Have robustbench load the files of the cache into its network; the global random streams are restored."""
     import torch
 
-    from bench.models.checkpoints import inert_types
+    from bench.models.checkpoints import allow_plain_types
 
     try:
-        with torch.random.fork_rng(devices=[]), inert_types(), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), allow_plain_types(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model: nn.Module = import_robustbench().load_model(id, cache_dir, dataset, NORMS[norm])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:

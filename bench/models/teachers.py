@@ -1,4 +1,4 @@
-"""Teachers: from a run of the suite, a file or the zoo; refused when they cannot be what a student needs."""
+"""Loading of teachers from a run, a file or the zoo, and the check that they suit the data."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bench.models.checkpoints import fit, load_weights
 
 PROBE = 500
 CHUNK = 100
-GIVE = "put that normalisation inside the model or pass --mean and --std"
-WRAP = (
+NORMALISATION_REMEDY = "put that normalisation inside the model or pass --mean and --std"
+BUILDER_REMEDY = (
     "wrap the network in bench.models.Normalized with that normalisation, in a builder of your own, and choose it with "
     "{flag} FILE.py:BUILDER"
 )
 
 
-class Purpose(Protocol):
-    """What a teacher is wanted for: a training job, or the settings of a run."""
+class Target(Protocol):
+    """Data set and norm that a teacher is for: a training job, or the settings of a run."""
 
     @property
     def dataset(self) -> str:
@@ -37,20 +37,20 @@ class Purpose(Protocol):
 
 
 def load_teacher(
-    source: Mapping[str, str], job: Purpose, parts: Parts, out: Path, data_dir: Path, download: bool = False,
+    source: Mapping[str, str], job: Target, parts: Parts, out: Path, data_dir: Path, download: bool = False,
     device: str = "cpu", flag: str = "--teacher-model",
 ) -> nn.Module:  # fmt: skip
     """A teacher in eval mode with frozen parameters.
 
     Args:
         source: its origin, see `TrainJob.teachers`.
-        job: what it is for, such as the student's job.
-        parts: the data, to judge the teacher by.
+        job: of the student.
+        parts: the data, to check its accuracy on.
         out: results folder.
         data_dir: where the zoo's weights are cached.
         download: fetch the zoo's weights if they are missing.
-        device: where it is judged, and stays.
-        flag: what chooses the architecture of a file, for messages.
+        device: of the teacher.
+        flag: the option that chooses the architecture of a file, for messages.
 
     Raises:
         BenchError: if it cannot be loaded or is not plausible for this data.
@@ -64,23 +64,23 @@ def load_teacher(
         made = network(source["model"], job.dataset, job.norm, parts.num_classes, *parts.image[:2])
         model = fit(made, load_weights(file), where=file, flag=flag)
     model.eval().requires_grad_(False).to(device)
-    check_model(model, parts, f"teacher {source['label']}", WRAP.format(flag=flag))
+    check_model(model, parts, f"teacher {source['label']}", BUILDER_REMEDY.format(flag=flag))
     return model
 
 
-def check_model(model: nn.Module, parts: Parts, label: str, remedy: str = GIVE) -> None:
-    """Refuse a model with other classes, another input range, or an accuracy near chance; it is looked at where it is.
+def check_model(model: nn.Module, parts: Parts, label: str, remedy: str = NORMALISATION_REMEDY) -> None:
+    """Refuse a model with other classes, another input range, or an accuracy near chance.
 
     Near chance is below twice chance or a tenth above it, whichever is less.
 
     Args:
         model: takes images in [0, 1].
         parts: the data.
-        label: what messages call the model.
-        remedy: what to do about another input range.
+        label: name of the model in messages.
+        remedy: for another input range, in messages.
 
     Raises:
-        BenchError: naming what was expected and what came.
+        BenchError: naming the fault.
     """
     x, y = to_float(parts.select.x[:PROBE]), parts.select.y[:PROBE]
     logits = _logits(model, x)
@@ -99,22 +99,22 @@ def check_model(model: nn.Module, parts: Parts, label: str, remedy: str = GIVE) 
 
 
 def _range_hint(model: nn.Module, x: Tensor, y: Tensor, accuracy: float, remedy: str) -> str:
-    """Whether the teacher does better on inputs in another range than [0, 1]."""
+    """For messages: whether the model does better on inputs in another range than [0, 1]."""
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     ranges = {"standardised inputs": (x - mean) / std, "inputs in [0, 255]": x * 255, "inputs in [-1, 1]": 2 * x - 1}
-    reached = {name: _accuracy(_logits(model, moved), y) for name, moved in ranges.items()}
-    best = max(reached, key=lambda name: reached[name])
-    if reached[best] < accuracy + 0.2:
+    accuracies = {name: _accuracy(_logits(model, scaled), y) for name, scaled in ranges.items()}
+    best = max(accuracies, key=lambda name: accuracies[name])
+    if accuracies[best] < accuracy + 0.2:
         return "; check the file, the architecture and the data set"
-    return f" (and {reached[best]:.1%} with {best}); {remedy}"
+    return f" (and {accuracies[best]:.1%} with {best}); {remedy}"
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits of samples (N, C, H, W), on the CPU, a chunk at a time on the model's device."""
     device = next((parameter.device for parameter in model.parameters()), x.device)
     with mode(model, train=False), torch.no_grad():
-        found = [model(chunk.to(device)).cpu() for chunk in x.split(CHUNK)]
-    return torch.cat(found) if found[0].ndim else found[0]
+        chunks = [model(chunk.to(device)).cpu() for chunk in x.split(CHUNK)]
+    return torch.cat(chunks) if chunks[0].ndim else chunks[0]
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What training scripts put around weights, and taking it off: dictionaries, lists of one, prefixes, copies."""
+"""Extraction of a state dict from what training scripts save: dictionaries, lists of one, prefixes, copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.errors import UsageError
 
-# Where training scripts put the weights, the more specific names first; an average comes after what it averages.
+# Keys of state dicts in files, the more specific names first; an average comes after what it averages.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -36,86 +36,86 @@ WRAPPERS = (
     "last",
     "best",
 )
-# What DataParallel and torch.compile put before every name.
-ALWAYS_STRIPPED = ("module.", "_orig_mod.")
-# What beside weights stands among them: how many were averaged.
+# Prefixes that DataParallel and torch.compile add to every name.
+PARALLEL_PREFIXES = ("module.", "_orig_mod.")
+# Entries that are no weights: the number of averaged models.
 COUNTS = ("n_averaged",)
-# What some scripts save as a single number beside the weights, in the same dictionary.
+# Single numbers that some scripts save in the same dictionary as the weights.
 BOOKKEEPING = frozenset(
     (
         *("epoch", "epochs", "step", "steps", "global_step", "iter", "iters", "iteration", "iterations"),
         *("acc", "accuracy", "best_acc", "loss", "best_loss", "lr", "eps", "seed"),
     )
 )
-# Types of numpy's arrays that are read, and taken for tensors where there are none.
+# Dtypes of NumPy arrays that are read, and taken as weights where there are no tensors.
 ARRAYS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-NAMED = 4
+SHOWN = 4
 
 
 def unwrap(stored: Any, where: str, entry: str | None = None) -> dict[str, Tensor]:
-    """The names and tensors inside what a training script saved, of its entry `entry` where that is given.
+    """The state dict inside what a training script saved, under `entry` if given.
 
     Raises:
-        UsageError: if there are none, listing what there is.
+        UsageError: if there is none, listing the entries that exist.
     """
     if entry is not None:
         if not isinstance(stored, Mapping) or entry not in stored:
-            raise UsageError(f"{where}: expected an entry {entry!r}, got {_listed(stored)}")
-        stored = _alone(stored[entry])
-    weights = _named(_innermost(stored))
+            raise UsageError(f"{where}: expected an entry {entry!r}, got {_describe(stored)}")
+        stored = _sole_item(stored[entry])
+    weights = _named_tensors(_innermost(stored))
     if all(is_bookkeeping(name, tensor) for name, tensor in weights.items()):
-        weights = _named(_innermost(_as_tensors(stored))) or weights
+        weights = _named_tensors(_innermost(_as_tensors(stored))) or weights
     if not weights:
         inner = _innermost(stored)
-        found = _listed(stored if not isinstance(inner, Mapping) or inner else {})
+        found = _describe(stored if not isinstance(inner, Mapping) or inner else {})
         raise UsageError(
             f"{where}: expected names and tensors, got {found}; save model.state_dict() under 'state_dict', "
             "or name the entry that holds it as FILE#ENTRY"
         )
-    return _without_copies(_without_prefixes(weights, ALWAYS_STRIPPED))
+    return _without_copies(_without_prefixes(weights, PARALLEL_PREFIXES))
 
 
-def others(stored: Any, entry: str | None) -> tuple[str, ...]:
-    """Names under which more weights are stored than those that `unwrap` takes."""
+def unused_entries(stored: Any, entry: str | None) -> tuple[str, ...]:
+    """Names of further networks beside the one that `unwrap` takes."""
     held = [name for name, value in stored.items() if _holds_weights(value)] if isinstance(stored, Mapping) else []
     taken = entry or next((name for name in WRAPPERS if name in held), None)
     return tuple(str(name) for name in held if name != taken)
 
 
-def few(names: Iterable[str]) -> str:
+def abbreviate(names: Iterable[str]) -> str:
     """The first names of many, for messages."""
     listed = list(names)
-    rest = len(listed) - NAMED
-    return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def is_bookkeeping(name: str, tensor: Tensor) -> bool:
-    """Whether something is a single number about the training, and not a weight."""
+    """Whether a tensor is a single number about the training, and not a weight."""
     return tensor.ndim == 0 and name in BOOKKEEPING
 
 
-def _listed(stored: Any) -> str:
-    """What is there, for messages."""
+def _describe(stored: Any) -> str:
+    """The entries of a dictionary, or the type of something else, for messages."""
     if not isinstance(stored, Mapping):
         return f"a {type(stored).__name__}"
-    return few(map(str, stored)) if stored else "an empty dictionary"
+    return abbreviate(map(str, stored)) if stored else "an empty dictionary"
 
 
 def _innermost(stored: Any) -> Any:
-    """What lies within all wrappers."""
+    """The content of all nested wrappers."""
     while isinstance(stored, Mapping) and (inner := _inner(stored)) is not None:
         stored = inner
     return stored
 
 
-def _named(stored: Any) -> dict[str, Tensor]:
-    """The tensors of a table, but for counts."""
+def _named_tensors(stored: Any) -> dict[str, Tensor]:
+    """The tensors of a dictionary, without counts."""
     items = stored.items() if isinstance(stored, Mapping) else ()
     return {str(name): value for name, value in items if isinstance(value, Tensor) and str(name) not in COUNTS}
 
 
 def _as_tensors(held: Any) -> Any:
-    """The same with a tensor in the place of every array of numbers."""
+    """The same with every array of numbers converted to a tensor."""
     if isinstance(held, np.ndarray) and held.dtype.name in ARRAYS and held.dtype.isnative:
         return torch.tensor(held)
     if isinstance(held, Mapping):
@@ -123,21 +123,21 @@ def _as_tensors(held: Any) -> Any:
     return [_as_tensors(held[0])] if isinstance(held, list) and len(held) == 1 else held
 
 
-def _alone(held: Any) -> Any:
-    """What stands in a list of one, which is how some scripts save the weights of one network of several."""
+def _sole_item(held: Any) -> Any:
+    """The item of a list of one, in which some scripts save the weights of a network."""
     return held[0] if isinstance(held, list) and len(held) == 1 else held
 
 
 def _inner(stored: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """What lies under one of the usual names; else the one thing that holds weights, whatever it is called."""
-    usual = next((held for key in WRAPPERS if isinstance(held := _alone(stored.get(key)), Mapping)), None)
-    others = [_alone(held) for held in stored.values() if _holds_weights(held)]
-    return others[0] if usual is None and len(others) == 1 else usual
+    """The value under the first of `WRAPPERS`; else the only value that holds weights."""
+    wrapped = next((held for key in WRAPPERS if isinstance(held := _sole_item(stored.get(key)), Mapping)), None)
+    holders = [_sole_item(held) for held in stored.values() if _holds_weights(held)]
+    return holders[0] if wrapped is None and len(holders) == 1 else wrapped
 
 
 def _holds_weights(held: Any) -> bool:
-    """Whether something is a table of names and tensors, or has one in it under a usual name."""
-    held = _alone(held)
+    """Whether a value is a state dict, or holds one under one of `WRAPPERS`."""
+    held = _sole_item(held)
     if not isinstance(held, Mapping):
         return False
     named = (isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items())

@@ -49,7 +49,7 @@ def builder(tmp_path: Path) -> Path:
 
 
 def test_the_names_are_those_that_the_packages_register() -> None:
-    timm, torchvision = (packages._imported(name) for name in ("timm", "torchvision"))
+    timm, torchvision = (packages._import_package(name) for name in ("timm", "torchvision"))
     assert set(packages.names("torchvision")) == set(torchvision.models.list_models(module=torchvision.models))
     # robustbench registers some more with timm once it is imported
     assert set(packages.names("timm")) <= set(timm.list_models())
@@ -157,7 +157,7 @@ def test_the_normalisation_is_the_packages_own_and_part_of_the_model() -> None:
 def test_published_weights_fit_behind_the_normalisation() -> None:
     """A file of torchvision's holds the network alone; the normalisation is the model's, unless one is given."""
     name = "torchvision:mobilenet_v3_small"
-    plain = packages._imported("torchvision").models.mobilenet_v3_small(weights=None, num_classes=10).eval()
+    plain = packages._import_package("torchvision").models.mobilenet_v3_small(weights=None, num_classes=10).eval()
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def expected(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
