@@ -252,5 +252,5 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 
 def test_an_end_at_zero_has_no_sign() -> None:
-    ends = metrics.reflect(np.asarray(0.25), np.array([0.5, 0.5 + 1e-16, 0.5 - 1e-16, 0.5 + 4e-16]), None)
+    ends = metrics.reflected_interval(np.asarray(0.25), np.array([0.5, 0.5 + 1e-16, 0.5 - 1e-16, 0.5 + 4e-16]), None)
     assert [str(end) for end in (ends.low, ends.high)] == ["0.0", "0.0"]

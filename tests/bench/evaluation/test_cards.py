@@ -23,8 +23,8 @@ from bench.models import Normalized
 from bench.models import robustbench as zoo
 from bench.models.builders import build
 from bench.models.checkpoints import save_weights, weights_hash
-from tests.bench.models.test_robustbench import Tiny, entries, random_model
 from tests.helpers.jobs import bench
+from tests.helpers.zoo import Tiny, entries, random_model
 
 NAMES = tuple("abcdefghij")
 

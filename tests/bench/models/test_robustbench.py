@@ -14,17 +14,9 @@ from torch import nn
 from bench.errors import BenchError, UsageError
 from bench.models import robustbench as zoo
 from bench.models.robustbench import import_robustbench, zoo_model, zoo_network
+from tests.helpers.zoo import Tiny, entries, random_model
 
 Write = Callable[[Path], None]
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(12, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x.flatten(1))
 
 
 class TinyEnsemble(nn.Module):
@@ -34,20 +26,6 @@ class TinyEnsemble(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([model(x) for model in self.models]).mean(0)
-
-
-def entries(dataset: str, norm: str) -> dict[str, Any]:
-    dicts = import_robustbench().model_zoo.model_dicts
-    return next(e for d, t in dicts.items() if d.value == dataset for k, e in t.items() if k.value == norm)
-
-
-def random_model(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network of which no buffer has its initial value either."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make()
-        model.train()(torch.rand(8, 3, 32, 32)) if make is not Tiny else None
-    return model.eval()
 
 
 @pytest.fixture
