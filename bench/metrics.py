@@ -1,4 +1,4 @@
-"""How robust, and how evenly: pure functions over per-sample outcomes, arrays in and floats out.
+"""Accuracy and class fairness of per-sample outcomes, with confidence intervals: arrays in, floats out.
 
 `correct` (n,) bool says which test samples were classified right (under an attack: robustly), `y` (n,) their
 labels in 0..K-1, and `a` (K,) the class accuracies as fractions. NSD is the standard deviation of the class
@@ -90,6 +90,9 @@ def class_accuracy(
 ) -> Floats:
     """Accuracy of each class, (K,), from `correct` (n,) bool and labels `y` (n,).
 
+    >>> class_accuracy([True, True, False, True], [0, 0, 1, 1], num_classes=2).tolist()
+    [1.0, 0.5]
+
     Raises:
         ValueError: if the shapes differ, a label is out of range, or a class has no sample.
     """
@@ -113,7 +116,11 @@ def average(correct: npt.ArrayLike) -> float:
 
 
 def worst(a: npt.ArrayLike) -> float:
-    """Accuracy of the worst class."""
+    """Accuracy of the worst class, from class accuracies (K,).
+
+    >>> worst([0.75, 0.25, 0.5])
+    0.25
+    """
     return float(_vector("worst", a).min())
 
 
@@ -121,6 +128,9 @@ def nsd(a: npt.ArrayLike, ddof: int = 0) -> float:
     """Normalised standard deviation: standard deviation of the class accuracies over their mean.
 
     NaN if the mean is 0.
+
+    >>> nsd([0.25, 0.75])
+    0.5
 
     Args:
         a: class accuracies (K,).
@@ -207,7 +217,7 @@ def bootstrap(
     counts = class_counts(y, num_classes)
     a = class_accuracy(correct, y, num_classes)
     resampled = generator.binomial(counts, a, size=(draws, num_classes)) / counts
-    return {name: reflect(f(a, counts), f(resampled, counts), name, level) for name, f in STATISTICS.items()}
+    return {name: reflected_interval(f(a, counts), f(resampled, counts), name, level) for name, f in STATISTICS.items()}
 
 
 def resample(
@@ -293,10 +303,10 @@ def paired_bootstrap(
     }
 
 
-def pick_seeds(first: int, second: int, *, draws: int = DRAWS) -> tuple[Ints, Ints]:
+def resample_seeds(first: int, second: int, *, draws: int = DRAWS) -> tuple[Ints, Ints]:
     """Resampled positions of the training seeds of two models, (draws, S) each; shared if S is equal.
 
-    They come from a stream of their own, so that two models differ by the same interval wherever they are compared.
+    They have a fixed random stream, so that the interval between two models is the same wherever they are compared.
     """
     generator = np.random.default_rng(SEEDS)
     one = generator.integers(first, size=(draws, first))
@@ -311,15 +321,15 @@ def difference(a: tuple[Floats, Floats], b: tuple[Floats, Floats], level: float 
         b: the same of the second model.
         level: coverage of the interval.
     """
-    picks = pick_seeds(len(a[0]), len(b[0]), draws=len(a[1]))
+    picks = resample_seeds(len(a[0]), len(b[0]), draws=len(a[1]))
     estimate = float(a[0].mean() - b[0].mean())
     resampled = [
         np.take_along_axis(draws, pick, axis=1).mean(axis=1) for (_, draws), pick in zip((a, b), picks, strict=True)
     ]
-    return Difference(estimate, reflect(np.asarray(estimate), resampled[0] - resampled[1], None, level))
+    return Difference(estimate, reflected_interval(np.asarray(estimate), resampled[0] - resampled[1], None, level))
 
 
-def reflect(estimate: Floats, resampled: Floats, statistic: str | None, level: float = LEVEL) -> Interval:
+def reflected_interval(estimate: Floats, resampled: Floats, statistic: str | None, level: float = LEVEL) -> Interval:
     """The reflected bootstrap interval of an estimate, cut to the range of the statistic (None: a difference)."""
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(estimate) or not resampled.size:

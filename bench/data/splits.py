@@ -172,6 +172,12 @@ def load(
 ) -> Parts:
     """Read a data set and split it into its fixed parts.
 
+    >>> parts = load("digits", train_limit=200, test_limit=50)
+    >>> parts.sizes
+    {'train': 200, 'select': 100, 'steer': 100, 'test': 50}
+    >>> tuple(parts.test.x.shape)
+    (50, 1, 8, 8)
+
     Args:
         name: a registered dataset, or `folder:PATH` or `npz:FILE`.
         root: the data directory.
@@ -243,7 +249,11 @@ def to_float(x: Tensor) -> Tensor: ...
 @overload
 def to_float(x: StreamedImages) -> StreamedImages: ...
 def to_float(x: ImageTensor) -> ImageTensor:
-    """Images in [0, 1] float32 from uint8; of `StreamedImages`, such images when indexed."""
+    """Images in [0, 1] float32 from uint8; of `StreamedImages`, such images when indexed.
+
+    >>> to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+    [0.0, 1.0]
+    """
     return x.to_float() if isinstance(x, StreamedImages) else x.to(torch.float32) / 255
 
 

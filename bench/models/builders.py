@@ -43,6 +43,11 @@ def builder(name: str) -> Builder:
 def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: int) -> nn.Module:
     """A model whose initialisation depends on the seed alone; the global random streams are restored.
 
+    >>> import torch
+    >>> model = build("small_cnn", num_classes=10, in_channels=1, image_size=8, seed=0)
+    >>> tuple(model(torch.zeros(4, 1, 8, 8)).shape)
+    (4, 10)
+
     Args:
         name: of a model, any but `robustbench:ID`.
         num_classes: classes K of the logits.

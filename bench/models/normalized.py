@@ -14,6 +14,10 @@ from bench.errors import UsageError
 class Normalized(nn.Module):
     """A model that takes images in [0, 1] and normalises them: `model((x - mean) / std)`.
 
+    >>> model = Normalized(nn.Flatten(), mean=[0.5], std=[0.25])
+    >>> model(torch.full((1, 1, 1, 2), 0.75)).tolist()
+    [[1.0, 1.0]]
+
     Args:
         model: takes normalised images.
         mean: of each channel, or one for all, in units of x in [0, 1].

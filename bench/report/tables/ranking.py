@@ -80,7 +80,7 @@ def _rank_column(
     found = []
     for i, (exact, draws) in enumerate(values):
         tied = best is not None and ranks[i] is not None and not metrics.difference(values[i], values[best]).settled
-        interval = metrics.reflect(exact.mean(), draws.mean(axis=1), statistic) if intervals else None
+        interval = metrics.reflected_interval(exact.mean(), draws.mean(axis=1), statistic) if intervals else None
         found.append(Ranking(ranks[i] == 0, ranks[i] == 1, tied, interval))
     return found
 
