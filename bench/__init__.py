@@ -21,7 +21,7 @@ __all__ = ["Outcomes", "evaluate", "examine", "load_results", "metrics"]
 
 
 def _check_neighbours() -> None:
-    """The names `attacks` and `methods` are short: see that nothing shadows them."""
+    """Check that nothing shadows the packages `attacks` and `methods`, whose names are short."""
     home = Path(__file__).resolve().parent.parent
     for name in ("attacks", "methods"):
         spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, in one sentence each, with the exit code that belongs to it."""
+"""Errors that users see as one sentence, each with its exit code."""
 
 from __future__ import annotations
 

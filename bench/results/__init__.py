@@ -1,1 +1,1 @@
-"""What is stored: outcomes of every sample, the results tree, published figures."""
+"""Stored results: outcomes of every test sample, the results tree, published figures."""

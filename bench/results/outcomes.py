@@ -1,4 +1,4 @@
-"""What happened to every test sample: the one thing all figures are computed from.
+"""Outcomes: clean and attacked predictions of every test sample, from which all metrics are computed.
 
 An `Outcomes` holds, per test sample, its position, label and clean prediction, and per attack the prediction under
 that attack and whether the sample is robust: clean and attacked prediction both right. Attacks that run in stages

@@ -1,4 +1,4 @@
-"""Small archives in exactly the form in which data sets are published, and a web server on this machine for them."""
+"""Small archives in the format of published data sets, and a local web server for them."""
 
 import gzip
 import hashlib

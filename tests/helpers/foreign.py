@@ -1,4 +1,4 @@
-"""Networks of other projects, named on the command line as `tests/bench/foreign.py:cnn_a`."""
+"""Networks of other projects, named on the command line as `tests/helpers/foreign.py:cnn_a`."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

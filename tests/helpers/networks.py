@@ -1,6 +1,6 @@
-"""Small networks for runs in parts and over processes, named `FILE:BUILDER`; in float64, so that mistakes alone show.
+"""Small networks for micro-batches and several processes, named `FILE:BUILDER`; in float64, so that rounding is small.
 
-`tight` and its kin run out of memory above a number of samples, as a GPU does, and know no other difference.
+`tight`, `tiny` and `full` run out of memory above a number of samples, as a GPU does; nothing else differs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-LIMIT = 32  # at least what the forms of a network are tried on
+LIMIT = 32  # at least the samples that faster versions of a network are checked on
 
 
 class Network(nn.Module):
@@ -55,6 +55,6 @@ def tight_normed(classes: int, channels: int, size: int) -> nn.Module:
     return Network(classes, channels, size, norm=True, limit=LIMIT)
 
 
-def named(builder: str) -> str:
-    """How a plan names one of these."""
-    return f"{Path(__file__)}:{builder}"
+def builder(name: str) -> str:
+    """The name of a builder in a plan."""
+    return f"{Path(__file__)}:{name}"

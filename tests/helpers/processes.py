@@ -1,4 +1,4 @@
-"""The command in several processes, as torchrun starts them, without importing everything anew in each."""
+"""Running the command in several processes, as torchrun does, forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def free_port() -> int:
     return port
 
 
-def together(arguments: Sequence[str], folder: Path, count: int = 2, **environment: str) -> list[tuple[int, str]]:
-    """Run the command in so many processes; exit code and output of each.
+def run_processes(arguments: Sequence[str], folder: Path, count: int = 2, **environment: str) -> list[tuple[int, str]]:
+    """Run the command in several processes; exit code and output of each.
 
     Args:
         arguments: of `bench`.
-        folder: where output is kept meanwhile.
+        folder: for files with the output.
         count: number of processes.
-        environment: more variables for all of them.
+        environment: further variables for all of them.
     """
-    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
     files = [folder / f"output-{rank}.txt" for rank in range(count)]
     processes = []
     for rank, file in enumerate(files):
-        own = {**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(SERVER.Process(target=_command, args=(list(arguments), own, file)))
+        environment_of_rank = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(SERVER.Process(target=_command, args=(list(arguments), environment_of_rank, file)))
     for process in processes:
         process.start()
     try:
@@ -56,7 +56,7 @@ def together(arguments: Sequence[str], folder: Path, count: int = 2, **environme
 
 
 def _command(arguments: list[str], environment: Mapping[str, str], file: Path) -> None:
-    """What one process does."""
+    """Run the command in this process."""
     output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -1,8 +1,8 @@
-"""Published figures, to be set beside measured ones: what papers, logs and leaderboards state.
+"""Published figures of papers, logs and leaderboards, for comparison with measured ones.
 
 One CSV file per source, a row per checkpoint and attack, figures as fractions; an empty field is one that the source
 does not state. `tables.csv` says of every table where it was read, how its checkpoints were chosen, and what is
-doubtful about it. A method of the suite stands under its registered name, with the name that the source prints beside
+doubtful about it. A method of the suite has its registered name, with the name that the source prints beside
 it; `nsd` is computed by us where a source lists all classes (ddof 0), and nowhere copied.
 """
 
@@ -88,8 +88,7 @@ class Figure:
 
     def value(self, statistic: str) -> float | None:
         """A statistic by name; None if the source does not state it."""
-        found = {"average": self.average, "worst": self.worst, "nsd": self.nsd}.get(statistic)
-        return found
+        return {"average": self.average, "worst": self.worst, "nsd": self.nsd}.get(statistic)
 
     def sd(self, statistic: str) -> float | None:
         """Its standard deviation over runs; None if not stated."""

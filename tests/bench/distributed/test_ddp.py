@@ -30,8 +30,8 @@ from bench.plan.jobs import Plan, TrainJob
 from bench.plan.plan_text import plan_text
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import description, history, job_of, small, train_all, tree
-from tests.helpers.networks import named
-from tests.helpers.processes import free_port, together
+from tests.helpers.networks import builder
+from tests.helpers.processes import free_port, run_processes
 
 HOME = Path(__file__).resolve().parents[3]
 COMPARED = ("pgd_at", "trades", "absld", "frl", "ham", "flexmatch_at", "fawa:awp:ham", "ema:fair_weight:absld")
@@ -72,20 +72,20 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Path
     """Six methods and two compositions by two processes, and by one; a teacher from a file, no BatchNorm, float64."""
     root = tmp_path_factory.mktemp("compared")
     teacher = root / "teacher.safetensors"
-    found = small(methods=("natural",), model=named("roomy"), epochs=6, overrides={"natural.recipe.lr": 0.5})
+    found = small(methods=("natural",), model=builder("roomy"), epochs=6, overrides={"natural.recipe.lr": 0.5})
     train_all(found, root / "teacher")
     save_weights(teacher, load_weights(root / "teacher" / found.train[0].folder / "last.safetensors"))
     arguments = [
-        "run", "--methods", ",".join(COMPARED), "--model", named("roomy"), "--teacher", str(teacher),
-        "--teacher-model", named("roomy"), "--attacks", "fgsm", "--select", "best", *SIZES, "--device", "cpu",
+        "run", "--methods", ",".join(COMPARED), "--model", builder("roomy"), "--teacher", str(teacher),
+        "--teacher-model", builder("roomy"), "--attacks", "fgsm", "--select", "best", *SIZES, "--device", "cpu",
         *(word for name, value in GIVEN.items() for word in ("--set", f"{name}={value}")),
     ]  # fmt: skip
-    ends = together([*arguments, "--out", str(root / "two")], root)
+    ends = run_processes([*arguments, "--out", str(root / "two")], root)
     assert [code for code, _ in ends] == [0, 0], ends
     assert ends[1][1] == "", "the first process alone talks"
     assert "Warning" not in ends[0][1]
     run = combined({
-        "methods": COMPARED, "model": named("roomy"), "teacher": str(teacher), "teacher_model": named("roomy"),
+        "methods": COMPARED, "model": builder("roomy"), "teacher": str(teacher), "teacher_model": builder("roomy"),
         "attacks": ("fgsm",), "select": "best", "epochs": 3, "train_limit": 147, "batch_size": 48, "limit": 40,
         "block": 10, "overrides": GIVEN,
     })  # fmt: skip
@@ -123,8 +123,8 @@ def test_processes_that_run_out_of_memory_go_on_in_parts(
     """Before anything is added up over processes: a first step is gone through by each alone."""
     _, _, alone, one = compared
     changed = ["--set", "ham.begin_epoch_index=1"]
-    arguments = ["run", "--methods", "ham", "--model", named("tiny"), "--attacks", "fgsm", *SIZES, *changed]
-    ends = together([*arguments, "--device", "cpu", "--out", str(tmp_path / "out")], tmp_path)
+    arguments = ["run", "--methods", "ham", "--model", builder("tiny"), "--attacks", "fgsm", *SIZES, *changed]
+    ends = run_processes([*arguments, "--device", "cpu", "--out", str(tmp_path / "out")], tmp_path)
     assert [code for code, _ in ends] == [0, 0], ends
     (folder,) = [path.parent for path in tmp_path.rglob("run.json")]
     weights = load_weights(alone / job_of(one, "ham").folder / "last.safetensors")
@@ -173,10 +173,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     root = tmp_path_factory.mktemp("undisturbed")
     (root / "plugin.py").write_text(PLUGIN)
     arguments = [
-        "run", "--methods", "disturbed", "--plugin", str(root / "plugin.py"), "--model", named("normed"),
+        "run", "--methods", "disturbed", "--plugin", str(root / "plugin.py"), "--model", builder("normed"),
         "--attacks", "fgsm", *SIZES, "--device", "cpu", "--set", "disturbed.begin_epoch_index=1",
     ]  # fmt: skip
-    ends = together([*arguments, "--out", str(root / "out")], root)
+    ends = run_processes([*arguments, "--out", str(root / "out")], root)
     assert [code for code, _ in ends] == [0, 0], ends
     return root / "out", arguments
 
@@ -188,7 +188,7 @@ def test_stopped_by_one_process_and_killed_in_one_a_run_ends_in_the_same_bytes(
     reference, arguments = undisturbed
     out = tmp_path / "out"
     command = [*arguments, "--out", str(out)]
-    ends = together(command, tmp_path, STOP="1.1.1")
+    ends = run_processes(command, tmp_path, STOP="1.1.1")
     assert ends[0][0] == 130, ends
     assert "saved; run the same command again to go on" in ends[0][1]
     assert ends[1] == (0, "")
@@ -197,13 +197,13 @@ def test_stopped_by_one_process_and_killed_in_one_a_run_ends_in_the_same_bytes(
     assert "@1" in str(sorted(state["tensors"]))
     whole, parts = {"size": None, "since": None}, {"size": 12, "since": [0, 0]}
     assert json.loads(state["position"])["cuts"] == [[whole, whole], [parts, whole]]
-    ends = together(command, tmp_path, DIE="2.1.1")
+    ends = run_processes(command, tmp_path, DIE="2.1.1")
     assert [code for code, _ in ends] == [1, -signal.SIGKILL]
     sentence = "process 2 of 2 has ended before its work was done; what is stored is whole, run the same command again"
     assert sentence in ends[0][1]
     assert sentence in (folder / "log.txt").read_text()
     assert not (folder / "failed").exists()
-    assert [code for code, _ in together(command, tmp_path)] == [0, 0]
+    assert [code for code, _ in run_processes(command, tmp_path)] == [0, 0]
     assert tree(out) == tree(reference)
 
 
@@ -309,7 +309,7 @@ def test_on_a_cpu_more_processes_than_gpus_are_no_fault(second_of_two: None, mon
 def test_sync_bn_keeps_the_names_of_the_weights() -> None:
     from bench.distributed.ddp import TorchProcessGroup
 
-    plain = build(named("normed"), 10, 1, 8, seed=0)
+    plain = build(builder("normed"), 10, 1, 8, seed=0)
     names = list(plain.state_dict())
     common = TorchProcessGroup(ProcessInfo(0, 2, 0), torch.device("cuda"), sync_bn=True).convert_batchnorm(plain)
     assert list(common.state_dict()) == names

@@ -36,7 +36,7 @@ from tests.helpers.jobs import (
     train_all,
     tree,
 )
-from tests.helpers.networks import named
+from tests.helpers.networks import builder
 
 METHODS_IN_PARTS = ("pgd_at", "trades", "absld", "frl", "ham")
 SMALL: dict[str, Any] = {"epochs": 2, "train_limit": 200, "limit": 40, "batch_size": 80, "attacks": ("pgd",)}
@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {"epochs": 2, "train_limit": 200, "limit": 40, "batch_si
 
 def run_of(model: str, methods: tuple[str, ...] = METHODS_IN_PARTS, **changes: Any) -> Plan:
     """Two epochs of three steps."""
-    return plan(**{"methods": methods, "model": named(model), **SMALL, **changes})
+    return plan(**{"methods": methods, "model": builder(model), **SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
