@@ -24,7 +24,12 @@ def kl(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def kl_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(softmax(p) || softmax(q)), summed over classes, with gradients through both; (N,)."""
+    """KL(softmax(p) || softmax(q)), summed over classes, with gradients through both; (N,).
+
+    >>> p, q = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    >>> [round(value, 4) for value in kl_logits(p, q).tolist()]
+    [0.0, 0.4338]
+    """
     log_p, log_q = F.log_softmax(p_logits, 1), F.log_softmax(q_logits, 1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
@@ -59,6 +64,11 @@ def class_sums(values: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
     A product with the one-hot labels rather than a scatter: the order of additions, and so every bit, is fixed
     on a GPU as well. The result has the dtype `sum_dtype`.
+
+    >>> losses, y = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2])
+    >>> sums, counts = class_sums(losses, y, 3), class_sums(torch.ones(3), y, 3)
+    >>> sums.tolist(), class_means(sums[[0, 2]], counts[[0, 2]]).tolist()
+    ([1.0, 0.0, 6.0], [1.0, 3.0])
     """
     dtype = sum_dtype(values.device)
     one_hot = y[:, None] == torch.arange(num_classes, device=y.device)  # F.one_hot would wait for the GPU

@@ -34,6 +34,10 @@ class Recipe:
             scale both in proportion.
         settings: method settings that belong to the recipe; epoch-valued ones count in its epochs.
         source: where the values come from.
+
+    >>> recipe = Recipe(epochs=100, lr=0.1, milestones=(75, 90))
+    >>> [round(recipe.lr_at(epoch), 4) for epoch in (0, 74, 75, 90)]
+    [0.1, 0.1, 0.01, 0.001]
     """
 
     epochs: int

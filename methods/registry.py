@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attacks.plugins.registry import Registry, UnknownName
 from attacks.plugins.sketch import Sketch, sketch_class
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from methods.base import Method
     from methods.wrapper import Wrapper  # noqa: F401 - in a quoted type
+
+
+MethodT = TypeVar("MethodT", bound="Callable[..., Method]")
 
 
 class Compositions(Registry["type[Wrapper]"]):
@@ -147,4 +150,28 @@ METHODS = Methods(
         "npair_at": "methods.npair_at",
     },
 )
-register = METHODS.register
+
+
+def register(name: str, **facts: Any) -> Callable[[MethodT], MethodT]:
+    """Decorator that adds a method under a name.
+
+    A plug-in file is loaded with `--plugin FILE`, an installed package through the entry point `bench.methods`.
+
+    Args:
+        name: letters, digits, `-` and `_`.
+        facts: `check_arguments`, settings with which `bench check` builds the method.
+
+    Raises:
+        ValueError: if the name is taken by something defined elsewhere.
+
+    >>> from methods import METHODS, register
+    >>> from methods.trades import TRADES
+    >>> @register("half_trades")
+    ... class HalfTRADES(TRADES):
+    ...     def loss(self, model, batch, adv, ctx):
+    ...         terms = super().loss(model, batch, adv, ctx)
+    ...         return type(terms)(terms.loss / 2, terms.logits)
+    >>> METHODS["Half-TRADES"](beta=3.0).settings()["beta"]
+    3.0
+    """
+    return cast("Callable[[MethodT], MethodT]", METHODS.register(name, **facts))

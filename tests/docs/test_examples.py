@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import structure
+from tests.helpers.jobs import isolated_registries
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
@@ -36,7 +37,8 @@ def test_an_example_prints_what_it_shows(example: doctest.DocTest, monkeypatch: 
     monkeypatch.chdir(ROOT)
     printed: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    failed = runner.run(example, out=printed.append).failed
+    with isolated_registries(monkeypatch):
+        failed = runner.run(example, out=printed.append).failed
     assert not failed, "".join(printed)
 
 
