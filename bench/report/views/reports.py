@@ -63,11 +63,9 @@ def compare(results: ResultsFolders, a: str, b: str, *, format: str = "markdown"
     """Compare two rows of the tables, attack by attack.
 
     Args:
-        results: a results folder, or several.
+        results, format, filters: as in `render`.
         a: name, label or method of the first row, optionally with its checkpoint: `absld@last`.
         b: the second. Without checkpoints, every one that both have is compared.
-        format: a name in `REPORTERS`.
-        filters: what to restrict it to, as in `render`.
 
     Raises:
         UsageError: if a row does not exist, is ambiguous, or the two never meet in one table.
@@ -80,10 +78,8 @@ def gains(results: ResultsFolders, over: str, *, format: str = "markdown", **fil
     """Every row against one baseline, a table per attack.
 
     Args:
-        results: a results folder, or several.
+        results, format, filters: as in `render`.
         over: name, label or method of the baseline, optionally with its checkpoint: `trades@last`.
-        format: a name in `REPORTERS`.
-        filters: what to restrict it to, as in `render`.
 
     Raises:
         UsageError: if the baseline does not exist, is ambiguous, or meets no other row.
@@ -107,11 +103,8 @@ def against(
     """The main tables with published figures beside the measured ones.
 
     Args:
-        results: a results folder, or several.
+        results, format, intervals, filters: as in `render`; intervals are those of the measured figures.
         source: a name in `bench.results.published.sources()`: rslad, cfa, dafa, ...
-        format: a name in `REPORTERS`.
-        intervals: also print 95 % bootstrap intervals of the measured figures.
-        filters: what to restrict it to, as in `render`.
 
     Raises:
         UsageError: if there is no such source, nothing was evaluated, or a name is unknown.
