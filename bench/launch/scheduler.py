@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -85,12 +85,12 @@ class Schedule:
             else:
                 self.waiting.append(job)
 
-    def next(self) -> Job | None:
-        """The next job that can start now."""
+    def next(self, accepts: Callable[[Job], bool] = lambda job: True) -> Job | None:
+        """The next job that can start now; None if there is none, or if it is not accepted."""
         self._drop_hopeless()
         while (ready := self._ready()) and len(ready) < self.workers and self._cut_one(ready):
             continue
-        if not ready:
+        if not ready or not accepts(ready[0]):
             return None
         self.waiting.remove(ready[0])
         return ready[0]

@@ -1,13 +1,12 @@
-"""A launch over the processes of a torchrun: trainings by all of them together, evaluations side by side.
+"""A launch over the processes of torchrun: trainings by all of them together, evaluations side by side.
 
-The first process does what a launch does everywhere; the others do what it tells them. The results folder must be the
-same for all, on a disk that the machines share.
+The first process launches as everywhere; the others run what it sends them. The results folder must be the same for
+all, on a disk that the machines share.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,63 +18,58 @@ from bench.distributed.control import Follower, JobOutcome, Leader
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted, UsageError
 from bench.launch.display import Display, DisplayedProgress
-from bench.launch.scheduler import RETRY_SECONDS, Schedule, Workspace
+from bench.launch.executors import Executor, Result
+from bench.launch.scheduler import Workspace
 from bench.launch.worker import run_job, stop_requests, work
 from bench.plan.jobs import Job, TrainJob
 
 
-def lead(
-    schedule: Schedule,
-    workspace: Workspace,
-    display: Display,
-    stopping: threading.Event,
-    group: ProcessGroup,
-    leader: Leader,
-) -> None:
-    """Run a schedule with all processes, from the first of them."""
-    while schedule.waiting and not stopping.is_set():
-        jobs = _due(schedule, group.size)
-        if not jobs:
-            if schedule.waiting:
-                time.sleep(RETRY_SECONDS / 4)
-            continue
+class TorchrunExecutor(Executor):
+    """A training in all processes together, or evaluations side by side, an evaluation in each.
+
+    Args:
+        workspace, display, stopping: see `Executor`.
+        group: the processes, of which this is the first.
+        leader: its connections to the others.
+    """
+
+    def __init__(
+        self, workspace: Workspace, display: Display, stopping: threading.Event, group: ProcessGroup, leader: Leader
+    ) -> None:
+        super().__init__(workspace, display, stopping)
+        self.group, self.leader = group, leader
+
+    def has_room(self) -> bool:
+        """Whether a process is left for another evaluation."""
+        return len(self.running) < self.group.size and not any(isinstance(job, TrainJob) for job in self.running)
+
+    def accepts(self, job: Job) -> bool:
+        """A training only by itself."""
+        return not (self.running and isinstance(job, TrainJob))
+
+    def collect(self) -> list[Result]:
+        """Run what was submitted, the first job in this process."""
+        jobs, self.running = self.running, []
         for number, job in enumerate(jobs[1:]):
-            leader.send(number, "job", job)
-        found = [run_job(jobs[0], workspace, DisplayedProgress(jobs[0], display, stopping), group)]
-        found += [leader.outcome(number) for number in range(len(jobs) - 1)]
-        for job, (outcome, sentence) in zip(jobs, found, strict=True):
-            schedule.end(job, outcome, sentence)
-            if outcome == "interrupted":  # perhaps another process was asked to stop
-                stopping.set()
-            if outcome in ("done", "failed"):
-                display.ended(job, sentence)
-
-
-def _due(schedule: Schedule, size: int) -> list[Job]:
-    """A training that can start now, or up to `size` evaluations."""
-    jobs: list[Job] = []
-    while len(jobs) < size and (job := schedule.next()) is not None:
-        if jobs and isinstance(job, TrainJob):
-            schedule.waiting.insert(0, job)
-            break
-        jobs.append(job)
-        if isinstance(job, TrainJob):
-            break
-    return jobs
+            self.leader.send(number, "job", job)
+        progress = DisplayedProgress(jobs[0], self.display, self.stopping)
+        outcomes = [run_job(jobs[0], self.workspace, progress, self.group)]
+        outcomes += [self.leader.outcome(number) for number in range(len(jobs) - 1)]
+        return [(job, *outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
 
 
 def follow(follower: Follower, workspace: Workspace, group: ProcessGroup) -> None:
-    """Do what the first process says, until it dismisses this one."""
+    """Run the jobs that the first process sends, until it dismisses this one."""
     with stop_requests() as stopping:
         for order, job in follower.orders():
             progress = DisplayedProgress(job, Display(), stopping)
             follower.report(
-                run_job(job, workspace, progress) if order == "job" else _train_along(job, workspace, progress, group)
+                run_job(job, workspace, progress) if order == "job" else _join_training(job, workspace, progress, group)
             )
 
 
-def _train_along(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> JobOutcome:
-    """Take part in a training that the first process leads; it alone holds the folder and writes there."""
+def _join_training(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> JobOutcome:
+    """Take part in a training of all processes; the first one alone locks the folder and writes there."""
     try:
         work(job, workspace, progress, group)
     except Interrupted:
@@ -89,9 +83,9 @@ def _train_along(job: Job, workspace: Workspace, progress: Progress, group: Proc
 
 @contextmanager
 def torchrun_group(settings: RunSettings, workspace: Workspace) -> Iterator[tuple[str, ProcessGroup | None]]:
-    """The device that settings resolve to, and the processes of a torchrun, or this one alone.
+    """The device that settings resolve to, and the processes of torchrun, or this one alone.
 
-    In all of these but the first there is no group: they do what they are told, and then nothing is left to do.
+    In all processes but the first there is no group: they run what the first one sends, and nothing is left to do.
 
     Raises:
         UsageError: if the settings do not go with the processes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -17,8 +18,9 @@ from bench.core import device
 from bench.core.plugins import load_plugins
 from bench.errors import UsageError
 from bench.launch.display import Display
-from bench.launch.launcher import _hand_out, _Worker, launch
+from bench.launch.launcher import launch, submit_ready
 from bench.launch.scheduler import Schedule, Workspace
+from bench.launch.worker_pool import Worker, WorkerPool
 from bench.plan.jobs import EvalJob, Job, Plan, title
 from bench.plan.planner import make_plan
 from tests.helpers.jobs import isolated_registries, job_of, small, tree
@@ -114,20 +116,19 @@ def test_the_number_of_a_gpu_is_not_part_of_a_key() -> None:
     assert [job.key for job in first.jobs] == [job.key for job in second.jobs]
 
 
-def test_more_workers_than_gpus_take_them_in_turn_and_a_free_one_first(tmp_path: Path) -> None:
+def test_more_workers_than_gpus_take_them_in_turn_and_a_free_one_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = small(methods=("natural",), seeds=(0, 1, 2, 3), **QUICK)
     schedule, shown = Schedule(Plan(found.train, ()), Workspace(tmp_path, Path("data")), ()), RecordingDisplay()
-    workers: list[_Worker] = []
     pipes = [Pipe() for _ in range(4)]
     ends = list(pipes)
-
-    def start(slot: str | None) -> _Worker:
-        return _Worker(None, pipes.pop()[0], slot)
-
-    _hand_out(schedule, workers, ("0", "1", "0"), shown, start)
+    pool = WorkerPool(Workspace(tmp_path, Path("data")), shown, threading.Event(), ("0", "1", "0"))
+    monkeypatch.setattr(pool, "start", lambda slot: Worker(None, pipes.pop()[0], slot))
+    submit_ready(schedule, pool)
     assert [gpu for _, gpu in shown.begun] == ["0", "0", "1"]
-    del workers[2]
-    _hand_out(schedule, workers, ("0", "1", "0"), shown, start)
+    del pool.workers[2], pool.running[2]
+    submit_ready(schedule, pool)
     assert [gpu for _, gpu in shown.begun] == ["0", "0", "1", "1"]
     assert all(there.poll() for _, there in ends), "each has been given its job"
 
