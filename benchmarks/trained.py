@@ -182,7 +182,7 @@ def gradients_differ(trainer: Trainer, plain: PlainStep, dtype: torch.dtype = to
     given = {role: copy.deepcopy(teacher).to(dtype) for role, teacher in plain.teachers.items()}
     networks = FastNetworks(model, given, x, trainer.job.train_with, counter=PassCounter(), warn=lambda sentence: None)
     ctx = replace(
-        trainer.ctx, teachers=networks.teachers, for_attack=networks.searched,
+        trainer.ctx, teachers=networks.teachers, for_attack=networks.for_attack,
         generator=torch.Generator(x.device).manual_seed(plain.seed),
     )  # fmt: skip
     batch = Batch(networks.images(x), y, torch.arange(n, device=x.device), y)

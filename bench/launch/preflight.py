@@ -23,7 +23,7 @@ from bench.launch.scheduler import Workspace
 from bench.models.builders import build
 from bench.models.teachers import load_teacher
 from bench.plan.jobs import EvalJob, Plan, TrainJob
-from bench.training.step import least_part, why_whole
+from bench.training.step import min_micro_batch, why_unsplittable
 from bench.training.trainer import build_method
 from methods.base import HIDDEN, Context, Validation
 
@@ -78,7 +78,7 @@ def _limit(job: TrainJob | EvalJob) -> int | None:
 def _build(job: TrainJob | EvalJob) -> None:
     if isinstance(job, TrainJob):
         method = build_method(job, job.settings["num_classes"])
-        why_whole(job, method, job.processes)
+        why_unsplittable(job, method, job.processes)
         if method.drops_rows and job.sync_bn:
             raise ValueError(
                 f"{job.title}: may leave a process without samples, and --sync-bn waits for all; leave out --sync-bn"
@@ -123,7 +123,7 @@ def _set_up(job: TrainJob, parts: Parts, model: nn.Module, y: Tensor) -> None:
     Raises:
         UsageError: if it refuses the labels, the schedule or the model, or the micro-batches are too small.
     """
-    least_part(job, model)
+    min_micro_batch(job, model)
     method = build_method(job, parts.num_classes)
     try:
         with forked(torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""Running sums of a training epoch."""
+"""Sums over a training epoch: loss, and right predictions by class."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from methods.base import Terms
 from methods.losses import class_sums, sum_dtype
 
-LATER = 50  # steps whose predictions are summed up together, which costs less than one by one
+PENDING_STEPS = 50  # steps whose predictions are reduced together, which costs less than one by one
 
 
-class Tally:
-    """Loss and class accuracies of an epoch, kept on the device and read when the epoch ends.
+class EpochSums:
+    """Loss and class accuracies of an epoch, summed on the device and read when the epoch ends.
 
     Args:
         num_classes: K.
@@ -27,37 +27,37 @@ class Tally:
         self.clear()
 
     def clear(self) -> None:
-        """Start anew."""
+        """Set every sum to zero."""
         self.loss = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self.count = torch.zeros((), dtype=sum_dtype(self.device), device=self.device)
         self._classes: dict[str, Tensor] = {}
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.skipped = 0
 
     @property
     def classes(self) -> dict[str, Tensor]:
-        """By view, the samples of each class that were right, and how many there were; (2, K)."""
-        self._sum_up()
+        """View ("adv", "clean") -> right samples and all samples of each class, (2, K)."""
+        self._reduce_pending()
         return self._classes
 
-    def _sum_up(self) -> None:
-        for view, seen in self._seen.items():
-            right, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    def _reduce_pending(self) -> None:
+        for view, pending in self._pending.items():
+            right, y = (torch.cat(parts) for parts in zip(*pending, strict=True))
             sums = class_sums(torch.stack([right, torch.ones_like(right)]), y, self.num_classes)
             self._classes[view] = self._classes[view] + sums if view in self._classes else sums
-        self._seen = {}
+        self._pending = {}
 
     def add(self, terms: Terms, y: Tensor) -> None:
-        """Fold in one step; samples with a hidden label count for the loss alone."""
+        """Add one step; samples with a hidden label count for the loss alone."""
         self.loss += terms.loss.detach().sum(dtype=self.loss.dtype)
         self.count += len(terms.loss)
         for view, logits in terms.logits.items():
-            self._seen.setdefault(view, []).append((logits.detach().argmax(1) == y, y))
-        if any(len(seen) >= LATER for seen in self._seen.values()):
-            self._sum_up()
+            self._pending.setdefault(view, []).append((logits.detach().argmax(1) == y, y))
+        if any(len(pending) >= PENDING_STEPS for pending in self._pending.values()):
+            self._reduce_pending()
 
-    def take_in(self, tensors: Mapping[str, Tensor]) -> None:
-        """Add what another process has summed up, as `tensors` gives it."""
+    def merge(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add the sums of another process, as `tensors` gives them."""
         for name, sums in tensors.items():
             sums = sums.to(self.device)
             if name in ("loss", "count"):
@@ -78,11 +78,11 @@ class Tally:
         return {"loss": loss, "train": train, "skipped_steps": self.skipped}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a state must hold."""
+        """The sums, for a state."""
         return {"loss": self.loss, "count": self.count, **self.classes}
 
     def load(self, tensors: Mapping[str, Tensor], skipped: int) -> None:
-        """Go on from a state."""
+        """Restore the sums of a state."""
         self.loss, self.count, self.skipped = tensors["loss"], tensors["count"], skipped
-        self._seen = {}
+        self._pending = {}
         self._classes = {name: sums for name, sums in tensors.items() if name not in ("loss", "count")}

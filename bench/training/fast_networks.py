@@ -107,7 +107,7 @@ class FastNetworks:
         """Images (N, C, H, W) in the layout of the run."""
         return x.contiguous(memory_format=torch.channels_last) if "channels_last" in self.switches else x
 
-    def searched(self, model: nn.Module) -> nn.Module:
+    def for_attack(self, model: nn.Module) -> nn.Module:
         """The network that an attack in eval mode runs on; for the student its folded version, with current weights."""
         if self.folded is None or (model is not self.student and model is not self.model):
             return model

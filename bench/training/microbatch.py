@@ -1,4 +1,4 @@
-"""Micro-batches: a batch cut into parts, and what the parts have found put together again."""
+"""Split a batch into micro-batches, and concatenate their results."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from torch.nn.modules.dropout import _DropoutNd
 from bench.errors import BenchError
 from methods.base import Adversarial, Batch, Terms
 
-LEAST_WITH_NORM = 4  # so that no part of an even cut is a single sample, of which BatchNorm has no statistics
+MIN_SIZE_WITH_BATCHNORM = 4  # so that no micro-batch of an even split is a single sample, without statistics
+
+STOCHASTIC_DEPTH = ("StochasticDepth", "DropPath")  # of torchvision and timm
 
 
-DROPPED_PATHS = ("StochasticDepth", "DropPath")  # of torchvision and timm
-
-
-def has_norm(model: nn.Module) -> bool:
+def has_batchnorm(model: nn.Module) -> bool:
     """Whether a model has BatchNorm."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def is_exact(model: nn.Module) -> bool:
-    """Whether parts of a batch give what the whole gives, up to rounding."""
+def splits_exactly(model: nn.Module) -> bool:
+    """Whether micro-batches give the results of the whole batch, up to rounding."""
     return not any(
-        isinstance(module, (_BatchNorm, _DropoutNd)) or type(module).__name__ in DROPPED_PATHS
+        isinstance(module, (_BatchNorm, _DropoutNd)) or type(module).__name__ in STOCHASTIC_DEPTH
         for module in model.modules()
     )
 
@@ -36,23 +35,23 @@ def is_exact(model: nn.Module) -> bool:
 def micro_batch(batch: Batch, adv: Adversarial, first: int, last: int) -> tuple[Batch, Adversarial]:
     """The samples first to last of those that are trained on, as a micro-batch of the same optimiser step.
 
-    Of an attack that left out samples, a part has the others alone: a part of the batch could be left with none.
+    Where the attack left out samples they are left out here too: a micro-batch of such samples alone could not train.
     """
     span = slice(first, last)
     extras = {name: extra[span] for name, extra in adv.extras.items()}
     if adv.rows is None:
-        return rows_of(batch, span), Adversarial(adv.x[span], None, extras)
+        return select_rows(batch, span), Adversarial(adv.x[span], None, extras)
     every = torch.arange(len(adv.x[span]), device=adv.x.device)
-    return rows_of(batch, adv.rows[span]), Adversarial(adv.x[span], every, extras)
+    return select_rows(batch, adv.rows[span]), Adversarial(adv.x[span], every, extras)
 
 
-def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
-    """Some samples of a batch; the step stays the same."""
+def select_rows(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Some samples of a batch, with the labels of the same step."""
     return replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows])
 
 
-def joined(found: Sequence[Adversarial], spans: Sequence[tuple[int, int]]) -> Adversarial:
-    """What the parts of a batch have found, as if it had been found at once."""
+def concat_adversarials(found: Sequence[Adversarial], spans: Sequence[tuple[int, int]]) -> Adversarial:
+    """The adversarial inputs of a batch from those of its micro-batches."""
     if len(found) == 1:
         return found[0]
     rows = None
@@ -60,20 +59,20 @@ def joined(found: Sequence[Adversarial], spans: Sequence[tuple[int, int]]) -> Ad
         every = [torch.arange(b - a, device=adv.x.device) for adv, (a, b) in zip(found, spans, strict=True)]
         kept = [one if adv.rows is None else adv.rows for adv, one in zip(found, every, strict=True)]
         rows = torch.cat([own + first for own, (first, _) in zip(kept, spans, strict=True)])
-    return Adversarial(torch.cat([adv.x for adv in found]), rows, _stacked([adv.extras for adv in found]))
+    return Adversarial(torch.cat([adv.x for adv in found]), rows, _concat([adv.extras for adv in found]))
 
 
-def joined_terms(found: Sequence[Terms], like: Tensor) -> Terms:
-    """The terms of the parts of a batch, of none if there were none, detached."""
+def concat_terms(found: Sequence[Terms], like: Tensor) -> Terms:
+    """The terms of a batch from those of its micro-batches, detached; empty if there are none."""
     if len(found) == 1:
         return found[0]
     if not found:
         return Terms(like.new_zeros(0), {})
     loss = torch.cat([terms.loss.detach() for terms in found])
-    return Terms(loss, _stacked([terms.logits for terms in found]), _stacked([terms.extras for terms in found]))
+    return Terms(loss, _concat([terms.logits for terms in found]), _concat([terms.extras for terms in found]))
 
 
-def _stacked(groups: Sequence[Any]) -> dict[str, Tensor]:
+def _concat(groups: Sequence[Any]) -> dict[str, Tensor]:
     for name, tensor in groups[0].items():
         if tensor.ndim == 0:
             raise BenchError(f"micro-batches: expected one row per sample in {name!r}, got a single number")

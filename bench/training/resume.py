@@ -1,4 +1,4 @@
-"""state.pt: what resuming a run needs, in bytes that depend on nothing but their content."""
+"""Write and read state.pt, from which a run is resumed; its bytes depend on nothing but its content."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def save_state(
     position: Mapping[str, Any],
     *,
     group: ProcessGroup | None = None,
-    own: Sequence[str] = (),
+    per_process: Sequence[str] = (),
 ) -> None:
     """Write tensors in named groups and plain figures, whole; the file loads with weights_only.
 
     Args:
         path: the file, which the first process of the group writes.
         groups: name -> tensors by name.
-        position: what JSON can hold.
+        position: epoch, step and figures, as JSON can hold them.
         group: the processes that train together; each of them must call this.
-        own: groups that a process has for itself; those of the others are kept where they differ.
+        per_process: groups that differ between processes; those of the others are stored where they do.
 
     Names are made anew and tensors copied: pickle writes an object that it has seen before as a reference, and what
     a resumed process shares differs from what an undisturbed one does.
@@ -44,7 +44,9 @@ def save_state(
         for name, tensor in named.items()
     }
     if group is not None:
-        every = group.gather({name: tensor for name, tensor in tensors.items() if name.partition("/")[0] in own})
+        every = group.gather(
+            {name: tensor for name, tensor in tensors.items() if name.partition("/")[0] in per_process}
+        )
         for rank, theirs in enumerate(every[1:], start=1):
             differing = {name: t for name, t in theirs.items() if name not in tensors or not t.equal(tensors[name])}
             tensors |= {f"{name}@{rank}": tensor for name, tensor in differing.items()}

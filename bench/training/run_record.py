@@ -1,4 +1,4 @@
-"""What run.json says of a training run."""
+"""The content of run.json: settings, data, versions, hardware and passes of a training run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bench.plan.jobs import FORMAT, TrainJob
 from methods.base import HIDDEN
 
 
-def description(
+def run_record(
     job: TrainJob, parts: Parts, train: Part, *, epoch_best: int | None, passes: Mapping[str, Mapping[str, int]],
-    processes: Mapping[str, Any], arithmetic: Mapping[str, Any], cut: BatchLimit, exact: bool,
+    processes: Mapping[str, Any], arithmetic: Mapping[str, Any], limit: BatchLimit, exact: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of run.json.
 
@@ -27,7 +27,7 @@ def description(
         passes: made so far, of all processes together.
         processes: how many trained it, and whose statistics BatchNorm has used, see `ProcessGroup.describe`.
         arithmetic: switches and precision of the networks, see `FastNetworks.facts`.
-        cut: the smallest micro-batches of any process.
+        limit: the smallest micro-batches of any process.
         exact: whether micro-batches give what whole batches give.
     """
     training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
@@ -44,7 +44,7 @@ def description(
         "teachers": {role: dict(source) for role, source in job.teachers.items()},
         "warm_start": None if job.warm_start is None else dict(job.warm_start),
         "passes": passes, "versions": devices.versions(), "processes": processes,
-        "micro_batch": cut.describe(asked=job.micro_batch, exact=exact),
+        "micro_batch": limit.describe(asked=job.micro_batch, exact=exact),
         "hardware": devices.hardware(job.device, job.threads), "arithmetic": arithmetic,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
         "model_source": job.model_source,

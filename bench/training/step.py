@@ -1,4 +1,4 @@
-"""The two halves of a training step, in as many parts and over as many processes as it takes."""
+"""A training step: perturbation and gradients, in micro-batches and over processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from bench.core.seeding import forked
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.plan.jobs import TrainJob
-from bench.training.microbatch import LEAST_WITH_NORM, has_norm, joined, joined_terms, micro_batch, rows_of
+from bench.training.microbatch import (
+    MIN_SIZE_WITH_BATCHNORM,
+    concat_adversarials,
+    concat_terms,
+    has_batchnorm,
+    micro_batch,
+    select_rows,
+)
 from methods.base import Adversarial, Batch, Context, Method, Terms
 
-Part = tuple[Batch, Adversarial]
+MicroBatch = tuple[Batch, Adversarial]
 
 
-class Stepping:
-    """Perturbation and gradients of a step of which this process has a share.
+class TrainingStep:
+    """Perturbation and gradients of this process's share of a step.
 
     Args:
         method, model, ctx: of the run; its generator is replaced.
         group: the processes that train together.
-        cut: how the share is cut.
+        limit: micro-batches of the share.
         counter: of the run's passes.
     """
 
@@ -40,17 +47,17 @@ class Stepping:
         ctx: Context,
         *,
         group: ProcessGroup,
-        cut: BatchLimit,
+        limit: BatchLimit,
         counter: PassCounter,
     ) -> None:
         self.method, self.model, self.ctx = method, model, ctx
         ctx.generator = self.stream = PartGenerator(ctx.device)
-        ctx.micro_batches, ctx.retry_smaller = self.parts, self.retry_smaller
-        self.group, self.cut, self.counter = group, cut, counter
-        self.wrapped, self.rehearsed = model, group.size == 1
-        self.normed = has_norm(model)
+        ctx.micro_batches, ctx.retry_smaller = self.micro_batches, self.retry_smaller
+        self.group, self.limit, self.counter = group, limit, counter
+        self.wrapped, self.is_wrapped = model, group.size == 1
+        self.has_batchnorm = has_batchnorm(model)
         self.parameters = list(model.parameters())
-        self.statistics = [
+        self.batchnorm_stats = [
             tensor
             for module in model.modules()
             if isinstance(module, _BatchNorm)
@@ -68,16 +75,16 @@ class Stepping:
         """
 
         def work() -> Adversarial:
-            spans = self.cut.spans(len(batch.y))
-            return joined([self._perturb(batch, first, span, seed) for span in spans], spans)
+            spans = self.limit.spans(len(batch.y))
+            return concat_adversarials([self._perturb(batch, first, span, seed) for span in spans], spans)
 
         if len(batch.y) == 0:
             return Adversarial(batch.x)
-        return self.cut.retry_smaller(work, len(batch.y), self._place)
+        return self.limit.retry_smaller(work, len(batch.y), self._position)
 
     def _perturb(self, batch: Batch, first: int, span: tuple[int, int], seed: int) -> Adversarial:
         self.stream.manual_seed(seed)
-        part = batch if span == (0, len(batch.y)) else rows_of(batch, slice(*span))
+        part = batch if span == (0, len(batch.y)) else select_rows(batch, slice(*span))
         with self.stream.within(first + span[0], first + span[1], len(batch.step_labels)):
             return self.method.perturb(self.model, part, self.ctx)
 
@@ -85,66 +92,66 @@ class Stepping:
         """The method's `around_step`."""
         return self.method.around_step(self.model, batch, adv, self.ctx)
 
-    def parts(self, batch: Batch, adv: Adversarial) -> list[Part]:
-        """The share in parts; none if there is too little to train on."""
-        rows = self._own_rows(adv)
-        spans = self.cut.spans(rows)
+    def micro_batches(self, batch: Batch, adv: Adversarial) -> list[MicroBatch]:
+        """The share in micro-batches; none if there is too little to train on."""
+        rows = self._local_rows(adv)
+        spans = self.limit.spans(rows)
         return [(batch, adv)] if len(spans) == 1 else [micro_batch(batch, adv, *span) for span in spans]
 
     def retry_smaller(self, work: Callable[[], Result], adv: Adversarial) -> Result:
-        """Do what can be done again, in smaller parts whenever memory runs out; see `BatchLimit.retry_smaller`."""
-        return self.cut.retry_smaller(work, len(adv.x), self._place)
+        """Call a function that goes over `micro_batches`; see `BatchLimit.retry_smaller`."""
+        return self.limit.retry_smaller(work, len(adv.x), self._position)
 
     def backward(self, batch: Batch, adv: Adversarial) -> Terms | None:
         """Gradients of the mean loss over the whole step; None, and no gradients, for fewer than two rows."""
-        total = self._rows_of_step(batch, adv)
+        total = self._global_rows(batch, adv)
         if total < 2:
             return None
-        if not self.rehearsed:
-            self._rehearse(batch, adv)
+        if not self.is_wrapped:
+            self._trial_pass(batch, adv)
 
         def work() -> Terms:
-            self._forget()
-            parts = self.parts(batch, adv)
-            found = [self._part(part, total, last=i == len(parts) - 1) for i, part in enumerate(parts)]
-            if not parts:
-                self._take_part(batch)
-            return joined_terms(found, batch.x)
+            self._clear_gradients()
+            micro_batches = self.micro_batches(batch, adv)
+            terms = [self._backward(part, total, last=part is micro_batches[-1]) for part in micro_batches]
+            if not micro_batches:
+                self._add_zero_gradients(batch)
+            return concat_terms(terms, batch.x)
 
         return self.retry_smaller(work, adv)
 
     def sync_batchnorm_stats(self) -> None:
-        """Give all processes the same running statistics: the mean of what BatchNorm has moved in each."""
-        self.group.sync_batchnorm_stats(self.statistics)
+        """Average the running statistics of BatchNorm over the processes."""
+        self.group.sync_batchnorm_stats(self.batchnorm_stats)
 
-    def _forget(self) -> None:
+    def _clear_gradients(self) -> None:
         """Drop the gradients, as `zero_grad` does, without looking for the parameters once more."""
         for parameter in self.parameters:
             parameter.grad = None
 
     @property
-    def _place(self) -> list[int]:
+    def _position(self) -> list[int]:
         return [self.ctx.epoch, self.ctx.step]
 
-    def _own_rows(self, adv: Adversarial) -> int:
-        """Rows of this process's share that are trained on; of a single one BatchNorm has no statistics."""
-        return 0 if self.group.size > 1 and self.normed and len(adv.x) < 2 else len(adv.x)
+    def _local_rows(self, adv: Adversarial) -> int:
+        """Rows that this process trains on; of a single one BatchNorm has no statistics."""
+        return 0 if self.group.size > 1 and self.has_batchnorm and len(adv.x) < 2 else len(adv.x)
 
-    def _rows_of_step(self, batch: Batch, adv: Adversarial) -> int:
-        """Rows that are trained on, over all processes."""
+    def _global_rows(self, batch: Batch, adv: Adversarial) -> int:
+        """Rows that all processes train on together."""
         if self.group.size == 1:
             return len(adv.x)
         if self.method.drops_rows:
-            return int(self.group.reduce(torch.tensor(self._own_rows(adv))))
+            return int(self.group.reduce(torch.tensor(self._local_rows(adv))))
         if len(adv.x) != len(batch.y):
             raise BenchError(
-                f"{self.cut.what}: expected an adversarial input for each of {len(batch.y)} samples, got "
+                f"{self.limit.what}: expected an adversarial input for each of {len(batch.y)} samples, got "
                 f"{len(adv.x)}; a method that leaves some out has to say drops_rows = True"
             )
         return len(batch.step_labels)
 
-    def _part(self, part: Part, total: int, *, last: bool) -> Terms:
-        """The loss of a part, and its gradients; those of the last one make the processes add up theirs."""
+    def _backward(self, part: MicroBatch, total: int, *, last: bool) -> Terms:
+        """Loss and gradients of a micro-batch; with the last one the processes all-reduce theirs."""
         with nullcontext() if last else self.group.no_sync(self.wrapped):
             terms = self.method.loss(self.wrapped, *part, self.ctx)
             share = terms.loss.sum() / (total / self.group.size)
@@ -152,18 +159,18 @@ class Stepping:
                 share.backward()
             except RuntimeError as error:
                 if last and self.group.size > 1 and is_out_of_memory(error):
-                    raise BenchError(self._late(len(part[1].x))) from None  # the others have begun to add up
+                    raise BenchError(self._too_late(len(part[1].x))) from None  # the others have begun to add up
                 raise
         return terms
 
-    def _late(self, rows: int) -> str:
+    def _too_late(self, rows: int) -> str:
         return (
-            f"{self.cut.what}: out of memory with {rows} samples at once while gradients were added up over "
+            f"{self.limit.what}: out of memory with {rows} samples at once while gradients were added up over "
             f"{self.group.size} processes; run the same command with --micro-batch {max(1, rows // 2)}"
         )
 
-    def _take_part(self, batch: Batch) -> None:
-        """Join the sum of gradients with zeros."""
+    def _add_zero_gradients(self, batch: Batch) -> None:
+        """Take part in the all-reduce with gradients of zero."""
         x = batch.x[:1] if len(batch.x) else batch.x.new_zeros(1, *batch.x.shape[1:])
         before = self.counter.snapshot()
         with mode(self.model, train=False):
@@ -171,32 +178,32 @@ class Stepping:
         (0 * logits.sum()).backward()
         self.counter.restore(before)
 
-    def _rehearse(self, batch: Batch, adv: Adversarial) -> None:
-        """Go through a loss without the other processes, and leave no trace; then wrap the model.
+    def _trial_pass(self, batch: Batch, adv: Adversarial) -> None:
+        """Try the loss without the other processes, undo it, and wrap the model for data-parallel training.
 
-        It shows how many samples fit into memory, while a process can still try again by itself, and whether there are
-        parameters that the loss does not reach.
+        This finds how many samples fit into memory, while a process can still retry by itself, and whether the loss
+        leaves out parameters.
         """
 
         def work() -> bool:
-            self._forget()
-            parts = self.parts(batch, adv)
-            for part in parts:
+            self._clear_gradients()
+            micro_batches = self.micro_batches(batch, adv)
+            for part in micro_batches:
                 self.method.loss(self.model, *part, self.ctx).loss.sum().backward()
-            return bool(parts) and any(p.grad is None for p in self.model.parameters() if p.requires_grad)
+            return bool(micro_batches) and any(p.grad is None for p in self.model.parameters() if p.requires_grad)
 
         before, buffers = self.counter.snapshot(), [buffer.clone() for buffer in self.model.buffers()]
         with forked(batch.x.device):
             unused = self.retry_smaller(work, adv)
-        self._forget()
+        self._clear_gradients()
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self.counter.restore(before)
-        self.wrapped, self.rehearsed = self.group.data_parallel(self.model, unused=self.group.any_rank(unused)), True
+        self.wrapped, self.is_wrapped = self.group.data_parallel(self.model, unused=self.group.any_rank(unused)), True
 
 
-def why_whole(job: TrainJob, method: Method, processes: int) -> str:
-    """Why the steps of a run must stay whole; "" if they may be cut.
+def why_unsplittable(job: TrainJob, method: Method, processes: int) -> str:
+    """Why the batches of a run cannot be split; "" if they can.
 
     Raises:
         UsageError: if micro-batches or several processes were asked for and the method cannot have them.
@@ -211,13 +218,13 @@ def why_whole(job: TrainJob, method: Method, processes: int) -> str:
     return reason
 
 
-def least_part(job: TrainJob, model: nn.Module) -> int:
+def min_micro_batch(job: TrainJob, model: nn.Module) -> int:
     """The fewest samples that a model can train on at once.
 
     Raises:
         UsageError: if smaller micro-batches were asked for.
     """
-    least = LEAST_WITH_NORM if has_norm(model) else 1
+    least = MIN_SIZE_WITH_BATCHNORM if has_batchnorm(model) else 1
     if job.micro_batch is not None and job.micro_batch < least:
         raise UsageError(
             f"{job.title}: expected --micro-batch of at least {least} with BatchNorm, got {job.micro_batch}"
@@ -225,7 +232,7 @@ def least_part(job: TrainJob, model: nn.Module) -> int:
     return least
 
 
-def cut_of(
+def micro_batch_limit(
     job: TrainJob,
     method: Method,
     model: nn.Module,
@@ -234,20 +241,20 @@ def cut_of(
     tell: Callable[[str], None],
     counter: PassCounter,
 ) -> BatchLimit:
-    """How the steps of a run are cut, and whether they can be.
+    """The micro-batches of a run: their size, and whether there can be any.
 
     Raises:
-        UsageError: see `why_whole` and `least_part`.
+        UsageError: see `why_unsplittable` and `min_micro_batch`.
     """
-    reason = why_whole(job, method, group.size)
+    reason = why_unsplittable(job, method, group.size)
     if not reason and group.size > 1 and group.sync_bn:
         reason = "with --sync-bn the processes must cut alike: give --micro-batch, or a smaller --batch-size"
-    least = least_part(job, model)
+    least = min_micro_batch(job, model)
     return BatchLimit(job.title, job.micro_batch, least=least, refusal=reason, tell=tell, counter=counter)
 
 
-def agreed_state(state: dict[str, list[float]], title: str, group: ProcessGroup) -> dict[str, list[float]]:
-    """The method's per-class state, which must have become the same in every process.
+def require_same_state(state: dict[str, list[float]], title: str, group: ProcessGroup) -> dict[str, list[float]]:
+    """The method's per-class state, if it is the same in every process.
 
     Raises:
         BenchError: otherwise, in every process.

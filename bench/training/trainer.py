@@ -1,4 +1,4 @@
-"""The one training loop: batches, optimiser, hooks, history, selection, and a state to resume from."""
+"""The training loop: batches, optimiser, hooks of the method, history, checkpoint selection, resuming."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from bench.errors import BenchError, Interrupted
 from bench.models.builders import build
 from bench.models.checkpoints import fit, load_weights, save_weights
 from bench.plan.jobs import TrainJob
-from bench.training.epoch_sums import Tally
+from bench.training.epoch_sums import EpochSums
 from bench.training.fast_networks import EXAMPLES, FastNetworks
-from bench.training.microbatch import is_exact
+from bench.training.microbatch import splits_exactly
 from bench.training.resume import load_state, save_state
-from bench.training.run_record import description
-from bench.training.step import Stepping, agreed_state, cut_of
-from bench.training.validation import attacked, judged
+from bench.training.run_record import run_record
+from bench.training.step import TrainingStep, micro_batch_limit, require_same_state
+from bench.training.validation import selection_metrics, validate
 from methods.base import HIDDEN, Batch, Context, Method, Terms, Validation
 from methods.losses import sum_dtype
 from methods.registry import METHODS
@@ -93,16 +93,16 @@ class Trainer:
             weight_decay=job.recipe.weight_decay, nesterov=job.recipe.nesterov, fused="fused" in job.train_with or None,
         )  # fmt: skip
         self.ctx = self._context()
-        said: dict[str, Any] = {"tell": self.progress.line, "counter": self.counter}
-        self.judging = BatchLimit(job.title, **said)
-        self.cut = cut_of(job, self.method, self.model, self.group, **said)
-        self.stepping = Stepping(
-            self.method, self.network, self.ctx, group=self.group, cut=self.cut, counter=self.counter
+        reporting: dict[str, Any] = {"tell": self.progress.line, "counter": self.counter}
+        self.validation_limit = BatchLimit(job.title, **reporting)
+        self.limit = micro_batch_limit(job, self.method, self.model, self.group, **reporting)
+        self.training_step = TrainingStep(
+            self.method, self.network, self.ctx, group=self.group, limit=self.limit, counter=self.counter
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.position = (0, 0)
-        self.tally = Tally(parts.num_classes, self.device)
+        self.sums = EpochSums(parts.num_classes, self.device)
 
     def _context(self) -> Context:
         recipe, y, classes = self.job.recipe, self.train.y, self.parts.num_classes
@@ -110,7 +110,7 @@ class Trainer:
             epochs=recipe.epochs, steps=math.ceil(len(y) / recipe.batch_size), device=self.device,
             num_classes=classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=classes),
             generator=torch.Generator(self.device), teachers=self.networks.teachers, reduce=self.group.reduce,
-            validator=self._validate if recipe.holdout else None, for_attack=self.networks.searched,
+            validator=self._validate if recipe.holdout else None, for_attack=self.networks.for_attack,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -126,7 +126,7 @@ class Trainer:
             except ValueError as error:
                 raise BenchError(f"{self.job.title}: {error}") from None
             self._resume()
-            self._describe()
+            self._write_run_record()
             for epoch in range(self.position[0], self.ctx.epochs):
                 timer = files.Timer()
                 self._epoch(epoch)
@@ -136,23 +136,23 @@ class Trainer:
         if self.group.is_main:
             save_weights(self.folder / "last.safetensors", self._weights())
             files.write_lines(self.folder / "history.jsonl", self.history)
-        self._describe()
+        self._write_run_record()
         if self.group.is_main:
             files.mark_done(self.folder)
 
     def _epoch(self, epoch: int) -> None:
         ctx, first = self.ctx, self.position[1] if epoch == self.position[0] else 0
-        self._set_rate(epoch, first)
+        self._set_lr(epoch, first)
         self.model.train()
         if first == 0:
             self.progress.check(self.group.any_rank)
             ctx.generator.manual_seed(derive(self.job.seed, "begin", epoch))
             self.method.begin_epoch(self.model, ctx)
-            self.tally.clear()
+            self.sums.clear()
         order = torch.randperm(len(self.train), generator=generator("cpu", self.job.seed, "order", epoch))
         batches = order.to(self.device).split(self.job.recipe.batch_size)
-        own = tuple(batch[slice(*self.group.share(len(batch)))] for batch in batches)
-        for step, rows in enumerate(self.train.prefetch(own)):
+        shares = tuple(batch[slice(*self.group.share(len(batch)))] for batch in batches)
+        for step, rows in enumerate(self.train.prefetch(shares)):
             if step < first:
                 continue
             if step > 0 and self.group.any_rank(self.progress.stopping):
@@ -161,16 +161,16 @@ class Trainer:
                 raise Interrupted(
                     f"{self.job.title}: saved in epoch {epoch}, step {step}; run the same command to go on"
                 )
-            self._set_rate(epoch, step)
+            self._set_lr(epoch, step)
             self._step(epoch, step, batches[step], rows)
         self._check_finite(epoch, ctx.steps)
         ctx.generator.manual_seed(derive(self.job.seed, "end", epoch))
         self.method.end_epoch(self.model, ctx)
-        state = agreed_state(self._state(), self.job.title, self.group)
-        for other in self.group.gather({name: sums.cpu() for name, sums in self.tally.tensors().items()})[1:]:
-            self.tally.take_in(other)
-        cut = merge_limits(self.group.gather(self.cut.state_dict()))
-        row = {"epoch": epoch, "lr": ctx.lr, **self.tally.row(), "state": state, **cut.row()}
+        state = require_same_state(self._class_state(), self.job.title, self.group)
+        for other in self.group.gather({name: sums.cpu() for name, sums in self.sums.tensors().items()})[1:]:
+            self.sums.merge(other)
+        limit = merge_limits(self.group.gather(self.limit.state_dict()))
+        row = {"epoch": epoch, "lr": ctx.lr, **self.sums.row(), "state": state, **limit.row()}
         validation = self._select(epoch)
         if validation:
             row["validation"] = validation
@@ -178,9 +178,9 @@ class Trainer:
         self._save(epoch + 1, 0)
         if self.group.is_main:
             files.write_lines(self.folder / "history.jsonl", self.history)
-        self.progress.update(epoch + 1, ctx.epochs, _running(row))
+        self.progress.update(epoch + 1, ctx.epochs, _summary(row))
 
-    def _set_rate(self, epoch: int, step: int) -> None:
+    def _set_lr(self, epoch: int, step: int) -> None:
         ctx = self.ctx
         ctx.epoch, ctx.lr = epoch, self.job.recipe.lr_at(epoch, (step + 0.5) / ctx.steps)
         for group in self.optimiser.param_groups:
@@ -193,20 +193,20 @@ class Trainer:
         seed_global(self.device, derive(seed, "forward", epoch, step, *self.group.seed_purpose))
         batch, first = self._batch(whole, rows, derive(seed, "augment", epoch, step))
         if len(whole) < self.group.min_samples:  # BatchNorm has no statistics of one sample
-            self.tally.skipped += 1
+            self.sums.skipped += 1
             return
-        adv = self.stepping.perturb(batch, first, derive(seed, "perturb", epoch, step))
-        with self.stepping.around(batch, adv):
-            terms = self.stepping.backward(batch, adv)
-            found = terms or Terms(batch.x.new_zeros(0), {})
+        adv = self.training_step.perturb(batch, first, derive(seed, "perturb", epoch, step))
+        with self.training_step.around(batch, adv):
+            terms = self.training_step.backward(batch, adv)
+            step_terms = terms or Terms(batch.x.new_zeros(0), {})
             if len(rows):
-                self.method.observe(batch, adv, found, ctx)
+                self.method.observe(batch, adv, step_terms, ctx)
             if terms is not None:
                 self.optimiser.step()
-        self.stepping.sync_batchnorm_stats()
+        self.training_step.sync_batchnorm_stats()
         self.method.after_step(self.model, ctx)
-        self.tally.skipped += terms is None
-        self.tally.add(found, adv.of(batch.y))
+        self.sums.skipped += terms is None
+        self.sums.add(step_terms, adv.of(batch.y))
         if (step + 1) % FINITE_EVERY == 0:
             self._check_finite(epoch, step)
 
@@ -216,13 +216,13 @@ class Trainer:
         kind, reflect = self.job.recipe.augment or "none", "_reflect"
         padding = "reflect" if kind.endswith(reflect) else "zeros"
         labels, x = self.train.y[whole], self.train.x[rows]
-        with self.stepping.stream.within(first, last, len(whole)):
-            stream = self.stepping.stream.manual_seed(seed)
+        with self.training_step.stream.within(first, last, len(whole)):
+            stream = self.training_step.stream.manual_seed(seed)
             x = to_float(augment(x, kind.removesuffix(reflect), stream, padding=padding))
         return Batch(self.networks.images(x), labels[first:last], rows, labels), first
 
     def _check_finite(self, epoch: int, step: int) -> None:
-        if not bool(torch.isfinite(self.group.reduce(self.tally.loss))):
+        if not bool(torch.isfinite(self.group.reduce(self.sums.loss))):
             raise BenchError(
                 f"{self.job.title}: the loss is not finite in epoch {epoch}, by step {step}; lower the learning rate "
                 f"(--set {self.job.method}.recipe.lr=...) or check the settings that were changed"
@@ -231,36 +231,38 @@ class Trainer:
     # Validation and selection
 
     def _validate(self, attack: Attack, model: nn.Module | None = None) -> Validation:
-        """Clean and attacked logits on the steer part."""
-        return self._attacked(self.parts.steer, attack, model or self.model, "steer")
+        """Labels, clean and attacked logits of the part of the validation split that steers the method."""
+        return self._attack_part(self.parts.steer, attack, model or self.model, "steer")
 
-    def _attacked(self, part: Part, attack: Attack, model: nn.Module, purpose: str) -> Validation:
+    def _attack_part(self, part: Part, attack: Attack, model: nn.Module, purpose: str) -> Validation:
         stream = PartGenerator(self.device)
         stream.manual_seed(derive(self.job.seed, purpose, self.ctx.epoch))
         with self.counter.count_as("validation"):
-            return attacked(model, part, attack, stream, device=self.device, group=self.group, cut=self.judging)
+            return validate(
+                model, part, attack, stream, device=self.device, group=self.group, limit=self.validation_limit
+            )
 
     def _select(self, epoch: int) -> dict[str, float] | None:
-        """Average plus worst class under PGD-10 where the rule asks for it; keeps the best weights."""
+        """Validate under PGD-10 if the selection rule asks for it; store the weights if they are the best so far."""
         job = self.job
-        if job.select == "last" or not selection_due(epoch, self.ctx.epochs):
+        if job.select == "last" or not is_selection_epoch(epoch, self.ctx.epochs):
             return None
         part = self.parts.test if job.select == "test" else self.parts.select
         attack = PGD(ThreatModel(job.norm, job.eps), steps=10)  # type: ignore[arg-type]
-        found = self._attacked(part, attack, self.method.evaluation_model(self.model), "select")
-        figures = judged(*found, self.parts.num_classes)
-        if self.best is None or figures["score"] > self.best["score"]:
-            self.best = {"epoch": epoch, "score": figures["score"]}
+        outputs = self._attack_part(part, attack, self.method.evaluation_model(self.model), "select")
+        metrics = selection_metrics(*outputs, self.parts.num_classes)
+        if self.best is None or metrics["score"] > self.best["score"]:
+            self.best = {"epoch": epoch, "score": metrics["score"]}
             if self.group.is_main:
                 save_weights(self.folder / "best.safetensors", self._weights())
-        return figures
+        return metrics
 
     # Storing
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in self.method.evaluation_model(self.model).state_dict().items()}
 
-    def _state(self) -> dict[str, list[float]]:
+    def _class_state(self) -> dict[str, list[float]]:
         """The method's per-class state, for the history."""
         return {name: getattr(self.method, name).cpu().double().tolist() for name in self.method.reported}
 
@@ -273,14 +275,14 @@ class Trainer:
         }
         groups = {
             "model": self.model.state_dict(), "method": self.method.state_dict(), "momentum": momentum,
-            "tally": self.tally.tensors(),
+            "tally": self.sums.tensors(),
         }  # fmt: skip
         position = {
             "position": [epoch, step], "passes": self._passes(), "best": self.best,
-            "skipped": self.tally.skipped, "history": self.history,
-            "cuts": self.group.gather([self.cut.state_dict(), self.judging.state_dict()]),
+            "skipped": self.sums.skipped, "history": self.history,
+            "cuts": self.group.gather([self.limit.state_dict(), self.validation_limit.state_dict()]),
         }  # fmt: skip
-        save_state(self.folder / "state.pt", groups, position, group=self.group, own=("method", "tally"))
+        save_state(self.folder / "state.pt", groups, position, group=self.group, per_process=("method", "tally"))
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -298,30 +300,30 @@ class Trainer:
             if str(i) in groups["momentum"]:  # in the layout of the parameter, which a fused step takes for granted
                 momentum = torch.empty_like(parameter).copy_(groups["momentum"][str(i)])
                 self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach()
-        self.tally.load(groups["tally"], position["skipped"])
+        self.sums.load(groups["tally"], position["skipped"])
         self.counter.restore(position["passes"] if self.group.is_main else {})
         cuts = position.get("cuts") or [position.get("cut", ())] * self.group.size  # states of before have one for all
-        for cut, state in zip((self.cut, self.judging), cuts[self.group.rank], strict=False):
-            cut.load_state_dict(state)
+        for limit, state in zip((self.limit, self.validation_limit), cuts[self.group.rank], strict=False):
+            limit.load_state_dict(state)
         self.position, self.best, self.history = tuple(position["position"]), position["best"], position["history"]
         self.progress.line(f"resumed at epoch {self.position[0]}, step {self.position[1]}")
 
     def _passes(self) -> dict[str, dict[str, int]]:
-        """Passes of all processes together, for the first of them."""
+        """Passes of all processes together, in the first of them."""
         total = PassCounter()
         for counts in self.group.gather(self.counter.counts):
             total.add(counts)
         return total.counts
 
-    def _describe(self) -> None:
+    def _write_run_record(self) -> None:
         """Write run.json."""
-        passes, cut = self._passes(), merge_limits(self.group.gather(self.cut.state_dict()))
+        passes, limit = self._passes(), merge_limits(self.group.gather(self.limit.state_dict()))
         if self.group.is_main:
-            record = description(
+            record = run_record(
                 self.job, self.parts, self.train,
                 epoch_best=self.best["epoch"] if self.best else None,
-                passes=passes, processes=self.group.describe(self.stepping.normed), arithmetic=self.networks.facts,
-                cut=cut, exact=is_exact(self.model),
+                passes=passes, processes=self.group.describe(self.training_step.has_batchnorm),
+                arithmetic=self.networks.facts, limit=limit, exact=splits_exactly(self.model),
             )  # fmt: skip
             files.write_json(self.folder / "run.json", record)
 
@@ -334,12 +336,12 @@ def build_method(job: TrainJob, num_classes: int) -> Method:
     return METHODS[name](**settings)
 
 
-def selection_due(epoch: int, epochs: int) -> bool:
-    """Whether a checkpoint is judged after an epoch (from 0): all of up to 40, else each fifth and the last quarter."""
+def is_selection_epoch(epoch: int, epochs: int) -> bool:
+    """Whether the model is validated after an epoch (from 0): up to 40 each, else each fifth and the last quarter."""
     return epochs <= 40 or (epoch + 1) % 5 == 0 or epoch >= epochs - epochs // 4
 
 
-def _running(row: Mapping[str, Any]) -> str:
+def _summary(row: Mapping[str, Any]) -> str:
     view = "adv" if "adv" in row["train"] else "clean"
     accuracy = row["train"].get(view, {}).get("accuracy", float("nan"))
     text = f"loss {row['loss']:.3f}, {view} {accuracy:.1%}"

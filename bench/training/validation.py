@@ -1,4 +1,4 @@
-"""Held-out samples under attack during training, in as many parts and over as many processes as it takes."""
+"""Evaluate a model on held-out data under attack during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.losses import robust_class_counts
 CHUNK = 512
 
 
-def attacked(
+def validate(
     model: nn.Module,
     part: Part,
     attack: Attack,
@@ -25,42 +25,42 @@ def attacked(
     *,
     device: torch.device,
     group: ProcessGroup,
-    cut: BatchLimit,
+    limit: BatchLimit,
 ) -> Validation:
     """Labels (V,), clean and attacked logits (V, K) of a part, the same in every process.
 
-    Chunk by chunk, of which each process attacks its share; draws are made for the whole chunk.
+    Each process attacks its share of a chunk; random draws are made for the whole chunk.
 
     Args:
         model: put in eval mode meanwhile.
         part: the samples.
         attack: draws from the stream.
-        stream: of this occasion.
+        stream: of random draws.
         device: where the model is.
         group: the processes that share the work.
-        cut: how a share is cut.
+        limit: micro-batches of a share.
     """
     found = []
     with mode(model, train=False):
         for rows in torch.arange(len(part)).split(CHUNK):
             state = stream.get_state()
-            first, last = group.share(len(rows)) if _worth_sharing(rows, group) else (0, len(rows))
+            first, last = group.share(len(rows)) if _is_shared(rows, group) else (0, len(rows))
 
             def work(rows: Tensor = rows, first: int = first, last: int = last, state: Tensor = state) -> list[Tensor]:
                 logits = []
-                for a, b in cut.spans(last - first):
+                for a, b in limit.spans(last - first):
                     stream.set_state(state)
-                    own = rows[first + a : first + b]
+                    mine = rows[first + a : first + b]
                     with stream.within(first + a, first + b, len(rows)):
-                        logits.append(_both(model, part, own, attack, stream, device))
+                        logits.append(_logits(model, part, mine, attack, stream, device))
                 return logits
 
-            found.append(_whole(cut.retry_smaller(work, last - first), first, rows, group))
+            found.append(_merge_shares(limit.retry_smaller(work, last - first), first, rows, group))
     clean, adv = torch.cat(found, dim=1)
     return part.y.to(device), clean, adv
 
 
-def _both(
+def _logits(
     model: nn.Module, part: Part, rows: Tensor, attack: Attack, stream: torch.Generator, device: torch.device
 ) -> Tensor:
     """Clean and attacked logits, (2, M, K)."""
@@ -70,23 +70,24 @@ def _both(
         return torch.stack([model(x), model(x_adv)])
 
 
-def _worth_sharing(rows: Tensor, group: ProcessGroup) -> bool:
+def _is_shared(rows: Tensor, group: ProcessGroup) -> bool:
+    """Whether the processes share a chunk; one with too few samples is attacked by all."""
     return len(rows) >= 2 * group.size
 
 
-def _whole(found: list[Tensor], first: int, rows: Tensor, group: ProcessGroup) -> Tensor:
+def _merge_shares(found: list[Tensor], first: int, rows: Tensor, group: ProcessGroup) -> Tensor:
     """Logits of a chunk (2, N, K) from those of this process's share, which begins at `first`."""
-    own = torch.cat(found, dim=1)
+    mine = torch.cat(found, dim=1)
     if group.size == 1:
-        return own
-    chunk = own.new_zeros(2, len(rows), own.shape[2])
-    if group.is_main or _worth_sharing(rows, group):
-        chunk[:, first : first + own.shape[1]] = own
+        return mine
+    chunk = mine.new_zeros(2, len(rows), mine.shape[2])
+    if group.is_main or _is_shared(rows, group):
+        chunk[:, first : first + mine.shape[1]] = mine
     return group.reduce(chunk)
 
 
-def judged(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str, float]:
-    """What chooses a checkpoint: average plus worst class under attack, with clean accuracy, all as fractions.
+def selection_metrics(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -> dict[str, float]:
+    """The selection score, average plus worst-class accuracy under attack, and its parts; all as fractions.
 
     Args:
         y: labels (V,).

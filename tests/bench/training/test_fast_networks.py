@@ -160,14 +160,14 @@ def test_attacks_in_eval_mode_run_on_the_folded_version_with_current_weights() -
     model = network().eval()
     made, said = fast_networks(model, "fold")
     assert made.student is model
-    found = made.searched(model)
+    found = made.for_attack(model)
     assert isinstance(found, FoldedNetwork)
     torch.testing.assert_close(found(X), model(X), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         model.get_parameter("linear.weight").mul_(2)
-    torch.testing.assert_close(made.searched(model)(X), model(X), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.for_attack(model)(X), model(X), rtol=1e-4, atol=1e-5)
     other = network(1)
-    assert made.searched(other) is other
+    assert made.for_attack(other) is other
     assert said == []
 
 
@@ -193,7 +193,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_folded_is_attacked_as_it_is() -> None:
     model = Branching()
     made, said = fast_networks(model, "fold")
-    assert made.searched(model) is model
+    assert made.for_attack(model) is model
     assert len(said) == 1
     assert said[0].startswith("attacks run on the model as it is: it cannot be traced (")
     assert made.facts["left_out"] == said

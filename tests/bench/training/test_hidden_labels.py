@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.report import render
-from bench.training.epoch_sums import Tally
+from bench.training.epoch_sums import EpochSums
 from methods.base import HIDDEN, Terms
 from methods.losses import class_sums
 from tests.helpers.trees import Spec, write_run
@@ -26,10 +26,10 @@ def test_class_sums_leave_hidden_labels_out_and_are_what_they_were() -> None:
 
 
 def test_hidden_samples_count_for_the_loss_and_not_for_the_accuracies() -> None:
-    tally, y = Tally(3, torch.device("cpu")), torch.tensor([0, HIDDEN, 1, HIDDEN, 1])
+    sums, y = EpochSums(3, torch.device("cpu")), torch.tensor([0, HIDDEN, 1, HIDDEN, 1])
     logits = torch.eye(3)[[0, 1, 1, 2, 2]]
-    tally.add(Terms(torch.arange(5.0), {"adv": logits}), y)
-    row = tally.row()
+    sums.add(Terms(torch.arange(5.0), {"adv": logits}), y)
+    row = sums.row()
     assert row["loss"] == 2.0
     assert row["train"]["adv"] == {"accuracy": pytest.approx(2 / 3), "class_accuracy": [1.0, 0.5, None]}
 

@@ -22,7 +22,7 @@ from bench.launch.preflight import preflight
 from bench.launch.scheduler import Workspace
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import Plan, TrainJob
-from bench.training.microbatch import is_exact, joined, micro_batch
+from bench.training.microbatch import concat_adversarials, micro_batch, splits_exactly
 from bench.training.trainer import Trainer, train
 from methods.base import Adversarial, Batch
 from tests.helpers.jobs import (
@@ -219,8 +219,8 @@ def test_another_error_is_no_lack_of_memory() -> None:
 
 @pytest.mark.parametrize("module", [nn.BatchNorm1d(2), nn.Dropout(), StochasticDepth(0.5, "row")], ids=repr)
 def test_parts_are_exact_without_what_looks_at_the_batch_or_draws(module: nn.Module) -> None:
-    assert is_exact(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
-    assert not is_exact(nn.Sequential(nn.Linear(2, 2), module))
+    assert splits_exactly(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    assert not splits_exactly(nn.Sequential(nn.Linear(2, 2), module))
 
 
 # Slices
@@ -251,7 +251,7 @@ def test_parts_of_an_attack_that_left_out_samples_hold_the_others_alone() -> Non
         Adversarial(torch.tensor([[0.5], [2.5]]), torch.tensor([0, 2]), {"weight": torch.tensor([1.0, 2.0])}),
         Adversarial(torch.tensor([[5.5]]), torch.tensor([2]), {"weight": torch.tensor([3.0])}),
     ]
-    adv = joined(found, [(0, 3), (3, 6)])
+    adv = concat_adversarials(found, [(0, 3), (3, 6)])
     assert adv.rows is not None
     assert (adv.rows.tolist(), adv.of(y).tolist()) == ([0, 2, 5], [0, 2, 5])
     part, kept = micro_batch(batch, adv, 1, 3)

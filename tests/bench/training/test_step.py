@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.core.out_of_memory import BatchLimit, merge_limits
 from bench.core.pass_counter import PassCounter
 from bench.distributed.process_group import ProcessGroup
-from bench.training.step import Stepping
+from bench.training.step import TrainingStep
 from methods.base import Batch, Context
 from methods.registry import METHODS
 
@@ -49,8 +49,10 @@ class Step:
             generator=torch.Generator(), reduce=self._reduce,
         )  # fmt: skip
         method.setup(self.model, ctx)
-        self.cut = BatchLimit("test", counter=self.counter)
-        self.stepping = Stepping(method, self.model, ctx, group=ProcessGroup(), cut=self.cut, counter=self.counter)
+        self.limit = BatchLimit("test", counter=self.counter)
+        self.training_step = TrainingStep(
+            method, self.model, ctx, group=ProcessGroup(), limit=self.limit, counter=self.counter
+        )
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         self.reduced.append(tuple(tensor.shape))
@@ -61,10 +63,10 @@ class Step:
         x = torch.rand(SAMPLES, 1, 2, 2, generator=torch.Generator().manual_seed(1))
         y = torch.arange(SAMPLES) % CLASSES
         batch = Batch(x, y, torch.arange(SAMPLES), y)
-        adv = self.stepping.perturb(batch, 0, 0)
-        with self.stepping.around(batch, adv):
+        adv = self.training_step.perturb(batch, 0, 0)
+        with self.training_step.around(batch, adv):
             found = [parameter.detach().clone() for parameter in self.model.parameters()]
-            self.stepping.backward(batch, adv)
+            self.training_step.backward(batch, adv)
         grads = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return found + grads
 

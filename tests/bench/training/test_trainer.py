@@ -16,7 +16,7 @@ from bench.data.splits import Part, Parts
 from bench.errors import BenchError, Interrupted
 from bench.models.checkpoints import load_weights
 from bench.plan.jobs import Plan, TrainJob
-from bench.training.trainer import Trainer, selection_due, train
+from bench.training.trainer import Trainer, is_selection_epoch, train
 from methods.registry import METHODS
 from tests.helpers.jobs import (
     StopAt,
@@ -280,11 +280,11 @@ def _images(part: Part) -> set[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "judged"),
+    ("epochs", "expected"),
     [(3, [0, 1, 2]), (40, list(range(40))), (60, [4, 9, 14, 19, 24, 29, 34, 39, 44, *range(45, 60)])],
 )
-def test_when_checkpoints_are_judged(epochs: int, judged: list[int]) -> None:
-    assert [epoch for epoch in range(epochs) if selection_due(epoch, epochs)] == judged
+def test_when_checkpoints_are_validated(epochs: int, expected: list[int]) -> None:
+    assert [epoch for epoch in range(epochs) if is_selection_epoch(epoch, epochs)] == expected
 
 
 def test_without_holdout_the_held_out_parts_are_trained_on(tmp_path: Path) -> None:

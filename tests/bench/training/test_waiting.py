@@ -122,7 +122,7 @@ def test_a_number_that_is_assigned_is_not_waited_for() -> None:
 
 def test_the_loss_is_looked_at_every_so_many_steps() -> None:
     trainer = trainer_of("natural")
-    trainer.tally.loss += torch.nan
+    trainer.sums.loss += torch.nan
     for number in range(1, FINITE_EVERY - 1):
         step(trainer, number, torch.arange(8))
     with pytest.raises(BenchError, match=f"the loss is not finite in epoch 2, by step {FINITE_EVERY - 1}"):
