@@ -107,10 +107,11 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     nothing is attacked again.
 
     Raises:
-        BenchError: if the weights do not fit, or the attack misbehaves.
+        BenchError: if the data or the weights are not those of the run, or the attack misbehaves.
         Interrupted: if asked to stop.
     """
-    timer = files.Timer()
+    timer, run = files.Timer(), files.read_json(out / job.run / "run.json")
+    parts.require_same(run["data"], "test_hash", job.title)
     folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
     made = network(job.model, job.dataset, job.norm, parts.num_classes, *parts.image[:2])
     model = fit(made, load_weights(file), where=str(file)).to(job.device)
@@ -126,10 +127,9 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     )  # fmt: skip
     if job.part is None:
         _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
-        described = files.read_json(out / job.run / "run.json")
         searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
         implementation = getattr(attack, "implementation", "native") + searched
-        facts = _facts(job, verdicts, parts, described, implementation, weights)
+        facts = _facts(job, verdicts, parts, run, implementation, weights)
         checked = sanity(
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
@@ -156,17 +156,17 @@ def _outcomes(job: EvalJob, verdicts: Verdicts, index: Tensor, parts: Parts) -> 
 
 
 def _facts(
-    job: EvalJob, verdicts: Verdicts, parts: Parts, described: Mapping[str, Any], implementation: str, weights: str
+    job: EvalJob, verdicts: Verdicts, parts: Parts, run: Mapping[str, Any], implementation: str, weights: str
 ) -> dict[str, Any]:
     """The content of eval.json; stopping rules and micro-batches only where there were any."""
     n = len(verdicts.label)
-    last = described["epochs"] - 1 if described.get("epochs") is not None else None
+    last = run["epochs"] - 1 if run.get("epochs") is not None else None
     more: dict[str, Any] = {} if job.stop_when is None else {"stop_when": job.stop_when, "stopped": verdicts.stopped}
     if verdicts.micro_batch is not None:
         more["micro_batch"] = verdicts.micro_batch
     return {
         "format": FORMAT, "key": job.key, "checkpoint": job.checkpoint,
-        "epoch": described.get("epoch_best") if job.checkpoint == "best" else last,
+        "epoch": run.get("epoch_best") if job.checkpoint == "best" else last,
         "weights": weights, "attack": job.attack, "attack_settings": dict(job.settings),
         "implementation": implementation, "revision": job.revision, "source": job.source,
         "norm": job.norm, "eps": job.eps, "seed": job.seed, "n": n,
