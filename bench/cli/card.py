@@ -61,5 +61,5 @@ def _card_of_weights(teacher: str, run: RunSettings, licence: str | None) -> tup
     source = teacher_source(teacher, teacher_model(run), where="bench card")
     parts = load(run.dataset, data_dir, download=run.download)
     found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
-    under = Conditions(run.norm, default_eps(run), run.limit, device.resolve(run.device), run.threads)
-    return ensure_card(source, found, parts, under, out=out, data_dir=data_dir, licence=licence, note=note)
+    conditions = Conditions(run.norm, default_eps(run), run.limit, device.resolve(run.device), run.threads)
+    return ensure_card(source, found, parts, conditions, out=out, data_dir=data_dir, licence=licence, note=note)

@@ -1,8 +1,8 @@
-"""A teacher's card: where its weights come from, their hash and licence, and what this suite measured of them by class.
+"""A teacher's card: origin, hash and licence of its weights, and the accuracy of every class as measured here.
 
 It lies beside the weights as JSON and, for people, as Markdown: `FILE.card.json` for a file, `ID.card.json` for a
-network of the zoo, `card.json` in the folder of a run. What is measured is PGD of 20 steps on a stratified part of the
-test samples; the card of a run holds what its evaluations found.
+network of the zoo, `card.json` in the folder of a run. The accuracies are those under PGD of 20 steps on a
+stratified part of the test samples; the card of a run holds those of its evaluations.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ def ensure_card(
     source: Mapping[str, str],
     teacher: nn.Module,
     parts: Parts,
-    under: Conditions,
+    conditions: Conditions,
     *,
     out: Path,
     data_dir: Path,
     licence: str | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Card, Path]:
-    """The card of a teacher that was given, measured now unless that was done on as many samples before.
+    """The card of a given teacher, measured now unless it was measured on as many samples before.
 
     Args:
         source: its origin, a file or a network of the zoo, see `TrainJob.teachers`.
         teacher: the network with its weights, left as it was but for its device.
         parts: the data to measure on.
-        under: what to measure.
+        conditions: under which it is measured.
         out: results folder; the card lies in its folder `cards` where it cannot be written beside the weights.
         data_dir: where the zoo's weights are kept.
         licence: of the weights, where the caller knows; else what can be found out.
@@ -88,23 +88,23 @@ def ensure_card(
     Returns:
         The card, and where it is.
     """
-    place = _place(source, parts.name, under.norm, data_dir)
-    about = _about(source, teacher, parts.name, under.norm, data_dir)
-    before = next((found for file in (place, out / "cards" / place.name) if (found := _read(file))), None)
-    same = before is not None and before["weights"] == about["weights"]
-    card: Card = {**about, "measured": list(before["measured"]) if before is not None and same else []}
+    path = _card_path(source, parts.name, conditions.norm, data_dir)
+    description = _description(source, teacher, parts.name, conditions.norm, data_dir)
+    before = next((found for file in (path, out / "cards" / path.name) if (found := _read(file))), None)
+    same = before is not None and before["weights"] == description["weights"]
+    card: Card = {**description, "measured": list(before["measured"]) if before is not None and same else []}
     if licence is not None:
         card["licence"] = licence
     elif before is not None and same and card["licence"] == NOT_STATED:
         card["licence"] = before["licence"]  # somebody stated it
-    asked = {"dataset": parts.name, "data": parts.hash, "norm": under.norm, "eps": under.eps}
+    asked = {"dataset": parts.name, "data": parts.hash, "norm": conditions.norm, "eps": conditions.eps}
     alike = [measured for measured in card["measured"] if asked.items() <= measured.items()]
-    n = under.samples(parts)
+    n = conditions.samples(parts)
     if not any(measured["n"] >= n for measured in alike):
         note(f"{card['name']}: its card takes PGD of 20 steps on {n:,} test samples, once")
         card["measured"] = [measured for measured in card["measured"] if measured not in alike]
-        card["measured"].append({**asked, **_measure(teacher, parts, under, n)})
-    return card, place if card == before and place.is_file() else _write(place, card, out / "cards")
+        card["measured"].append({**asked, **_measure(teacher, parts, conditions, n)})
+    return card, path if card == before and path.is_file() else _write(path, card, out / "cards")
 
 
 def card_of_run(folder: Path) -> Card:
@@ -115,16 +115,16 @@ def card_of_run(folder: Path) -> Card:
     """
     run = files.read_json(folder / "run.json")
     weights = folder / "last.safetensors"
-    own = f"trained by this suite, recipe {run['recipe']}, seed {run['seed']}"
+    origin = f"trained by this suite, recipe {run['recipe']}, seed {run['seed']}"
     card: Card = {
         "format": FORMAT, "name": run["label"] if run["role"] == "student" else f"{run['label']} on {run['model']}",
-        "source": own if run["recipe"] is not None else run["checkpoint"],
+        "source": origin if run["recipe"] is not None else run["checkpoint"],
         "run": run["key"], "files": {weights.name: files.file_hash(weights)} if weights.is_file() else {},
         "licence": NOT_STATED, "model": run["model"],
         "settings": run["settings"], "train_size": run["data"]["train_size"],
     }  # fmt: skip
     finished = [path.parent for path in sorted(folder.glob("eval/*/eval.json")) if files.is_done(path.parent)]
-    card["measured"] = [entry for path in finished if (entry := _of_evaluation(path, run)) is not None]
+    card["measured"] = [entry for path in finished if (entry := _from_evaluation(path, run)) is not None]
     return card
 
 
@@ -160,7 +160,7 @@ def write_card(folder: Path, card: Card) -> Path:
     return _write(folder / "card.json", card, folder)
 
 
-def _place(source: Mapping[str, str], dataset: str, norm: str, data_dir: Path) -> Path:
+def _card_path(source: Mapping[str, str], dataset: str, norm: str, data_dir: Path) -> Path:
     if "zoo" in source:
         from bench.models.robustbench import zoo_files
 
@@ -170,8 +170,8 @@ def _place(source: Mapping[str, str], dataset: str, norm: str, data_dir: Path) -
     return file.with_name(file.name + (f"#{entry}" if entry else "") + SUFFIX)
 
 
-def _about(source: Mapping[str, str], teacher: nn.Module, dataset: str, norm: str, data_dir: Path) -> Card:
-    """Everything about a given teacher that needs no measuring."""
+def _description(source: Mapping[str, str], teacher: nn.Module, dataset: str, norm: str, data_dir: Path) -> Card:
+    """The entries of a card that need no measuring."""
     card: Card = {"format": FORMAT, "name": source["label"]}
     if "zoo" in source:
         from bench.models.robustbench import zoo_files, zoo_licence
@@ -193,12 +193,12 @@ def _about(source: Mapping[str, str], teacher: nn.Module, dataset: str, norm: st
     }
 
 
-def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Card:
-    devices.configure(under.device, under.threads, under.deterministic)
+def _measure(teacher: nn.Module, parts: Parts, conditions: Conditions, n: int) -> Card:
+    devices.configure(conditions.device, conditions.threads, conditions.deterministic)
     test = limit(parts.test, n, "card")
     outcomes = evaluate(
-        teacher.to(under.device), to_float(test.x), test.y,
-        attacks=[ATTACK], threat=ThreatModel(under.norm, under.eps),  # type: ignore[arg-type]
+        teacher.to(conditions.device), to_float(test.x), test.y,
+        attacks=[ATTACK], threat=ThreatModel(conditions.norm, conditions.eps),  # type: ignore[arg-type]
         block=DATASETS.sketch(parts.name).fact("block", DEFAULT_BLOCK) if parts.name in DATASETS else DEFAULT_BLOCK,
         class_names=parts.class_names,
     )  # fmt: skip
@@ -209,12 +209,12 @@ def _measure(teacher: nn.Module, parts: Parts, under: Conditions, n: int) -> Car
         "attack": ATTACK, "attack_settings": settings, "seed": 0, "n": n, "of": len(parts.test),
         "date": datetime.now(timezone.utc).date().isoformat(), "class_names": list(parts.class_names),
         CLEAN: _figures(outcomes, CLEAN), "robust": _figures(outcomes, ATTACK),
-        "versions": devices.versions(), "hardware": devices.hardware(under.device, under.threads),
+        "versions": devices.versions(), "hardware": devices.hardware(conditions.device, conditions.threads),
     }  # fmt: skip
 
 
-def _of_evaluation(folder: Path, run: Mapping[str, Any]) -> Card | None:
-    """What one finished evaluation of the last checkpoint found; without a date, since equal runs have equal files."""
+def _from_evaluation(folder: Path, run: Mapping[str, Any]) -> Card | None:
+    """The figures of a finished evaluation of the last checkpoint; no date, since equal runs have equal files."""
     facts = files.read_json(folder / "eval.json")
     if facts["checkpoint"] != "last":
         return None
@@ -265,9 +265,9 @@ def _read(file: Path) -> Card | None:
     return card
 
 
-def _write(place: Path, card: Card, instead: Path) -> Path:
-    """Write a card as JSON and Markdown, into another folder where that one is not ours to write to."""
-    for target in (place, instead / place.name):
+def _write(path: Path, card: Card, fallback: Path) -> Path:
+    """Write a card as JSON and Markdown, into another folder if that one is not writable."""
+    for target in (path, fallback / path.name):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(target.with_suffix(".md"), card_text(card))
@@ -275,4 +275,4 @@ def _write(place: Path, card: Card, instead: Path) -> Path:
             return target
         except OSError as error:
             refused = error
-    raise UsageError(f"{place}: the card cannot be written ({refused.strerror}); make the folder writable")
+    raise UsageError(f"{path}: the card cannot be written ({refused.strerror}); make the folder writable")

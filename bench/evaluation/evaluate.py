@@ -1,4 +1,4 @@
-"""Model x attack -> outcomes, from Python and as a job of a plan."""
+"""Evaluate a model under attacks, from Python and as a job of a plan."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bench.data.splits import Parts, limit, to_float
 from bench.data.streamed import ImageTensor
 from bench.errors import BenchError
 from bench.evaluation import block_store
-from bench.evaluation.sanity import sanity
-from bench.evaluation.stages import Verdicts, class_count, due_stages, predict, run_attack
+from bench.evaluation.sanity import sanity_entry
+from bench.evaluation.stages import Verdicts, applicable_stages, class_count, predict, run_attack
 from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights
 from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
@@ -74,7 +74,7 @@ def evaluate(
             model, x, y, attack, known, seed=seed, block=block, device=device, progress=progress, clean=clean
         )
         clean = verdicts.clean
-        named = columns(known, verdicts)
+        named = outcome_columns(known, verdicts)
         predictions |= {name: prediction.numpy() for name, (prediction, _) in named.items()}
         robust |= {name: verdict.numpy() for name, (_, verdict) in named.items()}
     clean = _predicted(model, x, device, block, progress or Progress()) if clean is None else clean
@@ -86,17 +86,19 @@ def evaluate(
 
 def _predicted(model: nn.Module, x: ImageTensor, device: torch.device, block: int, progress: Progress) -> Tensor:
     """Predicted classes (n,) on the CPU, in blocks that are halved where memory runs out."""
-    cut = BatchLimit("evaluate", tell=progress.line)
-    return cut.retry_smaller(lambda: predict(model, x, device, cut.size or block), min(block, len(x)))
+    batch_limit = BatchLimit("evaluate", tell=progress.line)
+    return batch_limit.retry_smaller(lambda: predict(model, x, device, batch_limit.size or block), min(block, len(x)))
 
 
-def columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
-    """The columns of an attack: its own, and one per stage where it has several."""
+def outcome_columns(name: str, verdicts: Verdicts) -> dict[str, tuple[Tensor, Tensor]]:
+    """Column -> (prediction, robust) of an attack: one for the attack, and one for each stage where it has several."""
     if not verdicts.stages:
         reasons = "; ".join(f"{label} {reason}" for label, reason in verdicts.left_out.items())
         raise BenchError(f"attack {name}: nothing of it can run: {reasons}; leave it out of --attacks")
     last = list(verdicts.stages.values())[-1]
-    stages = {f"{name}/{label}": pair for label, pair in verdicts.stages.items() if list(verdicts.stages) != [name]}
+    stages = {
+        f"{name}/{label}": verdict for label, verdict in verdicts.stages.items() if list(verdicts.stages) != [name]
+    }
     return {name: last, **stages}
 
 
@@ -118,7 +120,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
     x, weights = to_float(test.x), files.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
-    stages, _ = due_stages(attack, job.attack, class_count(model, x, job.device))
+    stages, _ = applicable_stages(attack, job.attack, class_count(model, x, job.device))
     block_store.Manifest(job, weights, tuple(stages), -(-len(test) // job.block)).write(folder / PARTIAL)
     verdicts = run_attack(
         model, x, test.y, attack, job.attack,
@@ -130,7 +132,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
         searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
         implementation = getattr(attack, "implementation", "native") + searched
         facts = _facts(job, verdicts, parts, run, implementation, weights)
-        checked = sanity(
+        checked = sanity_entry(
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
@@ -146,7 +148,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
 
 
 def _outcomes(job: EvalJob, verdicts: Verdicts, index: Tensor, parts: Parts) -> Outcomes:
-    named = columns(job.attack, verdicts)
+    named = outcome_columns(job.attack, verdicts)
     return Outcomes(
         index.numpy(), verdicts.label.numpy(), verdicts.clean.numpy(),
         attacks={name: prediction.numpy() for name, (prediction, _) in named.items()},

@@ -1,4 +1,4 @@
-"""Checkpoints trained elsewhere: put into the results folder like a run, evaluated like one."""
+"""Checkpoints trained elsewhere: stored in the results folder like a run, and evaluated like one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_checkpoint(
 
 
 def unused_entries(checkpoint: Path | str) -> tuple[str, ...]:
-    """Entries of a file with weights besides those that are taken, where nobody said which to take.
+    """Entries with weights that are not read from a file, unless the user has named one.
 
     Raises:
         UsageError, BenchError: see `bench.models.checkpoints.load_weights`.
@@ -91,24 +91,24 @@ def store_model(
     """
     check_model(model, parts, label)
     weights: dict[str, Tensor] = dict(model.state_dict())
-    key, own = weights_hash(weights)[:16], source(model_name)
-    if own:
-        key = files.key_of({"weights": key, "model_source": own})
+    key, model_source = weights_hash(weights)[:16], source(model_name)
+    if model_source:
+        key = files.key_of({"weights": key, "model_source": model_source})
     folder = Path(parts.name, folder_name(model_name), METHOD, key)
     with files.locked(Path(run.out) / folder, wait=True):
         if not files.is_done(Path(run.out) / folder):
             save_weights(Path(run.out) / folder / "last.safetensors", weights)
             files.write_json(
-                Path(run.out) / folder / "run.json", _description(run, model_name, parts, label, key, origin)
+                Path(run.out) / folder / "run.json", _run_record(run, model_name, parts, label, key, origin)
             )
             files.mark_done(Path(run.out) / folder)
-        described = files.read_json(Path(run.out) / folder / "run.json")
-        parts.require_same(described["data"], "test_hash", label)
+        record = files.read_json(Path(run.out) / folder / "run.json")
+        parts.require_same(record["data"], "test_hash", label)
     jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
     return folder, jobs
 
 
-def _description(run: RunSettings, model: str, parts: Parts, label: str, key: str, origin: str) -> dict[str, Any]:
+def _run_record(run: RunSettings, model: str, parts: Parts, label: str, key: str, origin: str) -> dict[str, Any]:
     return {
         "format": FORMAT, "key": key, "dataset": parts.name, "model": model, "method": METHOD, "label": label,
         "seed": 0, "role": "student", "recipe": None, "epochs": None, "selection": "last", "epoch_best": None,

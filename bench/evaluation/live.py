@@ -1,4 +1,4 @@
-"""What an evaluation says while it runs: what stands so far, what the figures can be at most, how long it may take."""
+"""Progress of a running evaluation: robust accuracy so far, upper bounds, time left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def bounds(robust: Tensor, label: Tensor) -> Bounds:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Where an evaluation stands after a block.
+class StageProgress:
+    """Progress of an evaluation after a block.
 
     Attributes:
         stage: label of the stage.
@@ -28,7 +28,7 @@ class Moment:
         seen: robust samples and all samples of the finished blocks.
         bounds: over all samples.
         left: samples that the stage still has to attack.
-        seconds: what the rest takes, or None while that is not known.
+        seconds: that the rest takes, or None while that is not known.
     """
 
     stage: str
@@ -54,8 +54,8 @@ def duration(seconds: float) -> str:
     return f"~{seconds / 60:.0f} min" if seconds < 5400 else f"~{seconds / 3600:.1f} h"
 
 
-class Pace:
-    """Seconds that the rest of an evaluation takes if no further sample falls, from what was measured.
+class TimeEstimate:
+    """Estimate of the time left in an evaluation if no further sample falls, from the blocks that were timed.
 
     Args:
         costs: passes per sample of each stage, at most, as the attacks declare them.
@@ -67,18 +67,18 @@ class Pace:
         self.passes = 0
 
     def add(self, stage: int, samples: int, passes: int, seconds: float) -> None:
-        """Record what a block took."""
+        """Add the time of a block."""
         self.samples[stage] += samples
         self.seconds[stage] += seconds
         self.passes += passes
 
-    def left(self, stage: int, due: int, standing: int) -> float | None:
-        """Seconds for `due` samples of this stage and `standing` ones of each later stage; None if nothing is known.
+    def seconds_left(self, stage: int, samples: int, standing: int) -> float | None:
+        """Seconds for these samples of a stage and `standing` ones of each later stage; None before the first block.
 
-        A stage that has been measured counts as it was; one that is still to come by its passes.
+        A stage that has begun is estimated from its own blocks, a later one from its passes.
         """
         if not self.passes:
             return None
         rate = sum(self.seconds) / self.passes
         here = self.seconds[stage] / self.samples[stage] if self.samples[stage] else self.costs[stage] * rate
-        return due * here + standing * rate * sum(self.costs[stage + 1 :])
+        return samples * here + standing * rate * sum(self.costs[stage + 1 :])

@@ -1,4 +1,4 @@
-"""The sanity checks of a model, from Python and as part of an evaluation."""
+"""Sanity checks of a model for masked gradients, from Python and as part of an evaluation."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def examine(
     Returns:
         `.mark` ("reliable", "suspicious" or "unreliable"), `.reasons`, and `.findings`, one per check.
     """
-    stages = {} if outcomes is None else _worst_stages(outcomes)
+    stages = {} if outcomes is None else _stages_of_ensemble(outcomes)
     right = None if outcomes is None else torch.from_numpy(outcomes.verdict(CLEAN).robust)
     draws = generator("cpu", seed, "sanity")
     return run_checks(model, x, y, threat=threat or ThreatModel(), stages=stages, right=right, generator=draws)
 
 
-def _worst_stages(outcomes: Outcomes) -> dict[str, Tensor]:
-    """The stages of the attack with a black-box stage, if one is there."""
+def _stages_of_ensemble(outcomes: Outcomes) -> dict[str, Tensor]:
+    """Verdicts by stage of the first attack with a black-box stage; empty if there is none."""
     for attack in outcomes.attacks:
         stages = {name.partition("/")[2]: outcomes.verdict(name).robust for name in outcomes.stages(attack)}
         if any(name.startswith("square") for name in stages):
@@ -58,11 +58,11 @@ def _worst_stages(outcomes: Outcomes) -> dict[str, Tensor]:
     return {}
 
 
-def sanity(
+def sanity_entry(
     model: nn.Module, x: ImageTensor, attack: Attack, verdicts: Verdicts, *, classes: int, seed: int, block: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What eval.json says of the sanity checks: an entry `sanity`, or nothing for an attack of a single step or two.
+    """The entry `sanity` of eval.json; nothing for an attack of a single step or two.
 
     The draws depend on the seed alone, so all attacks on a model under one threat model come to the same findings, but
     for those about stages. No more samples are looked at together than a block has.

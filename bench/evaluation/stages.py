@@ -1,4 +1,4 @@
-"""An attack on samples, walked stage by stage and block by block. The harness trusts no attack, and can stop anywhere.
+"""Run an attack on samples, stage by stage and block by block; verdicts are recomputed, no attack is trusted.
 
 The result of each block after each stage is stored, and its draws belong to its samples (`attacks.draws`), so order,
 workers and interruptions change nothing, and another block size nothing but rounding. A stage gets the samples of its
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ from bench.core.seeding import forked, sample_generator
 from bench.data.streamed import ImageTensor
 from bench.errors import BenchError
 from bench.evaluation import block_store
-from bench.evaluation.live import Moment, Pace, bounds
+from bench.evaluation.live import StageProgress, TimeEstimate, bounds
 from bench.plan.jobs import DEFAULT_BLOCK, blocks_of
 
 
 @dataclass
 class Verdicts:
-    """What an attack did to the samples (n,), stage after stage.
+    """Predictions and verdicts of the samples (n,) under an attack, stage after stage.
 
     Attributes:
         label, clean: labels and clean predictions; of a part, -1 where a sample is not its own.
@@ -97,17 +96,17 @@ def run_attack(
     progress = progress or Progress()
     num_classes = class_count(model, x, device)
     verdicts = Verdicts(y.cpu(), torch.full((len(y),), -1))
-    stages, verdicts.left_out = due_stages(attack, name, num_classes)
-    walk = _Walk(
+    stages, verdicts.left_out = applicable_stages(attack, name, num_classes)
+    run = _AttackRun(
         model=model, x=x, attack=attack, name=name, seed=seed, block=block, device=device, folder=folder,
         progress=progress, part=part, stop=stop, prepare=prepare, verdicts=verdicts,
-        pace=Pace([_cost(stage, num_classes) for stage in stages.values()]),
+        time=TimeEstimate([_cost(stage, num_classes) for stage in stages.values()]),
     )  # fmt: skip
-    walk.run(stages, clean)
+    run.run(stages, clean)
     return verdicts
 
 
-def due_stages(attack: Attack, name: str, num_classes: int) -> tuple[dict[str, Attack], dict[str, str]]:
+def applicable_stages(attack: Attack, name: str, num_classes: int) -> tuple[dict[str, Attack], dict[str, str]]:
     """The stages of an attack by label, in order, and why others are left out; one without stages is its own."""
     stages: dict[str, Attack] = {}
     left_out: dict[str, str] = {}
@@ -127,8 +126,8 @@ def _cost(stage: Attack, num_classes: int) -> float:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Walk:
-    """The state of an evaluation as it goes through stages and blocks; `run_attack` says what it is given."""
+class _AttackRun:
+    """The state of an attack over stages and blocks; for the arguments see `run_attack`."""
 
     model: nn.Module
     x: ImageTensor
@@ -143,7 +142,7 @@ class _Walk:
     stop: Rule | None
     prepare: Sequence[str]
     verdicts: Verdicts
-    pace: Pace
+    time: TimeEstimate
 
     def __post_init__(self) -> None:
         every = torch.arange(len(self.x)).split(self.block)
@@ -153,50 +152,51 @@ class _Walk:
         self.prefix = "" if self.part is None else "part {}/{}: ".format(*self.part)
         self.timer = files.Timer()
         self._prepared: Prepared | None = None
-        self.cut = BatchLimit(f"attack {self.name}", tell=self.progress.line)
+        self.limit = BatchLimit(f"attack {self.name}", tell=self.progress.line)
 
     def run(self, stages: Mapping[str, Attack], clean: Tensor | None) -> None:
         """Clean predictions, unless they are known, then stage after stage, until a rule stops it."""
         for label, reason in self.verdicts.left_out.items():
             self.progress.line(f"{self.name}: {label} is left out: {reason}")
-        self.look(clean)
+        self.predict_clean(clean)
         if not self.blocks:  # a part of more parts than blocks
             return
         for number, (label, stage) in enumerate(stages.items()):
-            self.stage(number, label, stage, [*stages][number + 1 :])
+            self.run_stage(number, label, stage, [*stages][number + 1 :])
             if self.verdicts.stopped:
                 return
 
-    def look(self, known: Tensor | None) -> None:
+    def predict_clean(self, known: Tensor | None) -> None:
         """Clean predictions, block by block."""
         for b, rows in self.blocks.items():
             done = block_store.read(self.folder, block_store.CLEAN, b)
             if done is None:
-                spared = partial(self.cut.retry_smaller, partial(self._clean, rows), len(rows))
-                found = spared() if known is None else known[rows]
+                found = self._clean(rows) if known is None else known[rows]
                 done = {"prediction": found.tolist()}
                 block_store.write(self.folder, block_store.CLEAN, b, done)
             self.verdicts.clean[rows] = torch.tensor(done["prediction"])
         self.prediction, self.robust = self.verdicts.clean.clone(), self.verdicts.clean == self.verdicts.label
 
     def _clean(self, rows: Tensor) -> Tensor:
-        return predict(self.model, self.x[rows], self.device, self.cut.size or len(rows))
+        return self.limit.retry_smaller(
+            lambda: predict(self.model, self.x[rows], self.device, self.limit.size or len(rows)), len(rows)
+        )
 
-    def stage(self, number: int, label: str, stage: Attack, later: Sequence[str]) -> None:
-        """Run one stage over all blocks, on the samples that it is due, and note where that leaves every sample."""
+    def run_stage(self, number: int, label: str, stage: Attack, later: Sequence[str]) -> None:
+        """Run one stage over all blocks, and record the predictions and verdicts after it."""
         total, before = len(self.blocks) * (number + 1 + len(later)), len(self.blocks) * number
-        for place, (b, rows) in enumerate(self.blocks.items(), start=1):
-            self._block(number, label, stage, b, self._due(rows))
-            moment = self._moment(number, label, place)
-            self.progress.update(before + place, total, str(moment))
-            if self.stop and self.stop.holds(moment.bounds) and self._worth_stopping(moment, later):
-                self._note_stop(moment, later)
+        for count, (b, rows) in enumerate(self.blocks.items(), start=1):
+            self._block(number, label, stage, b, self._samples_to_attack(rows))
+            reached = self._stage_progress(number, label, count)
+            self.progress.update(before + count, total, str(reached))
+            if self.stop and self.stop.holds(reached.bounds) and self._is_unfinished(reached, later):
+                self._record_stop(reached, later)
                 break
         self.verdicts.stages[label] = (self.prediction.clone(), self.robust.clone())
         if self.verdicts.stopped is None:
-            self._sum_up(label)
+            self._report(label)
 
-    def _sum_up(self, label: str) -> None:
+    def _report(self, label: str) -> None:
         robust = self.robust[self.own]
         share, seconds = robust.double().mean().item() * 100, self.timer.seconds
         self.progress.line(
@@ -205,82 +205,84 @@ class _Walk:
         at_most = bounds(robust, self.verdicts.label[self.own])
         self.progress.line(f"{self.prefix}upper bounds after {label.upper()}: {at_most}")
 
-    def searched(self, stage: Attack) -> nn.Module:
-        """What a stage works on: the model, or its prepared form where the stage knows what that is."""
+    def search_model(self, stage: Attack) -> nn.Module:
+        """The network that a stage searches on: the model, or its prepared version if the stage can use one."""
         if "none" in self.prepare or not getattr(stage, "prepared", False):
             return self.model
         if self._prepared is None:
             self._prepared = Prepared(
-                self.model, self.x[self.example[: self.cut.size]].to(self.device), **dict.fromkeys(self.prepare, True)
+                self.model, self.x[self.example[: self.limit.size]].to(self.device), **dict.fromkeys(self.prepare, True)
             )  # fmt: skip
             if self._prepared.note:
                 self.progress.line(f"{self.name}: the model is searched as it is: {self._prepared.note}")
         return self._prepared
 
-    def _due(self, rows: Tensor) -> Tensor:
+    def _samples_to_attack(self, rows: Tensor) -> Tensor:
         return rows[self.robust[rows]] if self.attack.stages else rows
 
-    def _moment(self, number: int, label: str, place: int) -> Moment:
-        """Where it stands after so many blocks of a stage."""
+    def _stage_progress(self, number: int, label: str, count: int) -> StageProgress:
+        """Progress after the first `count` blocks of a stage."""
         blocks, label_of = list(self.blocks.values()), self.verdicts.label
-        seen = self.robust[torch.cat(blocks[:place])]
-        left = sum(len(self._due(rows)) for rows in blocks[place:])
+        seen = self.robust[torch.cat(blocks[:count])]
+        left = sum(len(self._samples_to_attack(rows)) for rows in blocks[count:])
         standing = int(self.robust.sum())
-        return Moment(
-            label, place, len(blocks), (int(seen.sum()), len(seen)), bounds(self.robust[self.own], label_of[self.own]),
-            left, self.pace.left(number, left, standing),
+        return StageProgress(
+            label, count, len(blocks), (int(seen.sum()), len(seen)), bounds(self.robust[self.own], label_of[self.own]),
+            left, self.time.seconds_left(number, left, standing),
         )  # fmt: skip
 
-    def _worth_stopping(self, moment: Moment, later: Sequence[str]) -> bool:
-        """Whether anything is left to attack; if not, the figures are final and no bounds."""
-        return moment.left > 0 or (len(later) > 0 and bool(self.robust.any()))
+    def _is_unfinished(self, reached: StageProgress, later: Sequence[str]) -> bool:
+        """Whether anything is left to attack; if not, the figures are final."""
+        return reached.left > 0 or (len(later) > 0 and bool(self.robust.any()))
 
-    def _note_stop(self, moment: Moment, later: Sequence[str]) -> None:
-        at_most = moment.bounds
+    def _record_stop(self, reached: StageProgress, later: Sequence[str]) -> None:
+        at_most = reached.bounds
         self.verdicts.stopped = {
-            "rule": str(self.stop), "stage": moment.stage, "block": moment.done, "blocks": moment.blocks,
+            "rule": str(self.stop), "stage": reached.stage, "block": reached.done, "blocks": reached.blocks,
             "average": float(at_most.average), "worst": float(at_most.worst), "worst_class": at_most.worst_class,
             "not_run": list(later),
         }  # fmt: skip
         self.progress.line(
-            f"stopped by {self.stop} in {moment.stage} after block {moment.done} of {moment.blocks}: {at_most}"
+            f"stopped by {self.stop} in {reached.stage} after block {reached.done} of {reached.blocks}: {at_most}"
         )
 
-    def _block(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> None:
+    def _block(self, number: int, label: str, stage: Attack, b: int, rows: Tensor) -> None:
         done = block_store.read(self.folder, label, b)
         if done is None:
-            done = self._attack(number, label, stage, b, due)
+            done = self._attack(number, label, stage, b, rows)
             block_store.write(self.folder, label, b, done)
-        self.prediction[due] = torch.tensor(done["prediction"], dtype=torch.int64)
-        self.robust[due] &= self.prediction[due] == self.verdicts.label[due]
+        self.prediction[rows] = torch.tensor(done["prediction"], dtype=torch.int64)
+        self.robust[rows] &= self.prediction[rows] == self.verdicts.label[rows]
         for kind in self.verdicts.passes:
             self.verdicts.passes[kind] += done["passes"][kind]
         if "micro_batch" in done:
             self.verdicts.micro_batch = min(done["micro_batch"], self.verdicts.micro_batch or done["micro_batch"])
 
-    def _attack(self, number: int, label: str, stage: Attack, b: int, due: Tensor) -> dict[str, Any]:
-        if len(due) == 0:
+    def _attack(self, number: int, label: str, stage: Attack, b: int, rows: Tensor) -> dict[str, Any]:
+        if len(rows) == 0:
             return {"prediction": [], "passes": dict.fromkeys(self.verdicts.passes, 0)}
         self.progress.check()
-        searched, timer = self.searched(stage), files.Timer()
+        network, timer = self.search_model(stage), files.Timer()
 
         def work() -> dict[str, Any]:
-            spans = self.cut.spans(len(due))
-            return _joined([self._part(searched, stage, label, b, due[first:last]) for first, last in spans])
+            spans = self.limit.spans(len(rows))
+            return _concat_results(
+                [self._attack_samples(network, stage, label, b, rows[first:last]) for first, last in spans]
+            )
 
-        done = self.cut.retry_smaller(work, len(due))
-        self.pace.add(number, len(due), sum(done["passes"].values()), timer.seconds)
+        done = self.limit.retry_smaller(work, len(rows))
+        self.time.add(number, len(rows), sum(done["passes"].values()), timer.seconds)
         return done
 
-    def _part(self, searched: nn.Module, stage: Attack, label: str, b: int, due: Tensor) -> dict[str, Any]:
-        draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=due.tolist())
+    def _attack_samples(self, network: nn.Module, stage: Attack, label: str, b: int, rows: Tensor) -> dict[str, Any]:
+        draws = sample_generator(self.seed, "attack", self.name, label, block=b, samples=rows.tolist())
         return _attack_block(
-            self.model, searched, self.x[due], self.verdicts.label[due], stage, label, self.device, draws
+            self.model, network, self.x[rows], self.verdicts.label[rows], stage, label, self.device, draws
         )
 
 
-def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The pair of a block from what its parts have given."""
+def _concat_results(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The result of a block from those of its micro-batches."""
     if len(parts) == 1:
         return parts[0]
     return {
@@ -291,18 +293,18 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _attack_block(
-    model: nn.Module, searched: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str,
+    model: nn.Module, network: nn.Module, x: Tensor, y: Tensor, stage: Attack, label: str,
     device: torch.device | str, draws: torch.Generator,
 ) -> dict[str, Any]:  # fmt: skip
     """Predictions under attack of one block, and the passes it took."""
     x, y = x.to(device), y.to(device)
     counter = PassCounter()
-    networks = searched.networks if isinstance(searched, Prepared) else (searched,)
-    watches = [counter.watch(network, "attack") for network in networks]
+    networks = network.networks if isinstance(network, Prepared) else (network,)
+    watches = [counter.watch(watched, "attack") for watched in networks]
     given = _snapshot(model)
     try:
         with forked(torch.device(device)), mode(model, train=False):
-            x_adv = stage(searched, x.clone(), y.clone(), generator=draws)
+            x_adv = stage(network, x.clone(), y.clone(), generator=draws)
     except ValueError as error:
         raise BenchError(f"attack {label}: {error}") from None
     finally:

@@ -1,1 +1,1 @@
-"""Running a plan: launcher, scheduler, worker processes, torchrun, checks before the start, display."""
+"""Running a plan: checks before the start, scheduler, executors (this process, workers, torchrun), display."""

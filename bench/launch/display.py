@@ -1,4 +1,4 @@
-"""What the person in front of the terminal sees while jobs run."""
+"""Display of running jobs on a terminal: progress bars, or a line for every job that ends."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bench.plan.jobs import Job, title
 
 
 class Display:
-    """Shows what jobs do; this one shows nothing."""
+    """Shows the progress of jobs; this base class shows nothing."""
 
     def update(self, job: Job, done: int, total: int, text: str) -> None:
         """Progress of one job."""
 
     def line(self, job: Job, text: str) -> None:
-        """A line worth keeping."""
+        """A line for the log."""
 
     def started(self, job: Job, gpu: str) -> None:
         """A job started on one of several GPUs."""
@@ -40,7 +40,7 @@ class DisplayedProgress(Progress):
         self._display.update(self._job, done, total, text)
 
     def line(self, text: str) -> None:
-        """Keep it in the log, and show it."""
+        """Log it, and show it."""
         super().line(text)
         self._display.line(self._job, text)
 
@@ -95,7 +95,7 @@ class BarDisplay(LineDisplay):
         bar.update(done - bar.n)
 
     def line(self, job: Job, text: str) -> None:
-        """Keep lines with figures."""
+        """Print lines with robust accuracies."""
         if "robust accuracy after" in text:
             self.write(f"{title(job)}: {text}")
 

@@ -1,4 +1,4 @@
-"""What can be refused before hours are spent: missing data, impossible settings, implausible teachers."""
+"""Checks before a launch, so that no hours are lost: missing data, impossible settings, implausible teachers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from methods.base import HIDDEN, Context, Validation
 
 
 def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = lambda sentence: None) -> None:
-    """Read the data once, build every attack, model and method, set the methods up, and judge teachers that are given.
+    """Read the data once, build every attack, model and method, set the methods up, and check the given teachers.
 
     A given teacher gets its card here, see `bench.evaluation.cards`. Jobs that are done already are passed over; a
     plan without others costs nothing.
 
     Args:
-        plan: what is to be done.
+        plan: the jobs.
         workspace: folders and plug-ins.
         note: receives a sentence before anything that takes time.
 
@@ -48,7 +48,7 @@ def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = la
         return
     for job in missing:
         try:
-            _build(job)
+            _check_settings(job)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
     parts = load(missing[0].dataset, workspace.data_dir, download=workspace.download)
@@ -56,7 +56,7 @@ def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = la
         if n is not None:
             limit(parts.train if kind else parts.test, n, "--train-limit" if kind else "--limit")
     trainings = [job for job in missing if isinstance(job, TrainJob)]
-    _rehearse(trainings, parts)
+    _set_up_all(trainings, parts)
     given = {
         source.get("file", source["label"]): (source, job, f"{teacher_flag(role)}-model")
         for job in trainings
@@ -67,15 +67,16 @@ def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = la
     largest = max(limits) if limits and len(limits) == len(plan.evaluate) else None
     for source, job, flag in given.values():
         teacher = load_teacher(source, job, parts, workspace.out, workspace.data_dir, workspace.download, flag=flag)
-        under = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
-        ensure_card(source, teacher, parts, under, out=workspace.out, data_dir=workspace.data_dir, note=note)
+        conditions = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
+        ensure_card(source, teacher, parts, conditions, out=workspace.out, data_dir=workspace.data_dir, note=note)
 
 
 def _limit(job: TrainJob | EvalJob) -> int | None:
     return job.train_limit if isinstance(job, TrainJob) else job.limit
 
 
-def _build(job: TrainJob | EvalJob) -> None:
+def _check_settings(job: TrainJob | EvalJob) -> None:
+    """Build the method or the attack of a job, which check their settings."""
     if isinstance(job, TrainJob):
         method = build_method(job, job.settings["num_classes"])
         why_unsplittable(job, method, job.processes)
@@ -87,20 +88,21 @@ def _build(job: TrainJob | EvalJob) -> None:
         ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
 
 
-class _NotYet(Mapping[str, Any]):
-    """Teachers before there are any: whoever looks at them will have to wait for the run."""
+class _UnavailableTeachers(Mapping[str, Any]):
+    """Stands for the teachers before the run: raises LookupError when a method asks for one."""
 
-    def _wait(self, *asked: Any) -> Any:
+    def _refuse(self, *asked: Any) -> Any:
         raise LookupError("not before the run has begun")
 
-    __getitem__ = __iter__ = __len__ = _wait
+    __getitem__ = __iter__ = __len__ = _refuse
 
 
-def _later(*asked: Any) -> Validation:
+def _unavailable_validation(*asked: Any) -> Validation:
+    """Stands for validation before the run, likewise."""
     raise LookupError("not before the run has begun")
 
 
-def _rehearse(jobs: Sequence[TrainJob], parts: Parts) -> None:
+def _set_up_all(jobs: Sequence[TrainJob], parts: Parts) -> None:
     """Build every network, and set every method up on it, once for all seeds."""
     labels: dict[tuple[int | None, bool], Tensor] = {}
     for name in dict.fromkeys(job.model for job in jobs):
@@ -112,7 +114,7 @@ def _rehearse(jobs: Sequence[TrainJob], parts: Parts) -> None:
 
 
 def _labels(job: TrainJob, parts: Parts) -> Tensor:
-    """Those that a run trains on."""
+    """The labels that a run trains on."""
     train = parts.train if job.train_limit is None else limit(parts.train, job.train_limit)
     return torch.cat([part.y for part in (train, *(() if job.recipe.holdout else (parts.select, parts.steer)))])
 
@@ -131,7 +133,7 @@ def _set_up(job: TrainJob, parts: Parts, model: nn.Module, y: Tensor) -> None:
             method.setup(model, _context(job, y, parts.num_classes))
     except ValueError as error:
         raise UsageError(f"{job.title}: {error}") from None
-    except Exception:  # it asks for what only the run has: then that finds out
+    except Exception:  # it needs teachers or validation, which only the run has
         return
 
 
@@ -139,5 +141,6 @@ def _context(job: TrainJob, y: Tensor, num_classes: int) -> Context:
     return Context(
         epochs=job.recipe.epochs, steps=math.ceil(len(y) / job.recipe.batch_size), device=torch.device("cpu"),
         num_classes=num_classes, class_counts=torch.bincount(y[y != HIDDEN], minlength=num_classes),
-        generator=torch.Generator(), teachers=_NotYet(), validator=_later if job.recipe.holdout else None,
+        generator=torch.Generator(), teachers=_UnavailableTeachers(),
+        validator=_unavailable_validation if job.recipe.holdout else None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which jobs of a launch wait, run, are done or failed; and how an evaluation is cut where workers would be idle."""
+"""The order of jobs: by what they require, and with evaluations split into parts where workers would be idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Workspace:
-    """What every job of a launch shares.
+    """Folders and plug-ins that all jobs of a launch share.
 
     Attributes:
         out, data_dir: folders of results and of data sets.
@@ -33,7 +33,7 @@ class Workspace:
 
 @dataclass
 class Report:
-    """How a launch ended.
+    """Summary of a launch.
 
     Attributes:
         finished: titles of the jobs that were done.
@@ -55,8 +55,8 @@ class Schedule:
         plan: the jobs.
         workspace: where their folders are; what is done there is skipped.
         done: keys of runs outside the plan that its jobs start from.
-        workers: processes side by side. While fewer jobs can start than that, an evaluation is cut into a part for
-            each: blocks do not depend on one another. The evaluation itself then waits for its parts.
+        workers: processes side by side. While fewer jobs can start than that, an evaluation is split into a part
+            for each: blocks do not depend on one another. The evaluation itself then waits for its parts.
         own_devices: whether every worker has a GPU of its own; if not, an evaluation on a GPU stays whole.
     """
 
@@ -68,10 +68,10 @@ class Schedule:
         self.waiting: list[Job] = []
         self.done: set[str] = set(done)
         self.failed: dict[str, str] = {}
-        self.later: dict[str, float] = {}
-        self.cut: dict[str, set[str]] = {}
+        self.retry_at: dict[str, float] = {}
+        self.split: dict[str, set[str]] = {}
         jobs: list[Job] = [
-            *_urgent_first(plan.train),
+            *_required_first(plan.train),
             *sorted(plan.evaluate, key=lambda job: not job.attack.startswith("autoattack")),
         ]
         for job in jobs:
@@ -87,8 +87,8 @@ class Schedule:
 
     def next(self, accepts: Callable[[Job], bool] = lambda job: True) -> Job | None:
         """The next job that can start now; None if there is none, or if it is not accepted."""
-        self._drop_hopeless()
-        while (ready := self._ready()) and len(ready) < self.workers and self._cut_one(ready):
+        self._drop_blocked()
+        while (ready := self._ready()) and len(ready) < self.workers and self._split_one(ready):
             continue
         if not ready or not accepts(ready[0]):
             return None
@@ -96,16 +96,16 @@ class Schedule:
         return ready[0]
 
     def end(self, job: Job, outcome: str | None, sentence: str | None) -> None:
-        """Take note of how a job ended: "done", "busy" (held elsewhere), "failed" or "interrupted"."""
+        """Record how a job ended: "done", "busy" (held elsewhere), "failed" or "interrupted"."""
         if outcome == "done":
             self.done.add(job.id)
-            if not self._is_cut_off(job):
+            if not self._is_split_part(job):
                 self.report.finished.append(title(job))
         elif outcome == "busy":
-            self.later[job.id] = time.monotonic() + RETRY_SECONDS
+            self.retry_at[job.id] = time.monotonic() + RETRY_SECONDS
             self.waiting.append(job)
         elif outcome == "failed":
-            whole = job.whole if isinstance(job, EvalJob) and self._is_cut_off(job) else job
+            whole = job.whole if isinstance(job, EvalJob) and self._is_split_part(job) else job
             self.failed[whole.id] = sentence or "failed"
             self.report.failures[title(whole)] = sentence or "failed"
 
@@ -114,32 +114,33 @@ class Schedule:
         return [
             job
             for job in self.waiting
-            if {*job.requires, *self.cut.get(job.id, ())} <= self.done and self.later.get(job.id, 0) <= now
+            if {*job.requires, *self.split.get(job.id, ())} <= self.done and self.retry_at.get(job.id, 0) <= now
         ]
 
-    def _cut_one(self, ready: Sequence[Job]) -> bool:
-        """Put the parts of an evaluation in front of it; False if there is none that can be cut."""
+    def _split_one(self, ready: Sequence[Job]) -> bool:
+        """Put the parts of an evaluation in front of it; False if none can be split."""
         for job in ready:
             if (
                 isinstance(job, EvalJob)
-                and job.id not in self.cut
+                and job.id not in self.split
                 and (job.device == "cpu" or self.own_devices)
-                and (count := min(self.workers, _divisible(job))) > 1
+                and (count := min(self.workers, _max_parts(job))) > 1
             ):
                 parts = [replace(job, part=(number, count)) for number in range(1, count + 1)]
-                self.cut[job.id] = {part.id for part in parts}
+                self.split[job.id] = {part.id for part in parts}
                 place = self.waiting.index(job)
                 self.waiting[place:place] = parts
                 return True
         return False
 
-    def _is_cut_off(self, job: Job) -> bool:
-        """Whether a job is a part that was cut here, and not one that was asked for."""
-        return isinstance(job, EvalJob) and job.id in self.cut.get(job.key, ())
+    def _is_split_part(self, job: Job) -> bool:
+        """Whether a job is a part that was split here, and not a shard that was asked for."""
+        return isinstance(job, EvalJob) and job.id in self.split.get(job.key, ())
 
-    def _drop_hopeless(self) -> None:
+    def _drop_blocked(self) -> None:
+        """Remove waiting jobs of which a requirement has failed."""
         for job in list(self.waiting):
-            needs = (*job.requires, job.key, *self.cut.get(job.id, ()))
+            needs = (*job.requires, job.key, *self.split.get(job.id, ()))
             cause = next((self.failed[need] for need in needs if need in self.failed), None)
             if cause is not None:
                 self.waiting.remove(job)
@@ -148,10 +149,10 @@ class Schedule:
                     self.report.failures[title(job)] = f"not tried, because what it starts from failed: {cause}"
 
 
-def _divisible(job: EvalJob) -> int:
-    """How many parts an evaluation can be cut into; 1 if it is better left whole, or its size is not known.
+def _max_parts(job: EvalJob) -> int:
+    """The most parts an evaluation can be split into; 1 if it must stay whole, or its size is not known.
 
-    A rule that stops an evaluation looks at all blocks in order.
+    A stop rule looks at all blocks in order.
     """
     full: int | None = DATASETS.sketch(job.dataset).fact("sizes", {}).get("test")
     if job.part is not None or job.stop_when is not None or full is None:
@@ -159,7 +160,7 @@ def _divisible(job: EvalJob) -> int:
     return -(-min(full, job.limit or full) // job.block)
 
 
-def _urgent_first(jobs: Sequence[TrainJob]) -> list[TrainJob]:
+def _required_first(jobs: Sequence[TrainJob]) -> list[TrainJob]:
     """Runs that others start from come first: the longest chain decides when everything is over."""
     needed = {key for job in jobs for key in job.requires}
     return sorted(jobs, key=lambda job: (job.key not in needed, job.role != "teacher"))

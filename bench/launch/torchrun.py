@@ -20,7 +20,7 @@ from bench.errors import BenchError, Interrupted, UsageError
 from bench.launch.display import Display, DisplayedProgress
 from bench.launch.executors import Executor, Result
 from bench.launch.scheduler import Workspace
-from bench.launch.worker import run_job, stop_requests, work
+from bench.launch.worker import execute, run_job, stop_requests
 from bench.plan.jobs import Job, TrainJob
 
 
@@ -71,7 +71,7 @@ def follow(follower: Follower, workspace: Workspace, group: ProcessGroup) -> Non
 def _join_training(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> JobOutcome:
     """Take part in a training of all processes; the first one alone locks the folder and writes there."""
     try:
-        work(job, workspace, progress, group)
+        execute(job, workspace, progress, group)
     except Interrupted:
         return "interrupted", None
     except BenchError as error:

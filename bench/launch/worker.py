@@ -1,4 +1,4 @@
-"""One job: under the lock of its folder, with a log, and with a sentence if it fails."""
+"""Run one job under the lock of its folder, with a log, and a sentence if it fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.errors import BenchError, Interrupted
 from bench.launch.scheduler import Workspace
 from bench.plan.jobs import PARTIAL, EvalJob, Job, TrainJob, title
 
-HANDOVER_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
+LOCK_PATIENCE_SECONDS = 0.5  # how long a part waits for a lock that other parts hold briefly to test it
 
 
 @contextmanager
@@ -57,29 +57,26 @@ def run_job(
     folder = workspace.out / job.folder
     if files.is_done(folder):
         return "done", None
-    with _held(job, workspace) as held:
+    with _locked(job, workspace) as is_locked:
         if files.is_done(folder):
             return "done", None
-        if not held:
+        if not is_locked:
             return "busy", None
         with log_to(folder / "log.txt"):
-            progress.line(f"begin: {title(job)}{_on(progress.gpu)}")
+            on_gpu = "" if progress.gpu is None else f" on GPU {progress.gpu}"
+            progress.line(f"begin: {title(job)}{on_gpu}")
             try:
-                work(job, workspace, progress, group or ProcessGroup())
+                execute(job, workspace, progress, group or ProcessGroup())
             except Interrupted:
                 return "interrupted", None
             except Exception as error:
-                return "failed", _failure(job, workspace, error)
+                return "failed", _store_failure(job, workspace, error)
         (workspace.out / job.lock_folder / files.FAILED).unlink(missing_ok=True)
     return "done", None
 
 
-def _on(gpu: str | None) -> str:
-    return "" if gpu is None else f" on GPU {gpu}"
-
-
-def work(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> None:
-    """Run one job, whose folder is held; in every process of the group if it is a training."""
+def execute(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup) -> None:
+    """Run one job, whose folder is locked; in every process of the group if it is a training."""
     from bench.core import device
     from bench.data.splits import load
     from bench.evaluation.evaluate import evaluate_job
@@ -98,25 +95,25 @@ def work(job: Job, workspace: Workspace, progress: Progress, group: ProcessGroup
 
 
 @contextmanager
-def _held(job: Job, workspace: Workspace) -> Iterator[bool]:
-    """Hold what a job needs; False if another process has it.
+def _locked(job: Job, workspace: Workspace) -> Iterator[bool]:
+    """Lock the folders of a job; False if another process has one of them.
 
-    A part holds its own folder, so that parts go side by side; a whole evaluation holds its folder and all parts that
-    are there, because it takes them away in the end. Each looks at the other's lock after it has its own.
+    A part locks its own folder, so that parts run side by side; a whole evaluation locks its folder and those of all
+    parts, because it removes them in the end. Each looks at the other's lock after it has its own.
     """
     with ExitStack() as locks:
-        held = locks.enter_context(files.locked(workspace.out / job.lock_folder, wait=False))
-        if held and isinstance(job, EvalJob) and job.part is None:
+        is_locked = locks.enter_context(files.locked(workspace.out / job.lock_folder, wait=False))
+        if is_locked and isinstance(job, EvalJob) and job.part is None:
             homes = sorted((workspace.out / job.folder / PARTIAL).glob("part-*-of-*"))
-            held = all(locks.enter_context(files.locked(home, wait=False)) for home in homes)
-        elif held and isinstance(job, EvalJob):
-            with files.locked(workspace.out / job.folder, wait=False, patience=HANDOVER_SECONDS) as free:
-                held = free
-        yield held
+            is_locked = all(locks.enter_context(files.locked(home, wait=False)) for home in homes)
+        elif is_locked and isinstance(job, EvalJob):
+            with files.locked(workspace.out / job.folder, wait=False, patience=LOCK_PATIENCE_SECONDS) as is_free:
+                is_locked = is_free
+        yield is_locked
 
 
-def _failure(job: Job, workspace: Workspace, error: Exception) -> str:
-    """The sentence of a failed job, kept in its folder; what is no sentence of ours keeps its traceback in the log."""
+def _store_failure(job: Job, workspace: Workspace, error: Exception) -> str:
+    """Write the sentence of a failed job into its folder, and the traceback of an unexpected error into its log."""
     import logging
 
     sentence = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"

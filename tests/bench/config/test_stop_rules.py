@@ -23,7 +23,7 @@ from bench.config.stop_rules import Bounds, Rule
 from bench.core import files
 from bench.core.progress import Progress
 from bench.errors import UsageError
-from bench.evaluation.live import Pace, bounds, duration
+from bench.evaluation.live import TimeEstimate, bounds, duration
 from bench.evaluation.stages import Verdicts, run_attack
 from bench.report import load_results
 from tests.helpers.jobs import bench, plan, run_with_interruptions
@@ -103,12 +103,12 @@ def test_bounds_count_samples_and_pass_over_empty_classes() -> None:
 
 
 def test_the_time_that_is_left_follows_what_was_measured() -> None:
-    pace = Pace([10, 40])
-    assert pace.left(0, 8, 8) is None, "nothing is known yet"
-    pace.add(0, samples=4, passes=40, seconds=2.0)
-    assert pace.left(0, 8, 8) == pytest.approx(8 * 0.5 + 8 * 40 * 0.05)
-    pace.add(1, samples=2, passes=10, seconds=3.0)
-    assert pace.left(1, 4, 4) == pytest.approx(4 * 1.5), "the second stage is slower than its passes say"
+    time = TimeEstimate([10, 40])
+    assert time.seconds_left(0, 8, 8) is None, "nothing is known yet"
+    time.add(0, samples=4, passes=40, seconds=2.0)
+    assert time.seconds_left(0, 8, 8) == pytest.approx(8 * 0.5 + 8 * 40 * 0.05)
+    time.add(1, samples=2, passes=10, seconds=3.0)
+    assert time.seconds_left(1, 4, 4) == pytest.approx(4 * 1.5), "the second stage is slower than its passes say"
     assert [duration(s) for s in (12.4, 130, 9000)] == ["~12 s", "~2 min", "~2.5 h"]
 
 

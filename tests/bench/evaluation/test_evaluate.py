@@ -21,7 +21,7 @@ from attacks.threat import ThreatModel
 from bench.core import files
 from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
-from bench.evaluation.evaluate import columns, evaluate
+from bench.evaluation.evaluate import evaluate, outcome_columns
 from bench.evaluation.stages import Verdicts, run_attack
 from bench.models.builders import build
 from tests.helpers.jobs import StopAt, run_with_interruptions
@@ -183,8 +183,8 @@ def test_a_stage_gets_what_is_right_and_still_standing_and_nothing_else() -> Non
     assert verdicts.stages["first"][1].tolist() == [True, False, False, True, True, False]
     assert verdicts.stages["second"][1].tolist() == [True, False, False, True, False, False]
     assert both.seen == [], "the harness walks the stages, not the attack"
-    assert list(columns("both", verdicts)) == ["both", "both/first", "both/second"]
-    assert columns("both", verdicts)["both"] is columns("both", verdicts)["both/second"]
+    assert list(outcome_columns("both", verdicts)) == ["both", "both/first", "both/second"]
+    assert outcome_columns("both", verdicts)["both"] is outcome_columns("both", verdicts)["both/second"]
 
 
 def test_stages_that_need_more_classes_are_left_out_and_named() -> None:

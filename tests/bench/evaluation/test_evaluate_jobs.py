@@ -18,7 +18,7 @@ from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, UsageError
 from bench.evaluation.evaluate import evaluate_job
 from bench.launch.scheduler import Workspace
-from bench.launch.worker import work
+from bench.launch.worker import execute
 from bench.plan.jobs import EvalJob
 from bench.results.outcomes import Outcomes
 from tests.helpers.jobs import plan, run_with_interruptions, tree
@@ -125,5 +125,5 @@ def test_results_on_other_data_are_not_gone_on_with(what: str, short_run: Path, 
     described["data"] |= {"hash": "0" * 64, "test_hash": "0" * 64}
     files.write_json(folder / "run.json", described)
     with pytest.raises(BenchError, match=r"expected the data that its results belong to \((test_)?hash 000000000000\)"):
-        work(job, Workspace(tmp_path, Path("data")), Progress(), ProcessGroup())
+        execute(job, Workspace(tmp_path, Path("data")), Progress(), ProcessGroup())
     assert not (folder / "eval" / job.key).exists()

@@ -20,7 +20,7 @@ from attacks.pgd import PGD
 from attacks.threat import ThreatModel
 from bench.core.progress import Progress
 from bench.data.splits import load, to_float
-from bench.evaluation.sanity import sanity
+from bench.evaluation.sanity import sanity_entry
 from bench.evaluation.stages import Verdicts, predict, run_attack
 from bench.models.builders import build
 from bench.report import by_class, compare, load_results, render, verify
@@ -62,8 +62,8 @@ UNRELIABLE = entry("unreliable", finding("noise", "suspicious"), finding("search
 
 
 def tree(root: Path, **marks: dict[str, Any] | None) -> Path:
-    for method, sanity_entry in marks.items():
-        facts = {} if sanity_entry is None else {"sanity": sanity_entry}
+    for method, sanity in marks.items():
+        facts = {} if sanity is None else {"sanity": sanity}
         write_run(root, Spec(method=method, attacks={"pgd": 0.6}, eval_facts=facts))
     return root
 
@@ -78,14 +78,14 @@ def test_an_evaluation_holds_the_findings(material: tuple[nn.Module, torch.Tenso
     y = predict(masked, x, "cpu", 40)
     verdicts = run_attack(masked, x, y, attack, "pgd", block=20)
     log = Lines()
-    (found,) = sanity(masked, x, attack, verdicts, classes=10, seed=0, block=20, progress=log).values()
+    (found,) = sanity_entry(masked, x, attack, verdicts, classes=10, seed=0, block=20, progress=log).values()
     assert (found["mark"], found["samples"]) == ("unreliable", 20)
     assert json.loads(json.dumps(found)) == found
     (line,) = log.lines
     assert line.startswith("sanity checks: unreliable; the input gradient is zero or not finite for 100% of")
-    again = sanity(masked, x, PGD(THREAT, steps=20), verdicts, classes=10, seed=0, block=20)["sanity"]
+    again = sanity_entry(masked, x, PGD(THREAT, steps=20), verdicts, classes=10, seed=0, block=20)["sanity"]
     assert again == found, "all attacks on a model come to the same findings"
-    assert sanity(masked, x, FGSM(THREAT), verdicts, classes=10, seed=0, block=20) == {}
+    assert sanity_entry(masked, x, FGSM(THREAT), verdicts, classes=10, seed=0, block=20) == {}
 
 
 def test_stages_are_looked_at(material: tuple[nn.Module, torch.Tensor, torch.Tensor]) -> None:
@@ -93,7 +93,7 @@ def test_stages_are_looked_at(material: tuple[nn.Module, torch.Tensor, torch.Ten
     standing = torch.ones(40, dtype=torch.bool)
     fallen = torch.arange(40) >= 10
     verdicts = Verdicts(y, y.clone(), stages={"apgd-ce": (y, standing), "square": (y, fallen)})
-    found = sanity(model, x, Square(THREAT, 10), verdicts, classes=10, seed=0, block=5)["sanity"]
+    found = sanity_entry(model, x, Square(THREAT, 10), verdicts, classes=10, seed=0, block=5)["sanity"]
     (overall,) = (f for f in found["findings"] if f["check"] == "black_box")
     assert (overall["level"], overall["value"], found["mark"]) == ("unreliable", 0.25, "unreliable")
 

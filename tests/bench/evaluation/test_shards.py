@@ -118,15 +118,15 @@ def test_an_interrupted_part_goes_on_where_it_was(out: Path, whole: Path) -> Non
 
 
 def test_with_all_pairs_stored_nothing_is_attacked_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.evaluation import stages as walk
+    from bench.evaluation import stages
 
     evaluate(shards(2), out)
 
     def attack(*arguments: object) -> None:
         raise AssertionError("an attack ran")
 
-    monkeypatch.setattr(walk, "_attack_block", attack)
-    monkeypatch.setattr(walk, "predict", attack)
+    monkeypatch.setattr(stages, "_attack_block", attack)
+    monkeypatch.setattr(stages, "predict", attack)
     assert len(evaluate(jobs().evaluate, out)) == 2
 
 

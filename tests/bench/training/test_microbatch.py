@@ -152,7 +152,7 @@ def test_a_state_with_one_cut_for_all_processes_is_gone_on_with(trained: Path, t
     trainer = Trainer(job, parts_of(job), tmp_path / job.folder, teachers={})
     trainer.run()
     facts = description(tmp_path / job.folder)["micro_batch"]
-    assert (trainer.cut.size, facts["size"], facts["out_of_memory_at"]) == (20, 20, [0, 0])
+    assert (trainer.limit.size, facts["size"], facts["out_of_memory_at"]) == (20, 20, [0, 0])
 
 
 # What cannot be

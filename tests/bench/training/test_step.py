@@ -81,7 +81,7 @@ def test_a_step_in_which_memory_runs_out_once_is_the_step_of_the_others(failing:
     step = Step(failing)
     for found, expected in zip(step.go(), EXPECTED, strict=True):
         torch.testing.assert_close(found, expected)
-    assert step.cut.size == SAMPLES // 2, "it did run out"
+    assert step.limit.size == SAMPLES // 2, "it did run out"
     assert step.model.passes > WHOLE.model.passes
     assert step.reduced == WHOLE.reduced == [(), (CLASSES, 4)]
     assert step.counter.counts == WHOLE.counter.counts, "what had to be done again counts once"
