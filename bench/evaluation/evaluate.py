@@ -59,6 +59,14 @@ def evaluate(
 
     Returns:
         The outcome of every sample.
+
+    Here the pixels of an image are its logits; the third image is so close to the boundary that PGD crosses it.
+
+    >>> import bench
+    >>> x = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.52, 0.48]]).view(3, 1, 1, 2)
+    >>> outcomes = bench.evaluate(nn.Flatten(), x, torch.tensor([0, 1, 0]), attacks=["pgd"])
+    >>> outcomes.average("clean"), outcomes.average("pgd"), outcomes.worst("pgd")
+    (1.0, 0.6666666666666666, 0.5)
     """
     threat = threat or ThreatModel()
     device = next((p.device for p in model.parameters()), x.device)

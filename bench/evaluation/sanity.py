@@ -42,6 +42,13 @@ def examine(
 
     Returns:
         `.mark` ("reliable", "suspicious" or "unreliable"), `.reasons`, and `.findings`, one per check.
+
+    >>> import bench
+    >>> model = nn.Sequential(nn.Flatten(), nn.Softmax(1))
+    >>> x = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.52, 0.48]]).view(3, 1, 1, 2)
+    >>> found = bench.examine(model, x, torch.tensor([0, 1, 0]))
+    >>> print(found.mark, *found.reasons, sep=": ")
+    suspicious: 100% of the outputs are non-negative and sum to 1; the model returns probabilities: return logits
     """
     stages = {} if outcomes is None else _stages_of_ensemble(outcomes)
     right = None if outcomes is None else torch.from_numpy(outcomes.verdict(CLEAN).robust)

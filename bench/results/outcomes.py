@@ -63,6 +63,14 @@ class Outcomes:
 
     Raises:
         BenchError: if the arrays contradict each other; one sentence says where.
+
+    >>> label, clean = [0, 0, 1, 1], [0, 0, 1, 0]
+    >>> attacks, robust = {"pgd": [0, 1, 1, 0]}, {"pgd": [True, False, True, False]}
+    >>> outcomes = Outcomes(range(4), label, clean, attacks=attacks, robust=robust, num_classes=2)
+    >>> outcomes.attacks, outcomes.average("pgd"), outcomes.by_class("clean").tolist()
+    (['clean', 'pgd'], 0.5, [1.0, 0.5])
+    >>> outcomes.worst("clean"), round(outcomes.nsd("clean"), 4), outcomes.gap("clean")
+    (0.5, 0.3333, 0.5)
     """
 
     def __init__(
