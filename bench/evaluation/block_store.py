@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.core import files
 from bench.errors import BenchError
-from bench.plan.jobs import PARTIAL, EvalJob
+from bench.plan.jobs import PARTIAL, EvalJob, blocks_of
 
 CLEAN = "clean"
 MANIFEST = "job.json"
@@ -74,6 +74,11 @@ class Manifest:
             for b in range(self.blocks)
             if not all((folder / file_name(stage, b)).is_file() for stage in (CLEAN, *self.stages))
         ]
+
+    def shards_with(self, blocks: Iterable[int], count: int) -> list[str]:
+        """Those shards, of `count`, that attack some of the blocks, as `number/count`."""
+        numbers = (i for i in range(1, count + 1) if set(blocks_of((i, count), self.blocks)).intersection(blocks))
+        return [f"{i}/{count}" for i in numbers]
 
     def write(self, folder: Path) -> None:
         """Write the manifest beside the block results.

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.core import files
 from bench.errors import BenchError, UsageError
 from bench.evaluation import block_store
-from bench.plan.jobs import PARTIAL, EvalJob, blocks_of, title
+from bench.plan.jobs import PARTIAL, EvalJob, title
 
 RUNS = "*/*/*/*"
 OUTCOMES = "outcomes.parquet"
@@ -153,12 +153,7 @@ def _stored(source: Path) -> Iterator[Path]:
 def _missing_blocks(manifest: block_store.Manifest, missing: Sequence[int], sources: Sequence[Path]) -> str:
     begun = {part for source in sources for part in block_store.parts_begun(source / PARTIAL)}
     counts = sorted({count for _, count in begun})
-    shards = [
-        f"--shard {number}/{count}"
-        for count in counts
-        for number in range(1, count + 1)
-        if set(missing) & set(blocks_of((number, count), manifest.blocks))
-    ]
+    shards = [f"--shard {shard}" for count in counts for shard in manifest.shards_with(missing, count)]
     blocks = ", ".join(str(b + 1) for b in missing)
     how = f" with {', '.join(shards)}" if shards else ""
     return (

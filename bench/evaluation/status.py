@@ -9,7 +9,7 @@ from typing import Any
 from bench.core import files
 from bench.errors import UsageError
 from bench.evaluation import block_store
-from bench.plan.jobs import PARTIAL, Plan, blocks_of, title
+from bench.plan.jobs import PARTIAL, Plan, title
 
 PLANS = ".plans"
 
@@ -91,10 +91,9 @@ def _evaluation_line(folder: Path) -> str | None:
 
 def _shard_lines(manifest: block_store.Manifest, partial: Path) -> list[str]:
     """Which shards are missing of an evaluation; nothing if none was ever begun."""
-    missing, lines = set(manifest.missing(partial)), []
+    missing, lines = manifest.missing(partial), []
     for count in sorted({count for _, count in block_store.parts_begun(partial)}):
-        numbers = (i for i in range(1, count + 1) if missing & set(blocks_of((i, count), manifest.blocks)))
-        shards = [f"{i}/{count}" for i in numbers]
+        shards = manifest.shards_with(missing, count)
         lines.append(f"missing: --shard {', '.join(shards)}" if shards else "every shard is there: bench merge")
     return lines
 

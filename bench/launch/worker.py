@@ -70,7 +70,7 @@ def run_job(
             except Interrupted:
                 return "interrupted", None
             except Exception as error:
-                return "failed", _store_failure(job, workspace, error)
+                return "failed", _log_failure(job, workspace, error)
         (workspace.out / job.lock_folder / files.FAILED).unlink(missing_ok=True)
     return "done", None
 
@@ -112,13 +112,19 @@ def _locked(job: Job, workspace: Workspace) -> Iterator[bool]:
         yield is_locked
 
 
-def _store_failure(job: Job, workspace: Workspace, error: Exception) -> str:
-    """Write the sentence of a failed job into its folder, and the traceback of an unexpected error into its log."""
+def _log_failure(job: Job, workspace: Workspace, error: Exception) -> str:
+    """Log and store why a job failed, an unexpected error with its traceback; the sentence."""
     import logging
 
     sentence = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
     logging.getLogger("bench").error("failed: %s", sentence, exc_info=not isinstance(error, BenchError))
     if not isinstance(error, BenchError):
         sentence += f" (details in {workspace.out / job.folder / 'log.txt'})"
-    files.write_text(workspace.out / job.lock_folder / files.FAILED, sentence + "\n")
+    store_failure(job, workspace, sentence)
     return sentence
+
+
+def store_failure(job: Job, workspace: Workspace, sentence: str) -> None:
+    """Write why a job failed into its folder."""
+    (workspace.out / job.lock_folder).mkdir(parents=True, exist_ok=True)
+    files.write_text(workspace.out / job.lock_folder / files.FAILED, sentence + "\n")

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from bench.core import files
 from bench.core.progress import Progress
 from bench.launch.display import Display
 from bench.launch.executors import Executor, Result
 from bench.launch.scheduler import Workspace
-from bench.launch.worker import run_job
+from bench.launch.worker import run_job, store_failure
 from bench.plan.jobs import Job
 
 Slot = str | None  # the GPU that a worker is bound to
@@ -110,8 +109,7 @@ class WorkerPool(Executor):
             self.workers.remove(worker)
             worker.process.join()
             sentence = f"its process ended unexpectedly (exit code {worker.process.exitcode}); out of memory?"
-            (self.workspace.out / job.lock_folder).mkdir(parents=True, exist_ok=True)
-            files.write_text(self.workspace.out / job.lock_folder / files.FAILED, sentence + "\n")
+            store_failure(job, self.workspace, sentence)
             kind, rest = "end", ["failed", sentence]
         if kind == "update":
             self.display.update(job, *rest)
