@@ -21,7 +21,11 @@ EXAMPLES = {
 }
 CASES = [test for tests in EXAMPLES.values() for test in tests]
 # What a notebook calls; each has an example.
-SHOWN: tuple[str, ...] = ()
+SHOWN = (
+    *("bench.load_results", "bench.report.render", "bench.data.load", "bench.data.to_float", "bench.models.build"),
+    *("bench.models.Normalized", "bench.metrics.class_accuracy", "bench.metrics.worst", "bench.metrics.nsd"),
+    "methods.register",
+)
 
 
 def found(path: str) -> Any:
