@@ -27,7 +27,7 @@ def records(results: Path, a: str, b: str, **options: Any) -> list[dict[str, Any
 
 
 def test_figures_are_those_of_the_outcomes(plan: Path) -> None:
-    paths = load_results(plan).set_index(["label", "attack"]).path.sort_index()
+    paths = {(row.label, row.attack): row.path for row in load_results(plan).itertuples()}
     a, b = (Outcomes.read(paths[name, "pgd"]) for name in ("absld", "ham"))
     first, second = (table.correct("pgd")[0] for table in (a, b))
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
