@@ -24,7 +24,7 @@ CASES = [test for tests in EXAMPLES.values() for test in tests]
 SHOWN = (
     *("bench.load_results", "bench.report.render", "bench.data.load", "bench.data.to_float", "bench.models.build"),
     *("bench.models.Normalized", "bench.metrics.class_accuracy", "bench.metrics.worst", "bench.metrics.nsd"),
-    "methods.register",
+    *("bench.evaluate", "bench.examine", "bench.Outcomes", "methods.register"),
 )
 
 
