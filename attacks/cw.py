@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attacks.objectives import Objective, margin
 from attacks.pgd import PGD
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import Start
 
@@ -23,7 +24,7 @@ from attacks.threat import Start
 class CW(PGD):
     """PGD on the margin instead of cross-entropy."""
 
-    steps: int = 30
+    steps: Count = 30
     start: Start = "zero"
 
     name = "cw"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attacks.pgd import PGD
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import Start
 
@@ -19,7 +20,7 @@ from attacks.threat import Start
 class FGSM(PGD):
     """PGD with a single step of length eps from the original."""
 
-    steps: int = 1
+    steps: Count = 1
     start: Start = "zero"
 
     name = "fgsm"

@@ -21,6 +21,8 @@ from attacks.base import Attack, check_inputs
 from attacks.contexts import mode
 from attacks.objectives import Objective, cross_entropy
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count, Positive
+from attacks.plugins.sketch import check_settings
 from attacks.registry import ATTACKS
 from attacks.threat import Start, ThreatModel, starting_point
 
@@ -41,15 +43,18 @@ class PGD:
     """
 
     threat: ThreatModel = ThreatModel()
-    steps: int = 20
-    step_size: float | None = None
+    steps: Count = 20
+    step_size: Positive | None = None
     start: Start = "uniform"
-    restarts: int = 1
+    restarts: Count = 1
 
     revision = 3
     prepared = True
     name: ClassVar[str] = "pgd"
     step_ratio = 0.25
+
+    def __post_init__(self) -> None:
+        check_settings(self.name, type(self), vars(self))
 
     @property
     def stages(self) -> tuple[Attack, ...]:

@@ -26,7 +26,7 @@ class ThreatModel:
         eps: the radius, in the units of x.
 
     Raises:
-        ValueError: for an unknown norm or a negative radius.
+        ValueError: for an unknown norm, a negative radius, or a Linf radius beyond the width of the box.
     """
 
     norm: Norm = "linf"
@@ -37,6 +37,11 @@ class ThreatModel:
             raise ValueError(f"threat model: expected norm 'linf' or 'l2', got {self.norm!r}")
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"threat model: expected a radius eps >= 0 in the units of x, got {self.eps}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"threat model: expected a Linf radius of at most 1, the width of the box, got {self.eps:g}; "
+                f"did you mean {self.eps:g}/255?"
+            )
 
     def start(self, x: Tensor, kind: Start, generator: torch.Generator) -> Tensor:
         """A starting point for each sample of x (N, C, H, W); see `starting_point`."""

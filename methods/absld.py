@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from attacks.plugins.ranges import Index, NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.losses import class_means, class_sums, cross_entropy, tempered
 from methods.registry import register
@@ -49,16 +50,14 @@ class ABSLD(RSLAD):
     def __init__(
         self,
         *,
-        temperature_rate: float = 0.1,
-        temperature_min: float = 0.5,
-        temperature_max: float = 5.0,
+        temperature_rate: NonNegative = 0.1,
+        temperature_min: Positive = 0.5,
+        temperature_max: Positive = 5.0,
         temperature_mode: Literal["separate", "product"] = "separate",
-        rate_milestones: tuple[int, ...] = (214, 259, 284),
+        rate_milestones: tuple[Index, ...] = (214, 259, 284),
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if temperature_mode not in ("separate", "product"):
-            raise ValueError(f"absld: expected temperature_mode 'separate' or 'product', got {temperature_mode!r}")
         self.temperature_rate, self.temperature_mode = temperature_rate, temperature_mode
         self.temperature_min, self.temperature_max = temperature_min, temperature_max
         self.rate_milestones = rate_milestones

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import Observer
 from attacks.passes import Passes
+from attacks.plugins.ranges import Fraction, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl, kl_logits
 from methods.recipes import Recipe, digits, short
@@ -54,7 +55,7 @@ class AdaAD(Method):
     }  # fmt: skip
     teachers = ("robust",)
 
-    def __init__(self, *, alpha: float = 1.0, scale: float = 0.1, **inner: Any) -> None:
+    def __init__(self, *, alpha: Fraction = 1.0, scale: Positive = 0.1, **inner: Any) -> None:
         super().__init__(**inner)
         self.alpha, self.scale = alpha, scale
 

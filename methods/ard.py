@@ -22,6 +22,7 @@ from torch import nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import Fraction, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl
 from methods.recipes import Recipe, digits, short
@@ -58,7 +59,7 @@ class ARD(Method):
     teachers = ("robust",)
 
     def __init__(
-        self, *, alpha: float = 1.0, temperature: float = 30.0, clean_pass: bool = False, **inner: Any
+        self, *, alpha: Fraction = 1.0, temperature: Positive = 30.0, clean_pass: bool = False, **inner: Any
     ) -> None:
         super().__init__(**inner)
         self.alpha, self.temperature, self.clean_pass = alpha, temperature, clean_pass

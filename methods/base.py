@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from attacks.ascent import Observer, ascend
 from attacks.base import Attack
 from attacks.objectives import Objective
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count, Positive, at_least
+from attacks.plugins.sketch import check_settings
 from attacks.threat import Norm, Start
 from methods.recipes import DEFAULT, Recipe
 
@@ -171,14 +173,19 @@ class Method(nn.Module):
     couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
     revision: ClassVar[int] = 2
 
+    def __new__(cls, **settings: Any) -> Method:
+        """A method whose settings, as far as they are given, lie in their ranges."""
+        check_settings(cls.__name__, cls, settings)
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
-        num_classes: int = 10,
+        num_classes: Annotated[int, at_least(2)] = 10,
         norm: Norm = "linf",
-        eps: float = 8 / 255,
-        step_size: float = 2 / 255,
-        steps: int = 10,
+        eps: Positive = 8 / 255,
+        step_size: Positive = 2 / 255,
+        steps: Count = 10,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes

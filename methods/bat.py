@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from attacks.objectives import Objective
 from attacks.passes import Passes
+from attacks.plugins.ranges import Index, NonNegative, Positive
 from attacks.threat import per_sample, project, starting_point
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl_logits
@@ -54,17 +55,15 @@ class BAT(Method):
     def __init__(
         self,
         *,
-        beta: float = 6.0,
-        uniform_weight: float = 1.0,
-        grace: int = 1,
+        beta: NonNegative = 6.0,
+        uniform_weight: NonNegative = 1.0,
+        grace: Index = 1,
         shared_trace: bool = False,
-        eps: float = 0.031,
-        step_size: float = 0.007,
+        eps: Positive = 0.031,
+        step_size: Positive = 0.007,
         **inner: Any,
     ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)
-        if grace < 0:
-            raise ValueError(f"bat: expected grace from 0 on, got {grace}")
         self.beta, self.uniform_weight, self.grace, self.shared_trace = beta, uniform_weight, grace, shared_trace
 
     def passes(self) -> Passes:

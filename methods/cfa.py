@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import Index, NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.bat import EarlyExit
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
@@ -75,17 +76,15 @@ class CFA(Method):
         self,
         *,
         host: Literal["at", "trades", "fat"] = "at",
-        beta: float = 6.0,
-        eps_base: float | None = None,
-        beta_base: float = 0.5,
+        beta: NonNegative = 6.0,
+        eps_base: Positive | None = None,
+        beta_base: NonNegative = 0.5,
         class_eps: bool = True,
         class_beta: bool = True,
-        begin_epoch_index: int = 10,
+        begin_epoch_index: Index = 10,
         **inner: Any,
     ) -> None:
         super().__init__(**inner)
-        if host not in EPS_BASE:
-            raise ValueError(f"cfa: expected host 'at', 'trades' or 'fat', got {host!r}")
         self.host: Literal["at", "trades", "fat"] = host
         self.beta, self.eps_base, self.beta_base = beta, eps_base, beta_base
         self.class_eps, self.class_beta, self.begin_epoch_index = class_eps, class_beta, begin_epoch_index

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import Index, NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import Recipe, digits
@@ -71,17 +72,15 @@ class DAFA(Method):
         self,
         *,
         host: Literal["trades", "at"] = "trades",
-        beta: float = 6.0,
-        strength: float = 1.0,
-        begin_epoch_index: int = 70,
+        beta: NonNegative = 6.0,
+        strength: NonNegative = 1.0,
+        begin_epoch_index: Index = 70,
         doubled_step: bool = False,
-        eps: float = 0.031,
-        step_size: float = 0.007,
+        eps: Positive = 0.031,
+        step_size: Positive = 0.007,
         **inner: Any,
     ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)
-        if host not in ("trades", "at"):
-            raise ValueError(f"dafa: expected host 'trades' or 'at', got {host!r}")
         if doubled_step and host != "at":
             raise ValueError("dafa: doubled_step is the attack of host 'at', got host 'trades'; set one of them only")
         self.host: Literal["trades", "at"] = host

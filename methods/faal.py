@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import NonNegative
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class, sum_dtype
 from methods.mart import mart
@@ -65,18 +66,12 @@ class FAAL(Method):
         self,
         *,
         host: Literal["at", "trades", "mart"] = "at",
-        radius: float = 0.5,
+        radius: NonNegative = 0.5,
         margins: Literal["sums", "means"] = "sums",
-        beta: float = 6.0,
+        beta: NonNegative = 6.0,
         **inner: Any,
     ) -> None:
         super().__init__(**inner)
-        if host not in ("at", "trades", "mart"):
-            raise ValueError(f"faal: expected host 'at', 'trades' or 'mart', got {host!r}")
-        if margins not in ("sums", "means"):
-            raise ValueError(f"faal: expected margins 'sums' or 'means', got {margins!r}")
-        if not radius >= 0:
-            raise ValueError(f"faal: expected a radius of at least 0, got {radius}")
         self.host, self.radius, self.margins, self.beta = host, radius, margins, beta
         self.register_buffer("class_weight", torch.ones(self.num_classes, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(2, self.num_classes, dtype=torch.float64))  # weights, samples

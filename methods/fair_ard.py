@@ -80,8 +80,6 @@ class FairMTARD(FairWeight, MTARD):
 
     def __init__(self, *, natural_from: Literal["natural", "robust"] = "natural", **options: Any) -> None:
         super().__init__(**options)
-        if natural_from not in ("natural", "robust"):
-            raise ValueError(f"fair_mtard: expected natural_from 'natural' or 'robust', got {natural_from!r}")
         self.natural_from = natural_from
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:

@@ -16,11 +16,12 @@ Departures:     class means over the samples seen, where the release divides by 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from attacks.plugins.ranges import NonNegative, at_least, between
 from methods.base import HIDDEN, Adversarial, Batch, Context, Terms
 from methods.losses import class_means, class_sums, of_class
 from methods.registry import COMPOSITIONS
@@ -44,11 +45,14 @@ class FairWeight(Wrapper):
     fair_sums: Tensor
 
     def __init__(
-        self, *, fair_power: float = 2.0, fair_min: float = 5 / 6, fair_max: float = 5 / 2, **host: Any
+        self,
+        *,
+        fair_power: NonNegative = 2.0,
+        fair_min: Annotated[float, between(0, 1, open_low=True)] = 5 / 6,
+        fair_max: Annotated[float, at_least(1)] = 5 / 2,
+        **host: Any,
     ) -> None:
         super().__init__(**host)
-        if not 0 < fair_min <= 1 <= fair_max:
-            raise ValueError(f"fair_weight: expected 0 < fair_min <= 1 <= fair_max, got {fair_min} and {fair_max}")
         self.fair_power, self.fair_min, self.fair_max = fair_power, fair_min, fair_max
         self.register_buffer("fair_weight", torch.ones(self.num_classes, dtype=torch.float64))
         self.register_buffer("fair_sums", torch.zeros(2, self.num_classes, dtype=torch.float64))  # kappa, samples

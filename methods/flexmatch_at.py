@@ -27,13 +27,14 @@ Departures:     from FlexMatch, beside the attack [paper and release as remember
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from attacks.contexts import mode
 from attacks.passes import Passes
+from attacks.plugins.ranges import Decay, Index, NonNegative, between
 from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import HIDDEN, Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
@@ -84,17 +85,17 @@ class FlexMatchAT(Method):
         self,
         *,
         host: Literal["pgd_at", "trades"] = "pgd_at",
-        labelled_fraction: float = 0.1,
+        labelled_fraction: Annotated[float, between(0, 1, open_low=True)] = 0.1,
         unlabelled: Literal["pseudo", "ignore"] = "pseudo",
-        tau: float = 0.95,
-        weight: float = 1.0,
+        tau: Annotated[float, between(0, 1, open_low=True, open_high=True)] = 0.95,
+        weight: NonNegative = 1.0,
         mapping: Literal["convex", "linear"] = "convex",
         warm_up: bool = True,
         memory: Literal["latest", "kept"] = "latest",
         labeller: Literal["average", "student"] = "average",
-        decay: float = 0.999,
-        label_seed: int = 0,
-        beta: float = 6.0,
+        decay: Decay = 0.999,
+        label_seed: Index = 0,
+        beta: NonNegative = 6.0,
         bn: Literal["train", "eval"] = "train",
         **inner: Any,
     ) -> None:
@@ -108,7 +109,6 @@ class FlexMatchAT(Method):
         )
         self.labelled_fraction, self.tau, self.weight, self.warm_up = labelled_fraction, tau, weight, warm_up
         self.decay, self.label_seed, self.beta, self.bn = decay, label_seed, beta, bn
-        self._check()
         options: dict[str, Any] = {"bn": bn} if host == "pgd_at" else {"beta": beta}
         shared = {name: getattr(self, name) for name in ("num_classes", "norm", "eps", "step_size", "steps")}
         self.host_method: Method = {"pgd_at": PGDAT, "trades": TRADES}[host](**shared, **options)
@@ -116,17 +116,6 @@ class FlexMatchAT(Method):
         for name in ("sigma", "change", "used_share"):  # change: of sigma, within a step
             self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(2, self.num_classes, dtype=torch.float64))  # used, given
-
-    def _check(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                expected = " or ".join(map(repr, allowed))
-                raise ValueError(f"flexmatch_at: expected {name} {expected}, got {getattr(self, name)!r}")
-        if not 0 < self.labelled_fraction <= 1 or not 0 < self.tau < 1:
-            raise ValueError(
-                "flexmatch_at: expected labelled_fraction above 0 and at most 1, and tau between 0 and 1, "
-                f"got {self.labelled_fraction} and {self.tau}"
-            )
 
     def passes(self) -> Passes:
         """The host's passes, and the forward pass that gives pseudo-labels."""

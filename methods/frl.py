@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from attacks.passes import Passes
 from attacks.pgd import PGD
+from attacks.plugins.ranges import Count, NonNegative, Positive
 from attacks.threat import ThreatModel
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class, step_share
@@ -61,14 +62,14 @@ class FRL(Method):
     def __init__(
         self,
         *,
-        beta: float = 1.5,
-        delta: float = 0.1,
-        rate: float = 0.05,
-        halve_every: int = 40,
-        limit: float = 0.5,
-        margin_rate: float = 0.0,
-        min_scale: float = 0.98,
-        max_scale: float = 2.5,
+        beta: NonNegative = 1.5,
+        delta: NonNegative = 0.1,
+        rate: NonNegative = 0.05,
+        halve_every: Count = 40,
+        limit: NonNegative = 0.5,
+        margin_rate: NonNegative = 0.0,
+        min_scale: Positive = 0.98,
+        max_scale: Positive = 2.5,
         **inner: Any,
     ) -> None:
         super().__init__(**inner)
@@ -146,7 +147,7 @@ class FRLRemargin(FRL):
     reported = ("weight_clean", "weight_boundary", "radius_scale")
 
     def __init__(
-        self, *, delta: float = 0.07, margin_rate: float = 0.2, max_scale: float = 3.0, **options: Any
+        self, *, delta: NonNegative = 0.07, margin_rate: NonNegative = 0.2, max_scale: Positive = 3.0, **options: Any
     ) -> None:
         super().__init__(delta=delta, margin_rate=margin_rate, max_scale=max_scale, **options)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import objectives
+from attacks.plugins.ranges import Index, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy
 from methods.recipes import Recipe, digits, short
@@ -64,17 +65,15 @@ class HAM(Method):
     def __init__(
         self,
         *,
-        begin_epoch_index: int = 49,
-        mining_step: int = 3,
+        begin_epoch_index: Index = 49,
+        mining_step: Index = 3,
         reweight: Literal["none", "l1max"] = "none",
-        eps: float = 0.031,
-        step_size: float = 0.007,
+        eps: Positive = 0.031,
+        step_size: Positive = 0.007,
         **inner: Any,
     ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)
-        if reweight not in ("none", "l1max"):
-            raise ValueError(f"ham: expected reweight 'none' or 'l1max', got {reweight!r}")
-        if not 0 <= mining_step < self.steps:
+        if mining_step >= self.steps:
             raise ValueError(f"ham: expected mining_step from 0 to steps - 1 = {self.steps - 1}, got {mining_step}")
         self.begin_epoch_index, self.mining_step, self.reweight = begin_epoch_index, mining_step, reweight
         self.couples_batch = reweight != "none"  # type: ignore[misc]  # weights have mean 1 over a batch

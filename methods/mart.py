@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy
 from methods.recipes import Recipe, digits
@@ -52,11 +53,11 @@ class MART(Method):
     def __init__(
         self,
         *,
-        beta: float = 5.0,
-        margin_weight: float = 1.0,
+        beta: NonNegative = 5.0,
+        margin_weight: NonNegative = 1.0,
         weighted: bool = True,
-        eps: float = 0.031,
-        step_size: float = 0.007,
+        eps: Positive = 0.031,
+        step_size: Positive = 0.007,
         **inner: Any,
     ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import Fraction, Index, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl
 from methods.recipes import Recipe, digits, short
@@ -58,16 +59,13 @@ class MTARD(Method):
     def __init__(
         self,
         *,
-        natural_weight: float = 0.5,
-        weight_rate: float = 0.025,
-        rate_milestones: tuple[int, ...] = (215, 260, 285),
-        scale: float = 0.1,
+        natural_weight: Fraction = 0.5,
+        weight_rate: Fraction = 0.025,
+        rate_milestones: tuple[Index, ...] = (215, 260, 285),
+        scale: Positive = 0.1,
         **inner: Any,
     ) -> None:
         super().__init__(**inner)
-        if not (0 <= natural_weight <= 1 and 0 <= weight_rate <= 1):
-            got = f"{natural_weight} and {weight_rate}"
-            raise ValueError(f"mtard: expected natural_weight and weight_rate from 0 to 1, got {got}")
         self.natural_weight, self.weight_rate, self.scale = natural_weight, weight_rate, scale
         self.rate_milestones = rate_milestones
         self.register_buffer("natural_share", torch.tensor(natural_weight, dtype=torch.float64))

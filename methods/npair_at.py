@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.passes import Passes
+from attacks.plugins.ranges import NonNegative
 from methods.base import Adversarial, Batch, Context, Terms
 from methods.features import has_linear, with_features
 from methods.pgd_at import PGDAT
@@ -42,7 +43,7 @@ class NPairAT(PGDAT):
 
     couples_batch = True
 
-    def __init__(self, *, weight: float = 0.001, norm_weight: float = 0.02, **inner: Any) -> None:
+    def __init__(self, *, weight: NonNegative = 0.001, norm_weight: NonNegative = 0.02, **inner: Any) -> None:
         super().__init__(**inner)
         self.weight, self.norm_weight = weight, norm_weight
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_type_hints
+
+from attacks.plugins.ranges import Decay, Index, NonNegative, Positive, at_least, between, problems
 
 EPS_8 = 8 / 255
+MOST_EPOCHS = 100_000  # a number with more zeros is a slip
 DIGITS_EPS = 0.15
 SHORT_EPOCHS = 30
 RISE = 0.3  # share of the steps of a one-cycle schedule before its peak
@@ -40,33 +43,26 @@ class Recipe:
     [0.1, 0.1, 0.01, 0.001]
     """
 
-    epochs: int
-    lr: float
-    milestones: tuple[int, ...] = ()
-    factors: float | tuple[float, ...] = 0.1
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
+    epochs: Annotated[int, between(1, MOST_EPOCHS)]
+    lr: Positive
+    milestones: tuple[Index, ...] = ()
+    factors: Positive | tuple[Positive, ...] = 0.1
+    weight_decay: NonNegative = 5e-4
+    momentum: Decay = 0.9
     nesterov: bool = False
-    batch_size: int = 128
+    batch_size: Annotated[int, at_least(2)] = 128
     augment: str | None = None
     holdout: bool = True
-    selection: str = "best"
-    threat_eps: float = EPS_8
+    selection: Literal["best", "last"] = "best"
+    threat_eps: Positive = EPS_8
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
-    schedule: str = "steps"
-    ema: float = 0.0
+    schedule: Literal["steps", "one_cycle"] = "steps"
+    ema: Decay = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0:
-            got = f"{self.epochs}, {self.batch_size} and {self.lr}"
-            raise ValueError(f"recipe: expected epochs >= 1, batch_size >= 2 and lr > 0, got {got}")
-        if self.selection not in ("best", "last"):
-            raise ValueError(f"recipe: expected selection 'best' or 'last', got {self.selection!r}")
-        if self.schedule not in ("steps", "one_cycle"):
-            raise ValueError(f"recipe: expected schedule 'steps' or 'one_cycle', got {self.schedule!r}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"recipe: expected ema from 0 (off) to below 1, got {self.ema}")
+        for problem in problems({f.name: getattr(self, f.name) for f in fields(self)}, KINDS):
+            raise ValueError(f"recipe.{problem}")
         if isinstance(self.factors, tuple) and len(self.factors) != len(self.milestones):
             raise ValueError(
                 f"recipe: expected one factor for each of {len(self.milestones)} milestones, got {len(self.factors)}"
@@ -101,6 +97,9 @@ class Recipe:
         for milestone, factor in zip(self.milestones, factors, strict=True):
             rate *= factor if epoch >= milestone else 1.0
         return rate
+
+
+KINDS = get_type_hints(Recipe, include_extras=True)
 
 
 def digits(*, scale: float = 1.0, **changes: Any) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -113,6 +114,7 @@ class Methods(Registry["Callable[..., Method]"]):
             settings={**host.settings, **COMPOSITIONS.added_settings(outer)},
             facts={**compose_facts(wrapper.facts, host.facts), "own_doc": own_doc},
             source=host.source if wrapper.source is None else wrapper.source,
+            kinds=ChainMap(host.kinds, wrapper.kinds),  # type: ignore[arg-type]  # of a chain that is only read
         )
 
 

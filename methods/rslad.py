@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attacks import objectives
 from attacks.passes import Passes
+from attacks.plugins.ranges import Fraction, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import kl
 from methods.recipes import Recipe, digits, short
@@ -47,7 +48,7 @@ class RSLAD(Method):
     recipes = RECIPES
     teachers = ("robust",)
 
-    def __init__(self, *, adv_weight: float = 5 / 6, scale: float = 0.1, **inner: Any) -> None:
+    def __init__(self, *, adv_weight: Fraction = 5 / 6, scale: Positive = 0.1, **inner: Any) -> None:
         super().__init__(**inner)
         self.adv_weight, self.scale = adv_weight, scale
 

@@ -20,6 +20,7 @@ from torch import nn
 from attacks import objectives
 from attacks.contexts import mode
 from attacks.passes import Passes
+from attacks.plugins.ranges import NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import cross_entropy, kl_logits
 from methods.recipes import Recipe, digits
@@ -42,7 +43,9 @@ class TRADES(Method):
         "digits_teacher": digits(epochs=50, milestones=(37, 45)),
     }  # fmt: skip
 
-    def __init__(self, *, beta: float = 6.0, eps: float = 0.031, step_size: float = 0.007, **inner: Any) -> None:
+    def __init__(
+        self, *, beta: NonNegative = 6.0, eps: Positive = 0.031, step_size: Positive = 0.007, **inner: Any
+    ) -> None:
         super().__init__(eps=eps, step_size=step_size, **inner)
         self.beta = beta
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.passes import Passes
+from attacks.plugins.ranges import NonNegative
 from attacks.threat import ThreatModel
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
@@ -55,10 +56,10 @@ class WAT(TRADES):
     weights: Tensor
     costs: Tensor
 
-    def __init__(self, *, eta: float = 0.1, costs_mean: Literal["exact", "released"] = "exact", **options: Any) -> None:
+    def __init__(
+        self, *, eta: NonNegative = 0.1, costs_mean: Literal["exact", "released"] = "exact", **options: Any
+    ) -> None:
         super().__init__(**options)
-        if costs_mean not in ("exact", "released"):
-            raise ValueError(f"wat: expected costs_mean 'exact' or 'released', got {costs_mean!r}")
         self.eta = eta
         self.costs_mean: Literal["exact", "released"] = costs_mean
         self.register_buffer("weights", torch.ones(self.num_classes + 1, dtype=torch.float64))

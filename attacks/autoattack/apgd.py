@@ -23,6 +23,7 @@ from attacks.autoattack.stage import Stage, Standing, lengths, values_and_gradie
 from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, targeted_dlr
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import Norm, ThreatModel
 
@@ -191,7 +192,7 @@ class APGDCE(Stage):
         steps: number of steps.
     """
 
-    steps: int = 100
+    steps: Count = 100
     name = "apgd-ce"
 
     def passes(self, num_classes: int) -> Passes:
@@ -216,8 +217,8 @@ class APGDT(Stage):
         targets: number of target classes, the most likely wrong ones first; at most K - 1.
     """
 
-    steps: int = 100
-    targets: int = 9
+    steps: Count = 100
+    targets: Count = 9
     name = "apgd-t"
     min_classes = 4
 

@@ -22,6 +22,8 @@ from attacks.autoattack.stage import Stage
 from attacks.base import check_inputs
 from attacks.contexts import mode
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
+from attacks.plugins.sketch import check_settings
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 
@@ -39,13 +41,16 @@ class AutoAttack:
     """
 
     threat: ThreatModel = ThreatModel()
-    steps: int = 100
-    targets: int = 9
-    queries: int = 5000
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     revision = 3
     implementation = "native"
     name = "autoattack"
+
+    def __post_init__(self) -> None:
+        check_settings(self.name, type(self), vars(self))
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -23,6 +23,7 @@ from attacks.base import check_inputs
 from attacks.contexts import mode
 from attacks.objectives import targeted_margin
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import Norm, ThreatModel, distance
 
@@ -133,8 +134,8 @@ class FABT(Stage):
         targets: number of target classes, the most likely wrong ones first; at most K - 1.
     """
 
-    steps: int = 100
-    targets: int = 9
+    steps: Count = 100
+    targets: Count = 9
     name = "fab-t"
 
     def passes(self, num_classes: int) -> Passes:

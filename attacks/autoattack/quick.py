@@ -31,6 +31,7 @@ from attacks.autoattack.square import Walk, random_search
 from attacks.autoattack.stage import Stage, Standing
 from attacks.objectives import Objective, cross_entropy, targeted_dlr, targeted_margin
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 
 PROBE = 20  # steps
@@ -103,9 +104,9 @@ class Quick(Stage):
         queries: queries of Square where it is ahead of the gradients.
     """
 
-    targets: int = 9
-    starts: int = 24
-    queries: int = 5000
+    targets: Count = 9
+    starts: Count = 24
+    queries: Count = 5000
     revision = 2
     name = "autoattack-quick"
 

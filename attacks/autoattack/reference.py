@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from attacks.base import Attack, check_inputs
 from attacks.contexts import frozen, mode
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 
@@ -129,7 +130,7 @@ class APGDCE(Stage):
         steps: number of steps.
     """
 
-    steps: int = 100
+    steps: Count = 100
     name = "apgd-ce-reference"
     member_name = "apgd-ce"
 
@@ -145,8 +146,8 @@ class APGDCE(Stage):
 
 @dataclass(frozen=True)
 class _Targeted(Stage):
-    steps: int = 100
-    targets: int = 9
+    steps: Count = 100
+    targets: Count = 9
 
     def _targets(self, num_classes: int) -> int:
         return min(self.targets, num_classes - 1)
@@ -216,7 +217,7 @@ class Square(Stage):
         queries: forward passes per sample.
     """
 
-    queries: int = 5000
+    queries: Count = 5000
     name = "square-reference"
     member_name = "square"
 
@@ -243,9 +244,9 @@ class AutoAttack:
     """
 
     threat: ThreatModel = ThreatModel()
-    steps: int = 100
-    targets: int = 9
-    queries: int = 5000
+    steps: Count = 100
+    targets: Count = 9
+    queries: Count = 5000
 
     revision = 1
     name = "autoattack-reference"

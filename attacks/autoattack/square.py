@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from attacks.autoattack.stage import Stage, Standing, lengths
 from attacks.draws import rand, rounds
 from attacks.passes import Passes
+from attacks.plugins.ranges import Count
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 
@@ -106,7 +107,7 @@ class Square(Stage):
         queries: proposals per sample.
     """
 
-    queries: int = 5000
+    queries: Count = 5000
     name = "square"
 
     def passes(self, num_classes: int) -> Passes:

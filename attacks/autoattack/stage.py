@@ -14,6 +14,7 @@ from attacks.contexts import mode
 from attacks.fast.prepared import verdict_of
 from attacks.objectives import Objective, Sloped
 from attacks.passes import Passes
+from attacks.plugins.sketch import check_settings
 from attacks.threat import ThreatModel
 
 
@@ -85,6 +86,9 @@ class Stage(ABC):
     prepared = True
     min_classes = 2
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_settings(self.name, type(self), vars(self))
 
     @property
     def stages(self) -> tuple[Attack, ...]:

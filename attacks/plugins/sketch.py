@@ -12,15 +12,20 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from attacks.plugins.ranges import problems
+
 # Modules that may be imported for their values, and class functions that work on plain numbers.
-TORCH_FREE = frozenset({"math", "dataclasses", "types", "methods.recipes", "attacks.passes", "collections.abc"})
+TORCH_FREE = frozenset(
+    {"math", "dataclasses", "types", "typing", "collections.abc"}
+    | {"methods.recipes", "attacks.passes", "attacks.plugins.ranges"}
+)
 PLAIN_FUNCTIONS = ("passes", "added_passes", "loss_overhead")
 
 
@@ -34,6 +39,7 @@ class Sketch:
         settings: keyword arguments with their defaults.
         facts: the other keywords of the registration, and the plain class attributes (recipes, teachers, ...).
         source: the file that defines it.
+        kinds: annotations of the settings, see `attacks.plugins.ranges`; None for one that cannot be read.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Sketch:
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     source: Path | None = None
+    kinds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -51,9 +58,18 @@ class Sketch:
         """One fact, or the default."""
         return self.facts.get(key, default)
 
+    def kind(self, setting: str) -> Any:
+        """The annotation of a setting; without one, the type of its default."""
+        found = self.kinds.get(setting)
+        default = self.settings[setting]
+        if found is not None or default is None:
+            return found
+        items = default if isinstance(default, tuple) else ()
+        return types.GenericAlias(tuple, (type(items[0]), ...)) if items else type(default)
+
     def call(self, function: str, settings: Mapping[str, Any], *args: Any) -> Any:
         """Evaluate a plain function of the class, such as `passes`, on given settings."""
-        plug_in = SimpleNamespace(**{**self.facts, **self.settings, **settings})
+        plug_in = types.SimpleNamespace(**{**self.facts, **self.settings, **settings})
         for name in PLAIN_FUNCTIONS:
             if name in self.facts:
                 setattr(plug_in, name, partial(self.facts[name], plug_in))
@@ -65,12 +81,15 @@ def sketch_object(name: str, thing: Any, facts: Mapping[str, Any]) -> Sketch:
     module = sys.modules.get(getattr(thing, "__module__", ""), None)
     bases = thing.__mro__ if inspect.isclass(thing) else (thing,)
     settings: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for base in reversed(bases):
         init = base.__dict__.get("__init__") if inspect.isclass(base) else base
         if inspect.isfunction(init) and base.__module__.partition(".")[0] not in ("torch", "typing"):
+            scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
             for parameter in inspect.signature(init).parameters.values():
                 if parameter.default is not parameter.empty:
                     settings[parameter.name] = parameter.default
+                    kinds[parameter.name] = _kind(parameter.annotation, scope) or kinds.get(parameter.name)
     attributes = {
         key: value
         for base in reversed(bases)
@@ -80,7 +99,44 @@ def sketch_object(name: str, thing: Any, facts: Mapping[str, Any]) -> Sketch:
     }
     doc = getattr(module, "__doc__", None) or getattr(thing, "__doc__", None) or ""
     file = getattr(module, "__file__", None)
-    return Sketch(name, doc, settings, {**attributes, **facts}, Path(file) if file else None)
+    return Sketch(name, doc, settings, {**attributes, **facts}, Path(file) if file else None, kinds)
+
+
+@cache
+def kinds_of(thing: Any) -> Mapping[str, Any]:
+    """The kinds of the settings of an imported plug-in, see `Sketch.kind`."""
+    sketch = sketch_object("", thing, {})
+    return {name: sketch.kind(name) for name in sketch.settings}
+
+
+def check_settings(name: str, thing: Any, values: Mapping[str, Any]) -> None:
+    """Check settings of an imported plug-in against their ranges.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    for problem in problems(values, kinds_of(thing)):
+        raise ValueError(f"{name}: {problem}")
+
+
+def check_attack(name: str, attack: Any) -> None:
+    """Check the settings of an attack, whoever wrote it, against the ranges that its class declares.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    kind: Any = type(attack)
+    check_settings(name, kind, {key: getattr(attack, key) for key in kinds_of(kind) if hasattr(attack, key)})
+
+
+def _kind(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    """An annotation, evaluated where it is a text; None if it cannot be."""
+    if annotation is inspect.Parameter.empty:
+        return None
+    try:
+        return eval(annotation, dict(scope)) if isinstance(annotation, str) else annotation
+    except Exception:  # a name that is known to type checkers alone
+        return None
 
 
 def sketch_source(name: str, module: str) -> Sketch:
@@ -125,8 +181,8 @@ def _sketch_node(
 ) -> Sketch:
     own = ast.get_docstring(node) or ""
     doc = ast.get_docstring(tree) or own
-    settings, facts = _node_facts(node, tree)
-    return Sketch(name, doc, settings, {**facts, "own_doc": own, **found}, path)
+    settings, facts, annotations = _node_facts(node, tree)
+    return Sketch(name, doc, settings, {**facts, "own_doc": own, **found}, path, _Kinds(annotations))
 
 
 def _registration(node: ast.ClassDef | ast.FunctionDef, name: str, scope: dict[str, Any]) -> dict[str, Any] | None:
@@ -137,17 +193,73 @@ def _registration(node: ast.ClassDef | ast.FunctionDef, name: str, scope: dict[s
     return None
 
 
-def _node_facts(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and plain attributes of a plug-in, those of its base classes in the suite included."""
+Annotations = dict[str, tuple[ast.expr, ast.Module]]
+
+
+class _Kinds(Mapping[str, Any]):
+    """Annotations of settings, each evaluated when it is asked for, with the names that its module knows."""
+
+    def __init__(self, annotations: Annotations) -> None:
+        self._annotations = annotations
+        self._found: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            annotation, tree = self._annotations[name]
+            self._found[name] = _kind(ast.unparse(annotation), {**_plain_scope(tree), **_aliases(annotation, tree)})
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._annotations)
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+
+def _aliases(annotation: ast.expr, tree: ast.Module) -> dict[str, Any]:
+    """Names of an annotation that are imported from modules of the suite which need torch, such as `Norm`."""
+    wanted = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    found: dict[str, Any] = {}
+    for node in _statements(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module not in TORCH_FREE:
+            names = {alias.name for alias in node.names} & wanted
+            home = _suite_tree(node.module) if names else None
+            if home is not None:
+                scope = _plain_scope(home)
+                found |= {name: scope[name] for name in names if name in scope}
+    return found
+
+
+def _node_facts(
+    node: ast.ClassDef | ast.FunctionDef, tree: ast.Module
+) -> tuple[dict[str, Any], dict[str, Any], Annotations]:
+    """Settings, plain attributes and annotations of a plug-in, those of its base classes in the suite included."""
     if isinstance(node, ast.FunctionDef):
-        return _keyword_defaults(node, _plain_scope(tree)), {}
-    settings: dict[str, Any] = {}
+        settings = _keyword_defaults(node, _plain_scope(tree))
+        return settings, {}, {name: (note, tree) for name, note in _keyword_annotations(node) if name in settings}
+    settings = {}
     facts: dict[str, Any] = {}
+    annotations: Annotations = {}
     for owner, home in reversed(_line_of(node, tree)):
         own_settings, own_facts = _class_facts(owner, _plain_scope(home))
         settings.update(own_settings)
         facts.update(own_facts)
-    return settings, facts
+        annotations |= {name: (note, home) for name, note in _class_annotations(owner) if name in own_settings}
+    return settings, facts, annotations
+
+
+def _class_annotations(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            yield from _keyword_annotations(item)
+        elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            yield item.target.id, item.annotation
+
+
+def _keyword_annotations(node: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
+    for argument in (*node.args.args, *node.args.kwonlyargs):
+        if argument.annotation is not None:
+            yield argument.arg, argument.annotation
 
 
 def _line_of(node: ast.ClassDef, tree: ast.Module) -> list[tuple[ast.ClassDef, ast.Module]]:

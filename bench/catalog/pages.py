@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.passes import Passes
+from attacks.plugins.ranges import expected
 from attacks.plugins.registry import Registry
 from attacks.plugins.sketch import Sketch
 from bench.catalog import markdown
@@ -139,16 +140,16 @@ def _tables(kind: str, registry: Registry[Any], sketch: Sketch) -> list[str]:
     name = sketch.name
     texts = arguments(registry, name) if kind in SETTABLE else {}
     if kind == "methods":
-        options = _options(name, sketch.settings, texts)
+        options = _options(name, sketch, sketch.settings, texts)
         return ["## Cost", _cost(sketch), _requirements(sketch), "## Options", options, "## Recipes", _recipes(sketch)]
     if kind == "compositions":
-        return ["## Options", _options(f"{name}:METHOD", COMPOSITIONS.added_settings(name), texts)]
+        return ["## Options", _options(f"{name}:METHOD", sketch, COMPOSITIONS.added_settings(name), texts)]
     if kind == "attacks":
         passes = sketch.call("passes", {}, 10).as_dict()
         used = [what for what in PASS_NAMES if passes[what]]
         cost = markdown.table([PASS_NAMES[what] for what in used], [[f"{passes[what]:g}" for what in used]])
         blocks = ["## Cost", "Passes for each sample at 10 classes, at most.", cost]
-        return [*blocks, "## Options", _options(name, sketch.settings, texts)]
+        return [*blocks, "## Options", _options(name, sketch, sketch.settings, texts)]
     facts = {key: value for key, value in sketch.facts.items() if key not in ("own_doc", "any_size")}
     if isinstance(registry, Datasets) and sketch.fact("any_size"):
         facts = {"size": f"{facts['image'][1]}; another by name: {registry.other_sizes(name)}", **facts}
@@ -199,13 +200,20 @@ def _requirements(sketch: Sketch) -> str:
     return markdown.bullets(lines)
 
 
-def _options(name: str, settings: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+def _options(name: str, sketch: Sketch, settings: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     rows = [
-        (f"`{key}`", f"`{markdown.value_text(value)}`", markdown.cell(markdown.prose(texts.get(key, ""))))
+        (
+            f"`{key}`",
+            f"`{markdown.value_text(value)}`",
+            markdown.cell(expected(sketch.kind(key))),
+            markdown.cell(markdown.prose(texts.get(key, ""))),
+        )
         for key, value in settings.items()
         if key not in SET_BY_RUN
     ]
-    return f"Changed with `--set {name}.OPTION=VALUE`.\n\n" + markdown.table(("option", "default", "meaning"), rows)
+    return f"Changed with `--set {name}.OPTION=VALUE`.\n\n" + markdown.table(
+        ("option", "default", "takes", "meaning"), rows
+    )
 
 
 def _recipes(sketch: Sketch) -> str:

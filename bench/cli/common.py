@@ -42,7 +42,7 @@ def settings_from(flags: dict[str, Any]) -> RunSettings:
             raise UsageError(f"--set {item}: expected NAME.FIELD=VALUE")
         overrides[name.strip()] = parse_value(value)
     given["overrides"] = overrides
-    layers = [from_file(Path(config))] if config else []
+    layers = [] if config is None else [from_file(Path(config))]
     plugins = tuple(layers[0].get("plugins", ())) if layers else ()
     load_plugins((*plugins, *given.get("plugins", ())))
     return combined(*layers, given)

@@ -19,9 +19,12 @@ def comma_list(convert: Callable[[str], Any] = str) -> Callable[..., tuple[Any, 
     def split(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None) -> tuple[Any, ...]:
         texts = (value,) if isinstance(value, str) else value or ()
         try:
-            return tuple(convert(item.strip()) for text in texts for item in text.split(",") if item.strip())
+            items = tuple(convert(item.strip()) for text in texts for item in text.split(",") if item.strip())
         except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from None
+        if texts and not items:
+            raise click.BadParameter("expected at least one value, got none; leave it out for the default", ctx, param)
+        return items
 
     return split
 

@@ -105,7 +105,10 @@ def _external_evaluations(
     from bench.config.settings import model_name
     from bench.evaluation import external
     from bench.plan.jobs import Plan
+    from bench.plan.planner import check_overrides, refuse_unread_overrides
 
+    check_overrides(settings)
+    refuse_unread_overrides(settings)
     if robustbench is not None:
         if checkpoint or model or mean or std:
             raise UsageError(

@@ -24,10 +24,10 @@ def from_file(path: Path) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
-        if isinstance(value, Mapping):
-            overrides.update(_flatten("" if name in ("set", "overrides") else f"{raw}.", value))
-        elif name in SETTINGS:
+        if name in SETTINGS:
             settings[name] = _read(f"{path}: {raw}", SETTINGS[name], value)
+        elif isinstance(value, Mapping):
+            overrides.update(_flatten("" if name in ("set", "overrides") else f"{raw}.", value))
         else:
             close = difflib.get_close_matches(name, sorted(SETTINGS), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -52,6 +52,7 @@ def _parse(path: Path) -> dict[str, Any]:
         if path.suffix in (".yaml", ".yml"):
             import yaml
 
+            _refuse_repetitions(yaml.compose(text, yaml.SafeLoader))
             loaded = yaml.safe_load(text) or {}
             if not isinstance(loaded, dict):
                 raise ValueError(f"expected a mapping, got {type(loaded).__name__}")
@@ -59,6 +60,16 @@ def _parse(path: Path) -> dict[str, Any]:
     except Exception as error:  # every parser has its own errors; the sentence is the same
         raise UsageError(f"--config {path}: not valid {path.suffix[1:].upper()}: {error}") from None
     raise UsageError(f"--config {path}: expected a .toml, .yaml or .yml file")
+
+
+def _refuse_repetitions(node: Any) -> None:
+    """Raise ValueError for a name that a YAML mapping holds twice, of which the parser would take the last."""
+    for pair in getattr(node, "value", ()) if hasattr(node, "flow_style") else ():
+        _refuse_repetitions(pair[1] if isinstance(pair, tuple) else pair)
+    names = [pair[0].value for pair in node.value if isinstance(pair, tuple)] if hasattr(node, "flow_style") else []
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} stands there twice; keep one")
 
 
 def _read(where: str, setting: Setting, value: Any) -> Any:

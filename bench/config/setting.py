@@ -6,11 +6,12 @@ all follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from attacks.plugins.ranges import TYPE_NAMES
 from bench.core.values import parse_number
 from bench.errors import UsageError
 
@@ -23,7 +24,7 @@ class Setting:
         help: text of the command line, with the default in brackets.
         flags: spellings on the command line; () is the name with dashes.
         metavar: how the command line calls the value.
-        least: the smallest number allowed.
+        least, most: the smallest and the largest number allowed.
         numeric: whether a file may hold a number for the text.
         check: returns a value in its normal form, or raises `UsageError`; it sees no None.
         name: of its field; this and the rest follow from the field.
@@ -36,6 +37,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     least: int | None = None
+    most: int | None = None
     numeric: bool = False
     check: Callable[[Any], Any] | None = None
     name: str = ""
@@ -54,17 +56,21 @@ class Setting:
         Raises:
             ValueError, TypeError, ZeroDivisionError: if it has another type.
         """
+        if isinstance(value, Mapping):
+            raise ValueError("expected a value, not a table")
         if self.many:
             items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+            if not any(str(item).strip() for item in items):
+                raise ValueError("expected at least one value; leave the setting out for the default")
             return tuple(_whole_number(item) if self.kind is int else str(item).strip() for item in items)
         if self.choices and value not in self.choices:
             raise ValueError(f"expected one of {', '.join(self.choices)}")
-        if self.kind is float:
+        if self.kind is float and not isinstance(value, bool):
             return parse_number(value)
         if self.numeric and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
-            raise ValueError(f"expected {self.kind.__name__}")
+            raise ValueError(f"expected {TYPE_NAMES[self.kind]}")
         return value
 
     def checked(self, value: Any) -> Any:
@@ -75,8 +81,12 @@ class Setting:
         """
         if value is None:
             return None
+        if value == "":
+            raise UsageError(f"{self.flag}: expected a value, got an empty text; leave it out for the default")
         if self.least is not None and value < self.least:
             raise UsageError(f"{self.flag}: expected at least {self.least}, got {value}")
+        if self.most is not None and value > self.most:
+            raise UsageError(f"{self.flag}: expected at most {self.most}, got {value}")
         return value if self.check is None else self.check(value)
 
 

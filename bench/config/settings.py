@@ -22,6 +22,7 @@ from bench.config.stop_rules import Rule
 from bench.data.registry import DATASETS
 from bench.errors import UsageError
 from bench.models.registry import resolve as resolve_model
+from methods.recipes import MOST_EPOCHS
 from methods.registry import METHODS
 
 TABLE_ATTACKS = ("fgsm", "pgd", "cw", "autoattack")
@@ -107,7 +108,9 @@ class RunSettings:
     natural_teacher: str | None = setting(None, "The non-robust teacher of mtard.  [trained too]", metavar="FILE|ID")
     natural_teacher_model: str | None = setting(None, "Its architecture.  [the teacher's]", check=model_name)
     recipe: str | None = setting(None, "Schedule, e.g. paper.  [the data set's]")
-    epochs: int | None = setting(None, "Epochs; everything counted in epochs follows in proportion.", least=1)
+    epochs: int | None = setting(
+        None, "Epochs; everything counted in epochs follows in proportion.", least=1, most=MOST_EPOCHS
+    )
     batch_size: int | None = setting(None, "Samples per optimiser step.  [the recipe's]", least=2)
     micro_batch: int | None = setting(None, "Of these at once; halved by itself when memory runs out.  [all]", least=1)
     sync_bn: bool = setting(False, "With torchrun: one BatchNorm over all processes.")
@@ -187,8 +190,23 @@ class RunSettings:
                 "--stop-when: a shard sees a part of the samples and cannot decide it; leave one of them out"
             )
         check_protocols(run.protocols, run.attacks, run.norm, run.overrides)
+        _check_radius(run)
         # With protocols None stands for all of their attacks.
         return run if run.attacks is not None or run.protocols else replace(run, attacks=TABLE_ATTACKS)
+
+
+def _check_radius(run: RunSettings) -> None:
+    """Refuse a radius that leaves nothing of the image: in Linf above 1, in L2 above the diagonal of the box."""
+    if run.eps is None:
+        return
+    size = math.prod(DATASETS.sketch(run.dataset).fact("image", (3, 32, 32)))
+    most = 1.0 if run.norm == "linf" else math.sqrt(size)
+    if run.eps > most:
+        hint = f"; did you mean {run.eps:g}/255?" if run.eps <= 255 else ""
+        raise UsageError(
+            f"--eps: expected a radius of at most {most:.4g}, beyond which {run.norm} holds every image in [0, 1], got "
+            f"{run.eps:g}{hint}"
+        )
 
 
 SETTINGS = declared(RunSettings)

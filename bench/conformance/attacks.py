@@ -20,6 +20,7 @@ from bench.conformance.fixtures import (
     network,
     require,
     require_equal,
+    require_ranges,
     rng_states,
     state_of,
 )
@@ -79,6 +80,11 @@ class AttackCase:
     def run(self, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, **changes: Any) -> Tensor:
         """Attack from a seed."""
         return self.build(**changes)(model, x, y, generator=torch.Generator().manual_seed(seed))
+
+
+def settings_declare_their_ranges(case: AttackCase) -> None:
+    """No setting takes any number: its annotation says which, see `attacks.plugins.ranges`."""
+    require_ranges(case.attack)
 
 
 def shape_dtype_device(case: AttackCase) -> None:
@@ -298,6 +304,7 @@ ATTACK_CHECKS: Mapping[str, Callable[[AttackCase], None]] = {
     check.__name__: check
     for check in (
         shape_dtype_device,
+        settings_declare_their_ranges,
         in_box_and_ball,
         inputs_unchanged,
         weights_buffers_grads_unchanged,

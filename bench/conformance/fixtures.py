@@ -12,11 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attacks.plugins.ranges import is_checked
+from attacks.plugins.sketch import kinds_of
+
 SIDE = 8
 
 
 class ContractViolation(Exception):
     """A plug-in breaks the contract; the text is one sentence that says how."""
+
+
+def require_ranges(plugin: Any) -> None:
+    """Fail where a setting takes any number, so that a slip of the pen would be a figure."""
+    for name, kind in kinds_of(plugin).items():
+        if name != "threat" and not is_checked(kind):
+            require(False, f"{name} takes any number; say which: {name}: Annotated[float, at_least(0)], say")
 
 
 def require(holds: bool, sentence: str) -> None:

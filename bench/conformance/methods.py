@@ -20,6 +20,7 @@ from bench.conformance.fixtures import (
     permute_head,
     require,
     require_equal,
+    require_ranges,
     rng_states,
     state_of,
     weights_of,
@@ -60,6 +61,11 @@ class MethodCase:
     def loop(self, options: LoopOptions | None = None) -> Loop:
         """The method in a small training loop."""
         return Loop(self.build(), self.num_classes, options or LoopOptions())
+
+
+def settings_declare_their_ranges(case: MethodCase) -> None:
+    """No setting takes any number: its annotation says which, see `attacks.plugins.ranges`."""
+    require_ranges(case.method)
 
 
 def default_constructible(case: MethodCase) -> None:
@@ -307,6 +313,7 @@ METHOD_CHECKS: Mapping[str, Callable[[MethodCase], None]] = {
     check.__name__: check
     for check in (
         default_constructible,
+        settings_declare_their_ranges,
         attributes_equal_arguments,
         loss_per_sample_finite,
         gradient_reaches_every_parameter,

@@ -23,7 +23,7 @@ def parse_value(text: str) -> Any:
     constants = {"true": True, "false": False, "none": None}
     if word.lower() in constants:
         return constants[word.lower()]
-    if "," in word:
+    if "," in word or (word[:1], word[-1:]) in (("[", "]"), ("(", ")")):
         return tuple(parse_value(part) for part in word.strip("()[]").split(",") if part.strip())
     for convert in (int, parse_number):
         try:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attacks.base import Attack
 from attacks.contexts import mode
 from attacks.fast.prepared import Prepared
+from attacks.plugins.sketch import check_attack
 from attacks.threat import ThreatModel, distance
 from bench.config.stop_rules import Rule
 from bench.core import files
@@ -26,7 +27,7 @@ from bench.core.pass_counter import PassCounter
 from bench.core.progress import Progress
 from bench.core.seeding import forked, sample_generator
 from bench.data.streamed import ImageTensor
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.evaluation import block_store
 from bench.evaluation.live import StageProgress, TimeEstimate, bounds
 from bench.plan.jobs import DEFAULT_BLOCK, blocks_of
@@ -110,6 +111,11 @@ def applicable_stages(attack: Attack, name: str, num_classes: int) -> tuple[dict
     """The stages of an attack by label, in order, and why others are left out; one without stages is its own."""
     stages: dict[str, Attack] = {}
     left_out: dict[str, str] = {}
+    for thing in (attack, *attack.stages):
+        try:
+            check_attack(getattr(thing, "name", name), thing)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     for number, stage in enumerate(attack.stages or (attack,)):
         label = getattr(stage, "name", f"stage{number + 1}") if attack.stages else name
         reason = getattr(stage, "left_out", lambda _: None)(num_classes)

@@ -6,10 +6,11 @@ Imports no torch and reads no data: what a method declares is read from its sket
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from attacks.plugins.ranges import accepted
 from attacks.plugins.registry import Registry, canonical
 from attacks.plugins.sketch import Sketch
 from attacks.registry import ATTACKS
@@ -34,14 +35,12 @@ from bench.errors import UsageError
 from bench.models.registry import source as model_source
 from bench.plan.jobs import DEFAULT_BLOCK, EvalJob, Plan, TrainJob
 from methods import recipes
-from methods.recipes import DEFAULT, Recipe
+from methods.recipes import Recipe
 from methods.registry import METHODS
 
 UNIFORM_STEPS = 10
 FULL_AUTOATTACK = ("autoattack", "autoattack-reference")  # limited by --autoattack-limit
-RECIPE_FIELDS = {
-    f.name: getattr(DEFAULT["paper"], f.name) for f in fields(Recipe) if f.name not in ("settings", "source")
-}
+RECIPE_KINDS = {name: kind for name, kind in recipes.KINDS.items() if name not in ("settings", "source")}
 
 
 @dataclass
@@ -52,6 +51,7 @@ class _Planner:
     train: dict[str, TrainJob] = field(default_factory=dict)
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    owners: set[str] = field(default_factory=set)
 
     def job(self, method: str, seed: int, *, teacher_role: str | None = None) -> TrainJob:
         """The job of a method and seed, planned behind the jobs that it needs; `teacher_role` for a teacher."""
@@ -59,6 +59,7 @@ class _Planner:
         facts = DATASETS.sketch(self.run.dataset).facts
         role = "student" if teacher_role is None else "teacher"
         owner = method if teacher_role is None else teacher_setting(teacher_role)
+        self.owners.add(owner)
         overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
@@ -218,6 +219,7 @@ def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
             run, device, job.folder, job.key, job.model, job.title, checkpoint=checkpoint, seed=job.seed
         )
     ]
+    refuse_unread_overrides(run, planner.owners)
     return Plan(tuple(planner.train.values()), tuple(evaluate), tuple(planner.notes))
 
 
@@ -235,6 +237,23 @@ def check_overrides(run: RunSettings) -> None:
                 f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
                 "natural_teacher.FIELD"
             )
+
+
+def refuse_unread_overrides(run: RunSettings, owners: Iterable[str] = ()) -> None:
+    """Check that every `--set` is about an attack of the run, or a method or teacher that it trains.
+
+    Args:
+        run: settings.
+        owners: the methods and teachers.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    read = {canonical(name) for name in (*owners, *(request.attack for request in requested_attacks(run)))}
+    for dotted in run.overrides:
+        owner = dotted.partition(".")[0]
+        if canonical(owner) not in read:
+            raise UsageError(f"--set {dotted}: {owner} is not among the methods, teachers and attacks of this run")
 
 
 def evaluation_jobs(
@@ -294,18 +313,22 @@ def requested_attacks(run: RunSettings) -> list[AttackRequest]:
 
 
 def _overrides(run: RunSettings, name: str, sketch: Sketch) -> dict[str, Any]:
-    """The values of `--set` for a method or an attack, checked against its settings."""
+    """The values of `--set` for a method or an attack, checked against its settings and their ranges."""
     checked: dict[str, Any] = {}
     for dotted, value in run.overrides.items():
         owner, _, rest = dotted.partition(".")
         if canonical(owner) != canonical(name):
             continue
         of_recipe = rest.startswith("recipe.")
-        known = RECIPE_FIELDS if of_recipe else sketch.settings
+        known = RECIPE_KINDS if of_recipe else sketch.settings
         word = rest.removeprefix("recipe.").replace("-", "_")
         if word not in known:
             raise UsageError(f"--set {dotted}: {name} has no setting {word!r}; it has {', '.join(sorted(known))}")
-        checked[f"recipe.{word}" if of_recipe else word] = _checked(f"--set {dotted}", value, known[word])
+        kind = RECIPE_KINDS[word] if of_recipe else sketch.kind(word)
+        try:
+            checked[f"recipe.{word}" if of_recipe else word] = accepted(value, kind)
+        except ValueError as error:
+            raise UsageError(f"--set {dotted}: {error}") from None
     return checked
 
 
@@ -320,21 +343,6 @@ def _rescaled(value: Any, ratio: float) -> Any:
     if isinstance(value, tuple):
         return tuple(_rescaled(item, ratio) for item in value)
     return int(value * ratio + 0.5)
-
-
-def _checked(where: str, value: Any, known: Any) -> Any:
-    """A value in the type of the default it replaces."""
-    if isinstance(known, bool) is not isinstance(value, bool) and known is not None:
-        raise UsageError(
-            f"{where}: expected {'true or false' if isinstance(known, bool) else 'a value'}, got {value!r}"
-        )
-    if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(known, tuple):
-        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if known is not None and not isinstance(value, type(known)) and not isinstance(known, Mapping):
-        raise UsageError(f"{where}: expected {type(known).__name__} like {_text(known)}, got {value!r}")
-    return value
 
 
 def _text(value: Any) -> str:

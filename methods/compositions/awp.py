@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.passes import Passes
+from attacks.plugins.ranges import Fraction, NonNegative
 from methods.base import Adversarial, Batch, Context
 from methods.recipes import EPS_8, RICE
 from methods.registry import COMPOSITIONS
@@ -52,10 +53,8 @@ class AWP(Wrapper):
         ),
     }  # fmt: skip
 
-    def __init__(self, *, gamma: float = 0.005, awp_start: float = 0.0, **host: Any) -> None:
+    def __init__(self, *, gamma: NonNegative = 0.005, awp_start: Fraction = 0.0, **host: Any) -> None:
         super().__init__(**host)
-        if not (gamma >= 0 and 0 <= awp_start <= 1):
-            raise ValueError(f"awp: expected gamma >= 0 and awp_start from 0 to 1, got {gamma} and {awp_start}")
         self.gamma, self.awp_start = gamma, awp_start
 
     def added_passes(self, host: Passes) -> Passes:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from attacks.plugins.ranges import Decay
 from methods.averaging import frozen_copy, update_average, warm_decay
 from methods.base import Context
 from methods.registry import COMPOSITIONS
@@ -33,10 +34,8 @@ class EMA(Wrapper):
 
     ema_average: nn.Module
 
-    def __init__(self, *, ema_decay: float = 0.999, **host: Any) -> None:
+    def __init__(self, *, ema_decay: Decay = 0.999, **host: Any) -> None:
         super().__init__(**host)
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema: expected ema_decay from 0 to below 1, got {ema_decay}")
         self.ema_decay = ema_decay
 
     def setup(self, model: nn.Module, ctx: Context) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.pgd import PGD
+from attacks.plugins.ranges import Decay, Fraction, NonNegative
 from attacks.threat import ThreatModel
 from methods.averaging import frozen_copy, update_average
 from methods.base import Context
@@ -47,12 +48,9 @@ class FAWA(Wrapper):
     fawa_accuracy: Tensor
 
     def __init__(
-        self, *, fawa_decay: float = 0.85, fawa_threshold: float = 0.2, fawa_start: float = 0.25, **host: Any
+        self, *, fawa_decay: Decay = 0.85, fawa_threshold: NonNegative = 0.2, fawa_start: Fraction = 0.25, **host: Any
     ) -> None:
         super().__init__(**host)
-        if not (0 <= fawa_decay < 1 and 0 <= fawa_start <= 1):
-            got = f"{fawa_decay} and {fawa_start}"
-            raise ValueError(f"fawa: expected fawa_decay from 0 to below 1 and fawa_start from 0 to 1, got {got}")
         self.fawa_decay, self.fawa_threshold, self.fawa_start = fawa_decay, fawa_threshold, fawa_start
         self.register_buffer("fawa_begun", torch.zeros((), dtype=torch.bool))
         self.register_buffer("fawa_accuracy", torch.zeros(self.num_classes, dtype=torch.float64))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.plugins.ranges import Fraction
 from methods.averaging import frozen_copy, update_average
 from methods.base import Context
 from methods.registry import COMPOSITIONS
@@ -39,10 +40,8 @@ class SWA(Wrapper):
     swa_average: nn.Module
     swa_count: Tensor
 
-    def __init__(self, *, swa_start: float = 0.75, **host: Any) -> None:
+    def __init__(self, *, swa_start: Fraction = 0.75, **host: Any) -> None:
         super().__init__(**host)
-        if not 0 <= swa_start <= 1:
-            raise ValueError(f"swa: expected swa_start, a share of the run, from 0 to 1, got {swa_start}")
         self.swa_start = swa_start
         self.register_buffer("swa_count", torch.zeros((), dtype=torch.int64))  # epochs in the mean
 

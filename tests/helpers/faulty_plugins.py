@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ from methods.rslad import RSLAD
 class DemandsAnArgument(PGDAT):
     def __init__(self, *, num_classes: int, **inner: Any) -> None:
         super().__init__(num_classes=num_classes, **inner)
+
+
+class TakesAnyNumber(PGDAT):
+    def __init__(self, *, rate: float = 0.5, **inner: Any) -> None:
+        super().__init__(**inner)
+        self.rate = rate
 
 
 class DoublesAnArgument(PGDAT):
@@ -217,6 +224,7 @@ class NormalisesWithinTheMicroBatch(PGDAT):
 
 FAULTY_METHODS: list[tuple[str, type[Method]]] = [
     ("default_constructible", DemandsAnArgument),
+    ("settings_declare_their_ranges", TakesAnyNumber),
     ("attributes_equal_arguments", DoublesAnArgument),
     ("loss_per_sample_finite", ReducesTheLoss),
     ("gradient_reaches_every_parameter", TrainsTheHeadAlone),
@@ -340,6 +348,11 @@ class NeedsGradients(PGD):
         return self.threat.project(x + self.threat.eps * grad.sign(), x)
 
 
+@dataclass(frozen=True)
+class AttackTakesAnyNumber(PGD):
+    steps: int = 20  # type: ignore[assignment, unused-ignore]
+
+
 class StopsShort(_Attack):
     def spoil(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
         return x + 0.8 * (x_adv - x)
@@ -385,6 +398,7 @@ class LastRestartWins(PGD):
 
 
 FAULTY_ATTACKS: list[tuple[str, type[PGD]]] = [
+    ("settings_declare_their_ranges", AttackTakesAnyNumber),
     ("shape_dtype_device", ReturnsDouble),
     ("in_box_and_ball", AttackLeavesTheBall),
     ("in_box_and_ball", AttackLeavesTheBox),

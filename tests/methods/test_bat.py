@@ -185,5 +185,5 @@ def test_resuming_at_any_step_changes_nothing(shared: bool) -> None:
 
 
 def test_a_negative_grace_is_refused() -> None:
-    with pytest.raises(ValueError, match="bat: expected grace from 0 on, got -1"):
+    with pytest.raises(ValueError, match="BAT: grace: expected a whole number of at least 0, got -1"):
         BAT(grace=-1)

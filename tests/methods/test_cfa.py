@@ -164,7 +164,7 @@ def test_resuming_at_any_step_changes_nothing(host: str) -> None:
 def test_a_run_that_would_end_before_calibration_is_refused() -> None:
     with pytest.raises(ValueError, match="cfa: calibration begins in epoch 10 and the run has 10; train longer"):
         CFA().setup(StubStudent({}), make_context(epochs=10))
-    with pytest.raises(ValueError, match="cfa: expected host 'at', 'trades' or 'fat', got 'mart'"):
+    with pytest.raises(ValueError, match="CFA: host: expected at, trades or fat, got 'mart'"):
         CFA(host="mart")  # type: ignore[arg-type]
 
 

@@ -200,7 +200,7 @@ def test_a_run_without_an_epoch_to_measure_in_or_to_weigh_in_is_refused(begin: i
 
 
 def test_unknown_hosts_and_the_attack_of_another_host_are_refused() -> None:
-    with pytest.raises(ValueError, match="dafa: expected host 'trades' or 'at', got 'fat'"):
+    with pytest.raises(ValueError, match="DAFA: host: expected trades or at, got 'fat'"):
         DAFA(host="fat")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dafa: doubled_step is the attack of host 'at', got host 'trades'"):
         DAFA(doubled_step=True)

@@ -155,9 +155,9 @@ def test_processes_agree_on_the_weights_of_the_whole_step() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"host": "awp"}, "faal: expected host 'at', 'trades' or 'mart', got 'awp'"),
-        ({"margins": "max"}, "faal: expected margins 'sums' or 'means', got 'max'"),
-        ({"radius": -0.1}, "faal: expected a radius of at least 0, got -0.1"),
+        ({"host": "awp"}, "FAAL: host: expected at, trades or mart, got 'awp'"),
+        ({"margins": "max"}, "FAAL: margins: expected sums or means, got 'max'"),
+        ({"radius": -0.1}, "FAAL: radius: expected a number of at least 0, got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:

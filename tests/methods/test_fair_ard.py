@@ -85,7 +85,7 @@ def test_the_natural_term_may_come_from_the_robust_teacher_as_released() -> None
         assert torch.equal(adv.extras["soft_clean"], logits.softmax(1))
         assert torch.equal(adv.extras["soft_adv"], TEACHER.softmax(1))
         assert (len(robust.seen), len(natural.seen)) == asked
-    with pytest.raises(ValueError, match="fair_mtard: expected natural_from 'natural' or 'robust', got 'both'"):
+    with pytest.raises(ValueError, match="FairMTARD: natural_from: expected natural or robust, got 'both'"):
         FairMTARD(natural_from="both")  # type: ignore[arg-type]
 
 

@@ -139,9 +139,9 @@ def test_a_run_that_would_never_mine_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reweight": "mean"}, "ham: expected reweight 'none' or 'l1max', got 'mean'"),
+        ({"reweight": "mean"}, "HAM: reweight: expected none or l1max, got 'mean'"),
         ({"mining_step": 10}, "ham: expected mining_step from 0 to steps - 1 = 9, got 10"),
-        ({"mining_step": -1}, "ham: expected mining_step from 0"),
+        ({"mining_step": -1}, "HAM: mining_step: expected a whole number of at least 0, got -1"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:

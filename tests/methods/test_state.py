@@ -98,7 +98,7 @@ def test_the_modes_of_absld_agree_at_temperature_one() -> None:
 
 
 def test_an_unknown_temperature_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="absld: expected temperature_mode 'separate' or 'product', got 'both'"):
+    with pytest.raises(ValueError, match="ABSLD: temperature_mode: expected separate or product, got 'both'"):
         ABSLD(temperature_mode="both")  # type: ignore[arg-type]
 
 

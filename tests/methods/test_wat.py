@@ -70,7 +70,7 @@ def test_the_released_means_divide_by_full_batches_of_128() -> None:
     sums = np.array([each[k == HELD_OUT].sum() for k in range(CLASSES)])
     totals = np.append(sums * CLASSES / 128, each.sum() / 128)
     np.testing.assert_allclose(method.weights.numpy(), exponential_weights(totals, 0.1), rtol=1e-9)
-    with pytest.raises(ValueError, match="wat: expected costs_mean 'exact' or 'released', got 'sum'"):
+    with pytest.raises(ValueError, match="WAT: costs_mean: expected exact or released, got 'sum'"):
         WAT(costs_mean="sum")  # type: ignore[arg-type]
 
 

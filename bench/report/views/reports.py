@@ -63,7 +63,9 @@ def compare(results: ResultsFolders, a: str, b: str, *, format: str = "markdown"
     """Compare two rows of the tables, attack by attack.
 
     Args:
-        results, format, filters: as in `render`.
+        results: a results folder, or several.
+        format: a name in `REPORTERS`.
+        filters: as in `render`.
         a: name, label or method of the first row, optionally with its checkpoint: `absld@last`.
         b: the second. Without checkpoints, every one that both have is compared.
 
@@ -78,7 +80,9 @@ def gains(results: ResultsFolders, over: str, *, format: str = "markdown", **fil
     """Every row against one baseline, a table per attack.
 
     Args:
-        results, format, filters: as in `render`.
+        results: a results folder, or several.
+        format: a name in `REPORTERS`.
+        filters: as in `render`.
         over: name, label or method of the baseline, optionally with its checkpoint: `trades@last`.
 
     Raises:
@@ -103,7 +107,10 @@ def against(
     """The main tables with published figures beside the measured ones.
 
     Args:
-        results, format, intervals, filters: as in `render`; intervals are those of the measured figures.
+        results: a results folder, or several.
+        format: a name in `REPORTERS`.
+        intervals: also print 95 % bootstrap intervals of the measured figures.
+        filters: as in `render`.
         source: a name in `bench.results.published.sources()`: rslad, cfa, dafa, ...
 
     Raises:

@@ -43,7 +43,8 @@ def test_a_page_has_formula_state_cost_options_recipes_and_departures(name: str)
     assert "**Inner problem.** " in text and "**Outer problem.** " in text
     options = {row[0].strip("`"): row for row in rows(text, "option")[1:]}
     assert list(options) == [setting for setting in method.settings() if setting not in ("num_classes", "norm")]
-    assert all(meaning for _, _, meaning in options.values()), "every option is explained in a docstring"
+    assert all(meaning for *_, meaning in options.values()), "every option is explained in a docstring"
+    assert all(takes for _, _, takes, _ in options.values())
     head, now, beyond = rows(text, "passes")
     passes, plain = method.passes().as_dict(), METHODS["pgd_at"]().passes().as_dict()
     kinds = {text: kind for kind, text in pages.PASS_NAMES.items()}
@@ -170,8 +171,8 @@ def test_a_plug_in_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with isolated_registries(monkeypatch):
         result = CliRunner().invoke(main, ["show", "paged", "--format", "markdown", "--plugin", str(file)])
     assert result.exit_code == 0, result.output
-    assert "| `push` | `0.5` | how hard, from 0 to 1. |" in result.output
-    assert "| `eps` | `0.03137` | its radius, in the units of x. |" in result.output
+    assert "| `push` | `0.5` | a number | how hard, from 0 to 1. |" in result.output
+    assert "| `eps` | `0.03137` | a number above 0 | its radius, in the units of x. |" in result.output
 
 
 def test_pages_and_table_need_no_torch() -> None:

@@ -184,7 +184,7 @@ def test_flags_outrank_the_file_which_outranks_the_recipe(tmp_path: Path) -> Non
         (["run", "--dataset", "digit"], "bench: unknown dataset 'digit'; did you mean 'digits'?"),
         (["run", "--set", "absld.rate=1"], "bench: --set absld.rate: absld has no setting 'rate'; it has "),
         (["run", "--set", "absld.steps"], "bench: --set absld.steps: expected NAME.FIELD=VALUE"),
-        (["run", "--set", "absld.steps=x"], "bench: --set absld.steps: expected int like 10, got 'x'"),
+        (["run", "--set", "absld.steps=x"], "bench: --set absld.steps: expected a whole number of at least 1, got 'x'"),
         (["run", "--epochs", "0"], "bench: --epochs: expected at least 1, got 0"),
         (["run", "--eps", "eight"], "expected a number or a fraction such as 8/255, got 'eight'"),
         (["run", "--eps", "8/0"], "expected a number or a fraction such as 8/255, got '8/0'"),
@@ -296,7 +296,7 @@ def test_settings_are_tried_out_before_anything_is_trained(tmp_path: Path) -> No
     out = tmp_path / "out"
     result = bench("run", "--methods", "absld", "--set", "absld.temperature_mode=sum", *QUICK, "--out", out)
     assert result.exit_code == 2
-    assert "absld: expected temperature_mode 'separate' or 'product', got 'sum'" in result.stderr
+    assert "--set absld.temperature_mode: expected separate or product, got 'sum'" in result.stderr
     assert not out.exists()
 
 

@@ -88,8 +88,8 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"schedule": "cosine"}, "expected schedule 'steps' or 'one_cycle', got 'cosine'"),
-        ({"ema": 1.0}, "expected ema from 0 (off) to below 1, got 1.0"),
+        ({"schedule": "cosine"}, "expected steps or one_cycle, got 'cosine'"),
+        ({"ema": 1.0}, "expected a number from 0 to below 1, got 1.0"),
     ],
 )
 def test_a_schedule_that_is_none_is_refused(change: dict[str, Any], sentence: str) -> None:

@@ -15,7 +15,7 @@ from bench.config.settings import SETTINGS, RunSettings, combined
 from bench.core.values import parse_number, parse_value
 from bench.errors import UsageError
 from methods.registry import METHODS
-from tests.helpers.jobs import job_of, plan
+from tests.helpers.jobs import bench, job_of, plan
 
 TOML = """
 methods = ["ABSLD", "rslad"]
@@ -201,10 +201,10 @@ def test_an_unknown_name_gets_the_closest_and_the_list(change: dict[str, Any], s
     [
         ("epoch: 3\n", "unknown setting 'epoch'; did you mean 'epochs'?"),
         ("colour: red\n", "unknown setting 'colour'"),
-        ("epochs: 3.5\n", "epochs: expected int, got 3.5"),
-        ("epochs: true\n", "epochs: expected int, got True"),
-        ("dataset: 5\n", "dataset: expected str, got 5"),
-        ("download: 1\n", "download: expected bool, got 1"),
+        ("epochs: 3.5\n", "epochs: expected a whole number, got 3.5"),
+        ("epochs: true\n", "epochs: expected a whole number, got True"),
+        ("dataset: 5\n", "dataset: expected a text, got 5"),
+        ("download: 1\n", "download: expected true or false, got 1"),
         ("seeds: [a]\n", "seeds: invalid literal for int() with base 10: 'a', got ['a']"),
         ("eps: big\n", "eps: could not convert string to float: 'big', got 'big'"),
         ("select: sometimes\n", "select: expected one of last, best, test, got 'sometimes'"),
@@ -249,5 +249,60 @@ def test_every_setting_but_plug_ins_and_overrides_is_an_option_of_run() -> None:
 
 def test_defaults_are_in_the_types_of_their_settings() -> None:
     for name, value in vars(RunSettings()).items():
-        if name in SETTINGS and value is not None and SETTINGS[name].kind is not float:
+        if name in SETTINGS and value not in (None, ()) and SETTINGS[name].kind is not float:
             assert SETTINGS[name].read(list(value) if isinstance(value, tuple) else value) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"eps": 8}, "--eps: expected a radius of at most 1, beyond which linf holds every image in [0, 1], got 8"),
+        ({"eps": 8}, "; did you mean 8/255?"),
+        ({"eps": 1.01}, "did you mean 1.01/255?"),
+        ({"eps": 8.1, "norm": "l2"}, "--eps: expected a radius of at most 8, beyond which l2 holds every image"),
+        ({"eps": 300}, "got 300"),
+    ],
+)
+def test_a_radius_beyond_the_box_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        combined(change)
+
+
+def test_a_radius_as_wide_as_the_box_is_not() -> None:
+    assert combined({"eps": 1.0}).eps == 1
+    assert combined({"eps": 8.0, "norm": "l2"}).eps == 8, "the diagonal of images of 8x8"
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_an_empty_value_of_a_flag_is_refused(name: str) -> None:
+    if SETTINGS[name].kind is not bool:
+        result = bench("run", "--dry-run", SETTINGS[name].flag.replace("plugins", "plugin"), "")
+        assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
+
+
+def test_an_empty_file_name_is_refused() -> None:
+    assert bench("run", "--dry-run", "--config", "").exit_code == 2
+    assert bench("run", "--dry-run", "--seeds", ",").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.toml", "methods = {}", "methods: expected a value, not a table"),
+        ("a.toml", "methods = []", "methods: expected at least one value"),
+        ("a.toml", "seeds = ''", "seeds: expected at least one value"),
+        ("a.toml", "eps = true", "eps: expected a number, got True"),
+        ("a.yaml", "eps: 0.1\neps: 0.2\n", "eps stands there twice; keep one"),
+        ("a.yaml", "absld:\n  recipe:\n    lr: 0.1\n    lr: 0.2\n", "lr stands there twice; keep one"),
+        ("a.yaml", "methods: [absld]\nabsld: {beta: 1, beta: 1}\n", "beta stands there twice; keep one"),
+    ],
+)
+def test_what_a_file_leaves_open_is_refused(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        from_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(("text", "value"), [("[]", ()), ("()", ()), ("[3]", (3,)), ("[3, 4]", (3, 4))])
+def test_brackets_make_a_list(text: str, value: tuple[int, ...]) -> None:
+    assert parse_value(text) == value

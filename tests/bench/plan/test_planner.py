@@ -229,9 +229,15 @@ def test_labels_name_what_was_changed() -> None:
             "natural_teacher.FIELD",
         ),
         ({"eps": 1}, "--set eps: expected METHOD.FIELD, "),
-        ({"absld.steps": 2.5}, "--set absld.steps: expected int like 10, got 2.5"),
-        ({"absld.steps": True}, "--set absld.steps: expected a value, got True"),
-        ({"absld.temperature_rate": "fast"}, "--set absld.temperature_rate: expected float like 0.1, got 'fast'"),
+        ({"absld.steps": 2.5}, "--set absld.steps: expected a whole number of at least 1, got 2.5"),
+        ({"absld.steps": True}, "--set absld.steps: expected a whole number of at least 1, got True"),
+        ({"absld.temperature_rate": "x"}, "--set absld.temperature_rate: expected a number of at least 0, got 'x'"),
+        ({"trades.beta": 3}, "--set trades.beta: trades is not among the methods, teachers and attacks of this run"),
+        ({"pgd-trades.steps": 3}, "--set pgd-trades.steps: pgd-trades is not among"),
+        ({"pgd.steps": -1}, "--set pgd.steps: expected a whole number of at least 1, got -1"),
+        ({"teacher.beta": -6}, "--set teacher.beta: expected a number of at least 0, got -6"),
+        ({"absld.eps": float("inf")}, "--set absld.eps: expected a number above 0, got inf"),
+        ({"absld.recipe.epochs": 10**22}, "--set absld.recipe.epochs: expected a whole number from 1 to 100000, got"),
         ({"absld.recipe.holdout": 1}, "--set absld.recipe.holdout: expected true or false, got 1"),
         (
             {"absld.num_classes": 7},
@@ -297,7 +303,7 @@ def test_samples_that_are_trained_on_choose_no_checkpoint(owner: str, asked: dic
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [
-        ("absld.recipe.selection", "foo", "expected selection 'best' or 'last', got 'foo'"),
+        ("absld.recipe.selection", "foo", "expected best or last, got 'foo'"),
         ("absld.recipe.settings", 5, "absld has no setting 'settings'"),
         ("pdg.steps", 5, "expected METHOD.FIELD"),
     ],

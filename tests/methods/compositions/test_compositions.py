@@ -179,11 +179,15 @@ def test_at_its_usual_strength_a_composition_changes_what_is_evaluated(name: str
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("awp:natural", {"gamma": -0.1}, "awp: expected gamma >= 0 and awp_start from 0 to 1, got -0.1 and 0.0"),
-        ("ema:natural", {"ema_decay": 1.0}, "ema: expected ema_decay from 0 to below 1, got 1.0"),
-        ("swa:natural", {"swa_start": 2}, "swa: expected swa_start, a share of the run, from 0 to 1, got 2"),
-        ("fawa:natural", {"fawa_start": 2}, "fawa: expected fawa_decay from 0 to below 1 and fawa_start from 0 to 1"),
-        ("fair_weight:natural", {"fair_min": 2}, "fair_weight: expected 0 < fair_min <= 1 <= fair_max, got 2 and 2.5"),
+        ("awp:natural", {"gamma": -0.1}, "AWPNatural: gamma: expected a number of at least 0, got -0.1"),
+        ("ema:natural", {"ema_decay": 1.0}, "EMANatural: ema_decay: expected a number from 0 to below 1, got 1.0"),
+        ("swa:natural", {"swa_start": 2}, "SWANatural: swa_start: expected a number from 0 to 1, got 2"),
+        ("fawa:natural", {"fawa_start": 2}, "FAWANatural: fawa_start: expected a number from 0 to 1, got 2"),
+        (
+            "fair_weight:natural",
+            {"fair_min": 2},
+            "FairWeightNatural: fair_min: expected a number from above 0 to 1, got 2",
+        ),
     ],
 )
 def test_a_strength_out_of_range_is_refused(name: str, settings: dict[str, Any], sentence: str) -> None:
