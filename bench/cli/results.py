@@ -66,9 +66,11 @@ def report(
 
 @click.command()
 @RESULTS
-def verify(results: tuple[Path, ...]) -> None:
+@click.option("--stamp", is_flag=True, help="Store the SHA-256 of older files that have none, if all are sound.")
+def verify(results: tuple[Path, ...], stamp: bool) -> None:
     """Recompute tables from outcomes and check every file in RESULTS, by default results."""
     from bench import report as reports
+    from bench.report import stamps
 
     problems = reports.verify(results)
     for problem in problems:
@@ -76,6 +78,10 @@ def verify(results: tuple[Path, ...]) -> None:
     if problems:
         raise BenchError(f"verify: {len(problems)} problem{'s' if len(problems) > 1 else ''} found")
     click.echo("every file is sound, and every figure follows from its outcomes")
+    if stamp:
+        click.echo(f"stored the SHA-256 of {stamps.stamp(results):,} files")
+    elif text := stamps.unchecked(results):
+        click.echo(text)
 
 
 @click.command()

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from bench.errors import BenchError
 
 DONE, FAILED, LOCK = "done", "failed", ".lock"
+RECORDS = ("run.json", "eval.json")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -103,10 +104,11 @@ def failure(folder: Path) -> str | None:
 
 
 def mark_done(folder: Path) -> None:
-    """Mark a folder as complete; to be called after all its files are written."""
+    """Mark a folder as complete, with the SHA-256 of its record; to be called after all its files are written."""
     with contextlib.suppress(FileNotFoundError):
         (folder / FAILED).unlink()
-    write_text(folder / DONE, "")
+    record = next((folder / name for name in RECORDS if (folder / name).is_file()), None)
+    write_text(folder / DONE, "" if record is None else file_hash(record) + "\n")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.core import files
+from bench.core import checksums, files
 from bench.errors import BenchError
 from bench.plan.jobs import PARTIAL, EvalJob, blocks_of
 
@@ -23,17 +23,22 @@ MANIFEST = "job.json"
 
 
 def read(folder: Path | None, stage: str, block: int) -> dict[str, Any] | None:
-    """The stored predictions of a block after a stage and the passes it took, or None."""
+    """The stored predictions of a block after a stage and the passes it took, or None.
+
+    Raises:
+        BenchError: if they were changed, or are those of another block or evaluation.
+    """
     if folder is None or not (path := folder / file_name(stage, block)).is_file():
         return None
-    return files.read_json(path)
+    return checksums.read_sealed(path)
 
 
 def write(folder: Path | None, stage: str, block: int, done: Mapping[str, Any]) -> None:
     """Store the result of a block; without a folder nothing is stored."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / file_name(stage, block), json.dumps(done))
+        path = folder / file_name(stage, block)
+        files.write_text(path, json.dumps(checksums.sealed(path, done)))
 
 
 def clear(evaluation: Path) -> None:
@@ -96,7 +101,7 @@ class Manifest:
             return
         job = asdict(self.job.whole) | {"run": self.job.run.as_posix()}
         facts = {"job": job, "weights": self.weights, "stages": list(self.stages), "blocks": self.blocks}
-        files.write_json(folder / MANIFEST, facts)
+        files.write_json(folder / MANIFEST, checksums.sealed(folder / MANIFEST, facts))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -105,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BenchError: if it is missing or broken, or the folder is not the one that it describes.
     """
-    facts = files.read_json(folder / MANIFEST)
+    facts = checksums.read_sealed(folder / MANIFEST)
     try:
         fields = dict(facts["job"])
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["settings"].items()}

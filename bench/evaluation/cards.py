@@ -18,8 +18,8 @@ from torch import nn
 
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
+from bench.core import checksums, files
 from bench.core import device as devices
-from bench.core import files
 from bench.data.registry import DATASETS
 from bench.data.splits import Parts, limit, to_float
 from bench.errors import UsageError
@@ -111,10 +111,12 @@ def card_of_run(folder: Path) -> Card:
     """The card of a run of the suite, from its description and its finished evaluations.
 
     Raises:
-        BenchError: if the folder holds no finished run.
+        BenchError: if the folder holds no finished run, or its files were changed.
     """
-    run = files.read_json(folder / "run.json")
+    run = checksums.read_record(folder / "run.json")
     weights = folder / "last.safetensors"
+    if weights.is_file():
+        checksums.require(weights, run)
     origin = f"trained by this suite, recipe {run['recipe']}, seed {run['seed']}"
     card: Card = {
         "format": FORMAT, "name": run["label"] if run["role"] == "student" else f"{run['label']} on {run['model']}",
@@ -131,7 +133,7 @@ def card_of_run(folder: Path) -> Card:
 def write_teacher_cards(folders: Iterable[Path]) -> None:
     """Write the cards of those runs that trained a teacher, as far as they are finished and were evaluated."""
     for folder in folders:
-        if files.is_done(folder) and files.read_json(folder / "run.json")["role"] == "teacher":
+        if files.is_done(folder) and checksums.read_record(folder / "run.json")["role"] == "teacher":
             card = card_of_run(folder)
             if card["measured"]:
                 write_card(folder, card)
@@ -215,7 +217,7 @@ def _measure(teacher: nn.Module, parts: Parts, conditions: Conditions, n: int) -
 
 def _from_evaluation(folder: Path, run: Mapping[str, Any]) -> Card | None:
     """The figures of a finished evaluation of the last checkpoint; no date, since equal runs have equal files."""
-    facts = files.read_json(folder / "eval.json")
+    facts = checksums.read_record(folder / "eval.json")
     if facts["checkpoint"] != "last":
         return None
     outcomes = Outcomes.read(folder)

@@ -15,8 +15,8 @@ from attacks.contexts import unrounded
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.config.stop_rules import Rule
+from bench.core import checksums, files
 from bench.core import device as devices
-from bench.core import files
 from bench.core.out_of_memory import BatchLimit
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
@@ -26,9 +26,9 @@ from bench.evaluation import block_store
 from bench.evaluation.sanity import sanity_entry
 from bench.evaluation.stages import Verdicts, applicable_stages, class_count, predict, run_attack
 from bench.models.builders import network
-from bench.models.checkpoints import fit, load_weights
+from bench.models.checkpoints import fit, load_run_weights
 from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
-from bench.results.outcomes import Outcomes
+from bench.results.outcomes import FILE, Outcomes
 
 
 @unrounded()
@@ -120,11 +120,11 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
         BenchError: if the data or the weights are not those of the run, or the attack misbehaves.
         Interrupted: if asked to stop.
     """
-    timer, run = files.Timer(), files.read_json(out / job.run / "run.json")
+    timer, run = files.Timer(), checksums.read_record(out / job.run / "run.json")
     parts.require_same(run["data"], "test_hash", job.title)
     folder, file = out / job.folder, out / job.run / f"{job.checkpoint}.safetensors"
     made = network(job.model, job.dataset, job.norm, parts.num_classes, *parts.image[:2])
-    model = fit(made, load_weights(file), where=str(file)).to(job.device)
+    model = fit(made, load_run_weights(out / job.run, job.checkpoint), where=str(file)).to(job.device)
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
     x, weights = to_float(test.x), files.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
         part=job.part, prepare=job.prepare, stop=None if job.stop_when is None else Rule.parse(job.stop_when),
     )  # fmt: skip
     if job.part is None:
-        _outcomes(job, verdicts, test.index, parts).write(folder / "outcomes.parquet")
+        written = {FILE: _outcomes(job, verdicts, test.index, parts).write(folder / FILE)}
         searched = f", searched on: {' '.join(job.prepare)}" if job.prepare else ""
         implementation = getattr(attack, "implementation", "native") + searched
         facts = _facts(job, verdicts, parts, run, implementation, weights)
@@ -144,7 +144,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
-        files.write_json(folder / "eval.json", {**facts, **checked})
+        files.write_json(folder / "eval.json", {**facts, **checked, "files": written})
     row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
     if job.part is not None:
         row |= {"what": "part of an evaluation", "part": list(job.part)}

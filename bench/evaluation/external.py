@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bench.config.defaults import default_eps
 from bench.config.settings import RunSettings
+from bench.core import checksums, files
 from bench.core import device as devices
-from bench.core import files
 from bench.data.splits import Parts, load
 from bench.errors import UsageError
 from bench.models.builders import network
@@ -97,12 +97,11 @@ def store_model(
     folder = Path(parts.name, folder_name(model_name), METHOD, key)
     with files.locked(Path(run.out) / folder, wait=True):
         if not files.is_done(Path(run.out) / folder):
-            save_weights(Path(run.out) / folder / "last.safetensors", weights)
-            files.write_json(
-                Path(run.out) / folder / "run.json", _run_record(run, model_name, parts, label, key, origin)
-            )
+            hashes = {"last.safetensors": save_weights(Path(run.out) / folder / "last.safetensors", weights)}
+            content = _run_record(run, model_name, parts, label, key, origin)
+            files.write_json(Path(run.out) / folder / "run.json", {**content, "files": hashes})
             files.mark_done(Path(run.out) / folder)
-        record = files.read_json(Path(run.out) / folder / "run.json")
+        record = checksums.read_record(Path(run.out) / folder / "run.json")
         parts.require_same(record["data"], "test_hash", label)
     jobs = evaluation_jobs(run, devices.resolve(run.device), folder, key, model_name, label, seed=run.seeds[0])
     return folder, jobs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.core import files
+from bench.core import checksums, files
 from bench.errors import BenchError, UsageError
 from bench.evaluation import block_store
 from bench.plan.jobs import PARTIAL, EvalJob, title
@@ -44,7 +44,8 @@ def merge_shards(results: Sequence[Path], out: Path) -> MergeResult:
 
     Raises:
         UsageError: if a folder does not exist.
-        BenchError: if two folders hold different weights, block results or outcomes of one name; nothing is written.
+        BenchError: if two folders hold different weights, block results or outcomes of one name, or files that were
+            changed; nothing is written.
     """
     for root in results:
         if not root.is_dir():
@@ -52,6 +53,8 @@ def merge_shards(results: Sequence[Path], out: Path) -> MergeResult:
     places = list({root.resolve(): root for root in (out, *results) if root.is_dir()}.values())
     runs = _folders_by_name(places, f"{RUNS}/{files.DONE}")
     evaluations = _folders_by_name(places, f"{RUNS}/eval/*/*")
+    for source in (folder for sources in (*runs.values(), *evaluations.values()) for folder in sources):
+        _require_intact(source)
     for sources in runs.values():
         for checkpoint in sorted({file.name for source in sources for file in source.glob("*.safetensors")}):
             _require_equal([source / checkpoint for source in sources], TRAIN_ONCE)
@@ -78,6 +81,23 @@ def _folders_by_name(places: Sequence[Path], pattern: str) -> Mapping[Path, list
         for folder in sorted({file.parent for file in place.glob(pattern)}):
             found.setdefault(folder.relative_to(place), []).append(folder)
     return found
+
+
+def _require_intact(folder: Path) -> None:
+    """Refuse a finished folder whose files are not those that its record states, and block results that were changed.
+
+    Raises:
+        BenchError: naming the file.
+    """
+    record = next((folder / name for name in files.RECORDS if (folder / name).is_file()), None)
+    if files.is_done(folder) and record is None:
+        raise BenchError(f"{folder}: expected a run.json or eval.json, got neither; delete it and run again")
+    if files.is_done(folder) and record is not None:
+        problem = next(checksums.file_problems(folder, checksums.read_record(record)), None)
+        if problem is not None:
+            raise BenchError(f"merge: {problem}")
+    for file in _stored(folder):
+        checksums.read_sealed(file)
 
 
 def _require_equal(paths: Sequence[Path], remedy: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.core import files
+from bench.core import checksums, files
 from bench.errors import UsageError
 from bench.evaluation import block_store
 from bench.plan.jobs import PARTIAL, Plan, title
@@ -40,7 +40,7 @@ def status_text(results: Path) -> str:
     runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
     lines = []
     for folder in runs:
-        run = files.read_json(folder / "run.json")
+        run = checksums.read_record(folder / "run.json")
         state = _state(folder, run)
         name = f"{run['dataset']} {run['model']} {run['label']} seed {run['seed']} ({folder.name})"
         lines.append(f"{name}: {state}")
@@ -72,7 +72,7 @@ def _state(folder: Path, run: Mapping[str, Any]) -> str:
 
 def _evaluation_line(folder: Path) -> str | None:
     if files.is_done(folder):
-        facts = files.read_json(folder / "eval.json")
+        facts = checksums.read_record(folder / "eval.json")
         return f"{facts['attack']} on {facts['checkpoint']}, eps {facts['eps']:.4g}, n {facts['n']}: done"
     sentence = files.failure(folder)
     if sentence is not None:

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from bench.core import checksums
 from bench.core.files import file_and_entry, write_bytes
 from bench.errors import BenchError, UsageError
 from bench.models.file_kinds import HEAD, foreign_archive, foreign_format
@@ -54,6 +55,21 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     """
     file, entry = file_and_entry(path)
     return unwrap(read_file(file), str(file), entry)
+
+
+def load_run_weights(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:
+    """State dict of a run in a results folder, if the file is the one that its run.json states.
+
+    Args:
+        run: folder of the run.
+        checkpoint: "last" or "best".
+
+    Raises:
+        BenchError: if run.json or the weights are missing, broken or changed.
+    """
+    file = run / f"{checkpoint}.safetensors"
+    checksums.require(file, checksums.read_record(run / "run.json"))
+    return load_weights(file)
 
 
 def other_entries(path: Path | str) -> tuple[str, ...]:
@@ -181,11 +197,17 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path | str, weights: Mapping[str, Tensor]) -> None:
-    """Write safetensors atomically; equal weights give equal bytes."""
+def save_weights(path: Path | str, weights: Mapping[str, Tensor]) -> str:
+    """Write safetensors atomically; equal weights give equal bytes.
+
+    Returns:
+        SHA-256 of the file.
+    """
     tensors = {name: weights[name].detach().cpu().clone().contiguous() for name in sorted(weights)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(path), safetensors.torch.save(tensors))
+    data = safetensors.torch.save(tensors)
+    write_bytes(Path(path), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _best_spelling(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

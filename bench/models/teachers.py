@@ -13,7 +13,7 @@ from attacks.contexts import mode
 from bench.data.splits import Parts, to_float
 from bench.errors import BenchError
 from bench.models.builders import network
-from bench.models.checkpoints import fit, load_weights
+from bench.models.checkpoints import fit, load_run_weights, load_weights
 
 PROBE = 500
 CHUNK = 100
@@ -62,7 +62,8 @@ def load_teacher(
     else:
         file = str(out / source["folder"] / "last.safetensors") if "folder" in source else source["file"]
         made = network(source["model"], job.dataset, job.norm, parts.num_classes, *parts.image[:2])
-        model = fit(made, load_weights(file), where=file, flag=flag)
+        weights = load_run_weights(out / source["folder"]) if "folder" in source else load_weights(file)
+        model = fit(made, weights, where=file, flag=flag)
     model.eval().requires_grad_(False).to(device)
     check_model(model, parts, f"teacher {source['label']}", BUILDER_REMEDY.format(flag=flag))
     return model

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.core import checksums
 from bench.core.files import file_hash, read_json
 from bench.errors import BenchError
 from bench.report.tables.sanity import SIGNS
@@ -24,7 +25,7 @@ def verify(results: ResultsFolders) -> list[str]:
     """Check one or several results folders.
 
     Reads run.json, eval.json, history.jsonl and the outcomes, recomputes all figures and the tables stored in the
-    folder itself (`table.md`, `.tex`, `.csv`, `.json`), and hashes the weights.
+    folder itself (`table.md`, `.tex`, `.csv`, `.json`), and compares files with the SHA-256 stored of them.
 
     Returns:
         One sentence per problem; empty if there is none.
@@ -50,6 +51,7 @@ def _check_run(folder: Path) -> Iterator[str]:
     except BenchError as error:
         yield str(error)
         return
+    yield from _changes(folder, facts)
     yield from _missing(folder / "run.json", facts, RUN_FACTS)
     if facts.get("key", folder.name) != folder.name:
         yield f"{folder / 'run.json'}: expected the key {folder.name}, the name of its folder, got {facts['key']}"
@@ -60,6 +62,13 @@ def _check_run(folder: Path) -> Iterator[str]:
     for evaluation in evaluations:
         yield from _check_evaluation(folder, evaluation)
     yield from _check_agreement(evaluations)
+
+
+def _changes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """A record that was changed after its folder was finished, and files beside it that it states otherwise."""
+    if (problem := checksums.record_problem(folder / "run.json")) is not None:
+        yield problem
+    yield from checksums.file_problems(folder, facts)
 
 
 def _missing(file: Path, facts: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
@@ -91,6 +100,7 @@ def _check_history(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
 def _check_evaluation(run: Path, folder: Path) -> Iterator[str]:
     if not (folder / "done").is_file():
         yield f"{folder}: not finished"
+        yield from _check_blocks(folder)
         return
     try:
         facts = read_json(folder / "eval.json")
@@ -100,6 +110,14 @@ def _check_evaluation(run: Path, folder: Path) -> Iterator[str]:
         yield str(error) if str(folder) in str(error) else f"{folder}: {error}"
         return
     yield from _check_weights(run, folder, facts)
+
+
+def _check_blocks(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("partial/*.json")):
+        try:
+            checksums.read_sealed(file)
+        except BenchError as error:
+            yield str(error)
 
 
 def _check_outcomes(folder: Path, facts: dict[str, Any], outcomes: Outcomes) -> Iterator[str]:

@@ -9,6 +9,7 @@ samples only.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from attacks.plugins.registry import canonical
 from bench import metrics
-from bench.core.files import read_json, write_bytes
+from bench.core import checksums
+from bench.core.files import write_bytes
 from bench.errors import BenchError, UsageError
 from bench.metrics import Bools, Floats, Ints
 from bench.results.validation import bools, check_length, check_range, ints, read_columns
@@ -107,7 +109,8 @@ class Outcomes:
         Attacks on a part of the samples are kept as such.
 
         Raises:
-            BenchError: if a file is missing or broken, or if the folders disagree on labels or clean predictions.
+            BenchError: if a file is missing, broken or changed, or the folders disagree on labels or clean
+                predictions.
         """
         if not folders:
             raise UsageError("outcomes: expected at least one evaluation folder, got none")
@@ -116,10 +119,11 @@ class Outcomes:
 
     @classmethod
     def _read_folder(cls, folder: Path) -> Outcomes:
-        facts = read_json(folder / "eval.json")
+        facts = checksums.read_record(folder / "eval.json")
         classes = facts.get("classes")
         if not isinstance(classes, int) or classes < 1:
             raise BenchError(f"{folder / 'eval.json'}: expected the number of classes under 'classes', got {classes!r}")
+        checksums.require(folder / FILE, facts)
         return cls.from_parquet(folder / FILE, num_classes=classes, class_names=facts.get("class_names"))
 
     @classmethod
@@ -146,8 +150,11 @@ class Outcomes:
         except BenchError as error:
             raise BenchError(f"{file}: {error}") from None
 
-    def write(self, file: Path | str) -> None:
+    def write(self, file: Path | str) -> str:
         """Write the table as Parquet; equal outcomes give equal bytes.
+
+        Returns:
+            SHA-256 of the file.
 
         Raises:
             ValueError: if an attack covers a part of the samples only; write that attack's own table instead.
@@ -164,6 +171,7 @@ class Outcomes:
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer, compression="zstd", version="2.6")
         write_bytes(Path(file), buffer.getvalue())
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
 
     def frame(self) -> pd.DataFrame:
         """One row per sample; where an attack covers a part only, its columns are nullable."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.core.files import read_json
+from bench.core.checksums import read_record
 from bench.errors import BenchError, UsageError
 from bench.results.outcomes import CLEAN, Outcomes
 
@@ -136,7 +136,7 @@ def run_folders(results: ResultsFolders) -> list[Path]:
 def read_runs(results: ResultsFolders) -> list[Run]:
     """The finished runs below one or several folders; a folder counts only if its `done` is there."""
     runs = [
-        Run(folder, read_json(folder / "run.json"), tuple(_evaluations(folder)))
+        Run(folder, read_record(folder / "run.json"), tuple(_evaluations(folder)))
         for folder in run_folders(results)
         if (folder / "done").is_file()
     ]
@@ -158,7 +158,7 @@ def _fill_missing_sources(entries: Sequence[dict[str, Any]], name: str, source: 
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:
     for done in sorted(folder.glob("eval/*/done")):
-        yield Evaluation(done.parent, read_json(done.parent / "eval.json"))
+        yield Evaluation(done.parent, read_record(done.parent / "eval.json"))
 
 
 def widest_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from bench.core import files
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError
+from bench.models.checkpoints import weights_hash
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -23,6 +25,7 @@ def save_state(
     groups: Groups,
     position: Mapping[str, Any],
     *,
+    key: str,
     group: ProcessGroup | None = None,
     per_process: Sequence[str] = (),
 ) -> None:
@@ -32,6 +35,7 @@ def save_state(
         path: the file, which the first process of the group writes.
         groups: name -> tensors by name.
         position: epoch, step and figures, as JSON can hold them.
+        key: of the run.
         group: the processes that train together; each of them must call this.
         per_process: groups that differ between processes; those of the others are stored where they do.
 
@@ -53,20 +57,29 @@ def save_state(
         if not group.is_main:
             return
     buffer = io.BytesIO()
-    torch.save({"tensors": tensors, "position": json.dumps(position)}, buffer)
+    text = json.dumps(position)
+    digest = _content_hash(tensors, text, key)
+    torch.save({"tensors": tensors, "position": text, "key": key, "sha256": digest}, buffer)
     files.write_bytes(path, buffer.getvalue())
 
 
-def load_state(path: Path, device: torch.device, rank: int = 0) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what `save_state` wrote, as one of several processes left it.
+def _content_hash(tensors: Mapping[str, Tensor], position: str, key: str) -> str:
+    return hashlib.sha256(f"{weights_hash(tensors)}\n{key}\n{position}".encode()).hexdigest()
+
+
+def load_state(
+    path: Path, device: torch.device, *, key: str, rank: int = 0
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what `save_state` wrote, as one of several processes left it; states of before have no hash and no key.
 
     Raises:
-        BenchError: if the file is not a state.
+        BenchError: if the file is not a state, was changed, or is that of another run.
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "method": {}, "momentum": {}, "tally": {}}
     try:
         stored = torch.load(path, map_location=device, weights_only=True)
-        position = json.loads(stored["position"])
+        position, owner_key, digest = json.loads(stored["position"]), stored.get("key", key), stored.get("sha256")
+        intact = digest in (None, _content_hash(stored["tensors"], stored["position"], owner_key))
         for full, tensor in sorted(stored["tensors"].items(), key=lambda item: "@" in item[0]):
             name, _, owner = full.partition("@")
             if owner in ("", str(rank)):
@@ -74,4 +87,8 @@ def load_state(path: Path, device: torch.device, rank: int = 0) -> tuple[dict[st
                 groups[kind][name] = tensor
     except Exception as error:  # torch raises many kinds for a damaged file; the remedy is the same
         raise BenchError(f"{path}: cannot be resumed from ({error}); delete the folder and run again") from error
+    if not intact:
+        raise BenchError(f"{path}: its content is not that of the SHA-256 in it; delete the folder and run again")
+    if owner_key != key:
+        raise BenchError(f"{path}: expected the state of run {key}, got that of {owner_key}; delete it and run again")
     return groups, position

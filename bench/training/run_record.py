@@ -16,6 +16,7 @@ from methods.base import HIDDEN
 def run_record(
     job: TrainJob, parts: Parts, train: Part, *, epoch_best: int | None, passes: Mapping[str, Mapping[str, int]],
     processes: Mapping[str, Any], arithmetic: Mapping[str, Any], limit: BatchLimit, exact: bool,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of run.json.
 
@@ -29,6 +30,7 @@ def run_record(
         arithmetic: switches and precision of the networks, see `FastNetworks.facts`.
         limit: the smallest micro-batches of any process.
         exact: whether micro-batches give what whole batches give.
+        hashes: SHA-256 of the files beside it, none while it trains.
     """
     training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
     names = ("model", "method", "label", "seed", "role")
@@ -47,7 +49,7 @@ def run_record(
         "micro_batch": limit.describe(asked=job.micro_batch, exact=exact),
         "hardware": devices.hardware(job.device, job.threads), "arithmetic": arithmetic,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
-        "model_source": job.model_source,
+        "model_source": job.model_source, "files": dict(hashes),
     }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from bench.data.splits import Part, Parts, to_float
 from bench.distributed.process_group import ProcessGroup
 from bench.errors import BenchError, Interrupted
 from bench.models.builders import build
-from bench.models.checkpoints import fit, load_weights, save_weights
+from bench.models.checkpoints import fit, load_run_weights, save_weights
 from bench.plan.jobs import TrainJob
 from bench.training.epoch_sums import EpochSums
 from bench.training.fast_networks import EXAMPLES, FastNetworks
@@ -133,10 +133,11 @@ class Trainer:
                 if self.group.is_main:
                     row = {"what": "epoch", "epoch": epoch, "seconds": timer.seconds}
                     files.append_line(self.folder / "timing.jsonl", row)
+        hashes: dict[str, str] = {}
         if self.group.is_main:
-            save_weights(self.folder / "last.safetensors", self._weights())
             files.write_lines(self.folder / "history.jsonl", self.history)
-        self._write_run_record()
+            hashes = self._save_last()
+        self._write_run_record(hashes)
         if self.group.is_main:
             files.mark_done(self.folder)
 
@@ -254,13 +255,21 @@ class Trainer:
         if self.best is None or metrics["score"] > self.best["score"]:
             self.best = {"epoch": epoch, "score": metrics["score"]}
             if self.group.is_main:
-                save_weights(self.folder / "best.safetensors", self._weights())
+                self.best["sha256"] = save_weights(self.folder / "best.safetensors", self._weights())
         return metrics
 
     # Storing
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in self.method.evaluation_model(self.model).state_dict().items()}
+
+    def _save_last(self) -> dict[str, str]:
+        """Save the last weights; SHA-256 of the run's files, of the best weights as they were when saved."""
+        hashes = {"last.safetensors": save_weights(self.folder / "last.safetensors", self._weights())}
+        if self.best is not None:
+            best = self.folder / "best.safetensors"
+            hashes[best.name] = self.best.get("sha256") or files.file_hash(best)  # states of before have none
+        return hashes | {name: files.file_hash(self.folder / name) for name in ("history.jsonl", "state.pt")}
 
     def _class_state(self) -> dict[str, list[float]]:
         """The method's per-class state, for the history."""
@@ -282,7 +291,10 @@ class Trainer:
             "skipped": self.sums.skipped, "history": self.history,
             "cuts": self.group.gather([self.limit.state_dict(), self.validation_limit.state_dict()]),
         }  # fmt: skip
-        save_state(self.folder / "state.pt", groups, position, group=self.group, per_process=("method", "tally"))
+        save_state(
+            self.folder / "state.pt", groups, position,
+            key=self.job.key, group=self.group, per_process=("method", "tally"),
+        )  # fmt: skip
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -290,7 +302,7 @@ class Trainer:
             return
         if (self.folder / "run.json").is_file():
             self.parts.require_same(files.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
-        groups, position = load_state(path, self.device, self.group.rank)
+        groups, position = load_state(path, self.device, key=self.job.key, rank=self.group.rank)
         try:
             self.model.load_state_dict(groups["model"])
             self.method.load_state_dict(groups["method"])
@@ -315,8 +327,8 @@ class Trainer:
             total.add(counts)
         return total.counts
 
-    def _write_run_record(self) -> None:
-        """Write run.json."""
+    def _write_run_record(self, hashes: Mapping[str, str] | None = None) -> None:
+        """Write run.json, at the end with the SHA-256 of the files beside it."""
         passes, limit = self._passes(), merge_limits(self.group.gather(self.limit.state_dict()))
         if self.group.is_main:
             record = run_record(
@@ -324,6 +336,7 @@ class Trainer:
                 epoch_best=self.best["epoch"] if self.best else None,
                 passes=passes, processes=self.group.describe(self.training_step.has_batchnorm),
                 arithmetic=self.networks.facts, limit=limit, exact=splits_exactly(self.model),
+                hashes=hashes or {},
             )  # fmt: skip
             files.write_json(self.folder / "run.json", record)
 
@@ -377,6 +390,6 @@ def train(
     }
     start = None
     if job.warm_start is not None:
-        start = load_weights(out / job.warm_start["folder"] / "last.safetensors")
+        start = load_run_weights(out / job.warm_start["folder"])
     Trainer(job, parts, folder, teachers=teachers, start=start, progress=progress, group=group).run()
     return folder

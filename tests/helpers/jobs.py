@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from attacks.plugins.registry import Registry
 from attacks.registry import ATTACKS
 from bench.cli.app import main
 from bench.config.settings import RunSettings, combined
+from bench.core import files
 from bench.core.plugins import load_plugins
 from bench.core.progress import Progress
 from bench.data.registry import DATASETS
@@ -96,8 +96,8 @@ def parts_of(job: TrainJob) -> Parts:
 
 def tree(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder by its relative path, but of times and logs."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in VOLATILE)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in VOLATILE)
+    return {str(path.relative_to(folder)): files.file_hash(path) for path in paths}
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -109,6 +109,14 @@ def description(folder: Path) -> dict[str, Any]:
     """The content of run.json."""
     content: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return content
+
+
+def restate(folder: Path) -> None:
+    """Make the record of a finished folder state its files as they are now, as if they had been written so."""
+    (record,) = [folder / name for name in files.RECORDS if (folder / name).is_file()]
+    facts = files.read_json(record)
+    files.write_json(record, facts | {"files": {name: files.file_hash(folder / name) for name in facts["files"]}})
+    files.mark_done(folder)
 
 
 class StopAt(Progress):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.config.settings import combined
-from bench.core import files
+from bench.core import checksums, files
 from bench.core.progress import Progress
 from bench.errors import UsageError
 from bench.evaluation import block_store
@@ -19,7 +19,7 @@ from bench.launch.launcher import launch
 from bench.launch.scheduler import Schedule, Workspace
 from bench.launch.worker import run_job
 from bench.plan.jobs import PARTIAL, EvalJob, Plan, title
-from tests.helpers.jobs import StopAt, bench, plan, small, train_all, tree
+from tests.helpers.jobs import StopAt, bench, plan, restate, small, train_all, tree
 
 RUN = {"methods": ("pgd_at",), "epochs": 2, "train_limit": 300}
 QUICK = {
@@ -167,7 +167,8 @@ def killed(folder: Path) -> None:
 def test_pairs_of_other_weights_are_not_taken_up(out: Path) -> None:
     evaluate(shards(2)[:1], out)
     (note,) = out.rglob(block_store.MANIFEST)
-    files.write_json(note, files.read_json(note) | {"weights": "0" * 64})
+    facts = checksums.read_sealed(note)
+    files.write_json(note, checksums.sealed(note, facts | {"weights": "0" * 64}))
     report = launch(jobs(), workspace(out), workers=1, done=[jobs().evaluate[0].run_key])
     (sentence,) = report.failures.values()
     assert (
@@ -328,8 +329,8 @@ def test_folders_that_contradict_one_another_are_refused_and_nothing_is_written(
 ) -> None:
     (file,) = two[0].rglob("pgd-0.json")
     other = two[1] / file.relative_to(two[0])
-    done = files.read_json(file)
-    files.write_json(other, done | {"prediction": done["prediction"][::-1]})
+    done = checksums.read_sealed(file)
+    files.write_json(other, checksums.sealed(other, done | {"prediction": done["prediction"][::-1]}))
     result = bench("merge", *two, "--out", tmp_path / "merged")
     assert result.exit_code == 1
     assert f"merge: expected equal files, got others in {file} and {other}; the machines round differ" in result.stderr
@@ -337,6 +338,7 @@ def test_folders_that_contradict_one_another_are_refused_and_nothing_is_written(
     other.unlink()
     (weights,) = two[1].rglob("last.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    restate(weights.parent)
     result = bench("merge", *two, "--out", tmp_path / "merged")
     assert result.exit_code == 1
     assert "last.safetensors; train once, and copy that run to the other machines" in result.stderr
