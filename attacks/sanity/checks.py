@@ -1,4 +1,4 @@
-"""Sanity checks: may the robustness of a model be believed, or does it only hide from the attack?
+"""Sanity checks of a model: signs that its gradients are masked, so that measured robustness is overestimated.
 
 A model can stand an attack because it is robust, or because its gradients are of no use to the attacker ("gradient
 masking"; Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705; Tramer et al. 2020,
@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contexts import mode, unrounded
-from attacks.sanity import findings as symptoms
-from attacks.sanity import measure as probes
+from attacks.sanity import findings, measure
 from attacks.sanity.findings import LEVELS, Finding, Level
 from attacks.threat import ThreatModel
 
@@ -38,7 +37,7 @@ __all__ = ["Examination", "Finding", "Level", "examine"]
 
 @dataclass(frozen=True)
 class Examination:
-    """What the checks of one model under one threat model found.
+    """Results of all checks of one model under one threat model.
 
     Attributes:
         findings: one per check.
@@ -63,8 +62,8 @@ class Examination:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: mark, samples, passes, findings."""
-        findings = [finding.as_dict() for finding in self.findings]
-        return {"mark": self.mark, "samples": self.samples, "passes": dict(self.passes), "findings": findings}
+        listed = [finding.as_dict() for finding in self.findings]
+        return {"mark": self.mark, "samples": self.samples, "passes": dict(self.passes), "findings": listed}
 
 
 def examine(
@@ -93,19 +92,19 @@ def examine(
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), x.device)
     y = y.to(x.device)
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with _apart(device, seed), mode(model, train=False):
-        watched = probes.Watched(model)
-        right = _right(watched, x, y, device) if right is None else right.to(x.device)
-        finite, inside = _values(x)
-        rows = choose(y, right & finite, samples, generator)
-        findings = [symptoms.box(inside), *_stages(stages, right, y)]
+    with _reproducible(device, seed), mode(model, train=False):
+        counted = measure.CountingModel(model)
+        right = _is_right(counted, x, y, device) if right is None else right.to(x.device)
+        finite, inside = _value_checks(x)
+        rows = choose_samples(y, right & finite, samples, generator)
+        results = [findings.box(inside), *_black_box(stages, right, y)]
         if len(rows):
-            seen = probes.Probe(watched, x[rows].to(device).clamp(0, 1), y[rows].to(device), threat, generator)
-            findings += _answers(seen) + _gradients(seen) + _attacks(seen)
-    return Examination(tuple(findings), len(rows), watched.passes)
+            probe = measure.Probe(counted, x[rows].to(device).clamp(0, 1), y[rows].to(device), threat, generator)
+            results += _outputs(probe) + _gradients(probe) + _attacks(probe)
+    return Examination(tuple(results), len(rows), counted.passes)
 
 
-def choose(y: Tensor, right: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def choose_samples(y: Tensor, right: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Positions, ascending, of at most `count` right samples, about as many of each class.
 
     Args:
@@ -123,71 +122,71 @@ def choose(y: Tensor, right: Tensor, count: int, generator: torch.Generator) -> 
     return order[rank.argsort(stable=True)[:count]].sort().values
 
 
-def _answers(seen: probes.Probe) -> list[Finding]:
-    """What the outputs alone say."""
-    change = probes.repeats(seen)
-    random = symptoms.random_forward(change)
-    company = probes.company(seen) if random.level == "reliable" else None
-    return [random, symptoms.batch_dependence(company), symptoms.probabilities(seen.logits)]
+def _outputs(probe: measure.Probe) -> list[Finding]:
+    """Checks of the outputs alone."""
+    change = measure.repeat_change(probe)
+    random = findings.random_forward(change)
+    regrouped = measure.batch_change(probe) if random.level == "reliable" else None
+    return [random, findings.batch_dependence(regrouped), findings.probabilities(probe.logits)]
 
 
-def _gradients(seen: probes.Probe) -> list[Finding]:
-    """Whether there are gradients, and whether they are those of the function."""
-    by_loss, by_margin = probes.gradients(seen)
-    dead, lost = probes.is_zero(by_margin), probes.is_zero(by_loss)
+def _gradients(probe: measure.Probe) -> list[Finding]:
+    """Whether gradients exist and agree with finite differences."""
+    by_loss, by_margin = measure.gradients(probe)
+    dead, lost = measure.is_zero(by_margin), measure.is_zero(by_loss)
     return [
-        symptoms.zero_gradients(dead, seen.y),
-        symptoms.saturation(lost & ~dead, seen.y),
-        symptoms.gradient_agreement(probes.disagreement(seen), seen.y),
-        symptoms.ascent(probes.rises(seen, by_margin)),
+        findings.zero_gradients(dead, probe.y),
+        findings.saturation(lost & ~dead, probe.y),
+        findings.gradient_agreement(measure.disagreement(probe), probe.y),
+        findings.ascent(measure.margin_rises(probe, by_margin)),
     ]
 
 
-def _attacks(seen: probes.Probe) -> list[Finding]:
-    """Whether gradients lead to where they should, and better than blind search does."""
-    findings = [symptoms.whole_box(probes.whole_box(seen))]
-    if seen.threat.eps == 0:
-        return findings
-    climb = probes.climb(seen)
-    fooled = probes.fooled_on_the_way(seen, climb)
+def _attacks(probe: measure.Probe) -> list[Finding]:
+    """Whether attacks behave as they should, and gradients beat gradient-free search."""
+    results = [findings.whole_box(measure.whole_box(probe))]
+    if probe.threat.eps == 0:
+        return results
+    path = measure.ascent_path(probe)
+    fooled = measure.fooled_along(probe, path)
     return [
-        *findings,
-        symptoms.more_steps(climb),
-        symptoms.one_step(probes.one_step(seen), fooled),
-        symptoms.noise(probes.noise(seen), fooled),
-        symptoms.search(probes.search(seen), fooled),
+        *results,
+        findings.more_steps(path),
+        findings.one_step(measure.one_step(probe), fooled),
+        findings.noise(measure.noise(probe), fooled),
+        findings.search(measure.search(probe), fooled),
     ]
 
 
-def _stages(stages: Mapping[str, Tensor] | None, right: Tensor, y: Tensor) -> list[Finding]:
-    """What a black-box stage found that the stages before it had not; nothing without one."""
-    before, findings = right.cpu().clone(), list[Finding]()
+def _black_box(stages: Mapping[str, Tensor] | None, right: Tensor, y: Tensor) -> list[Finding]:
+    """Samples that only a black-box stage fools; no finding without such a stage."""
+    before, results = right.cpu().clone(), list[Finding]()
     for number, (name, after) in enumerate((stages or {}).items()):
         if name.startswith("square") and number:
-            findings += symptoms.black_box(name, before & ~after.cpu(), right.cpu(), y.cpu())
+            results += findings.black_box(name, before & ~after.cpu(), right.cpu(), y.cpu())
         before &= after.cpu()
-    return findings
+    return results
 
 
-def _values(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each sample whether all values are finite, and whether all are in [0, 1]; no more in memory than a batch."""
-    judged = [
+def _value_checks(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all values of each sample are finite, and whether all are in [0, 1]; (N,) bool each, batch by batch."""
+    checked = [
         torch.stack([part.isfinite(), (part >= 0) & (part <= 1)]).flatten(2).all(2).to(x.device)
         for part in x.split(BATCH)
     ]
-    finite, inside = torch.cat(judged, dim=1) if judged else torch.ones(2, 0, dtype=torch.bool, device=x.device)
+    finite, inside = torch.cat(checked, dim=1) if checked else torch.ones(2, 0, dtype=torch.bool, device=x.device)
     return finite, inside
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensor:
+def _is_right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensor:
     with torch.no_grad():
         parts = [model(part.to(device)).argmax(1).to(x.device) for part in x.split(BATCH)]
     return torch.cat(parts) == y if parts else torch.zeros_like(y, dtype=torch.bool)
 
 
 @contextmanager
-def _apart(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global random streams and put them back; round no product to TF32, since some checks see rounding."""
+def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global random streams and restore them; no TF32, since some checks see rounding."""
     with unrounded(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What the measurements of a sanity check mean: pure functions from tensors to findings.
+"""Thresholds of the sanity checks: pure functions from measured tensors to findings.
 
 Each finding has two thresholds. Beyond the first a model is suspicious: one weak sign, look into it. Beyond the second
 it is unreliable: figures of attacks that use its gradients cannot be believed as they stand. They were set where
@@ -18,15 +18,15 @@ from torch import Tensor
 Level = Literal["reliable", "suspicious", "unreliable"]
 LEVELS: tuple[Level, ...] = ("reliable", "suspicious", "unreliable")
 
-RANDOM = (1e-4, 1e-2)  # change between forwards of one batch, in units of the spread of the logits
-COMPANY = (1e-3, 1e-2)  # likewise, between batches of another composition: rounding alone reaches 1e-5
+RANDOM_CHANGE = (1e-4, 1e-2)  # change between forwards of one batch, in units of the spread of the logits
+BATCH_CHANGE = (1e-3, 1e-2)  # likewise, between batches of another composition: rounding alone reaches 1e-5
 ZEROS = (0.1, 0.5)  # share of a class, beyond it
 DISAGREEMENT = (0.1, 0.5)  # unexplained share of the change, median of a class
 DESCENT = (0.1, 0.4)  # share of samples
 WHOLE_BOX = (0.02, 0.1)  # share of samples
 RELAPSE = (0.05, 0.2)  # share of samples
-FEW = 3  # classes with fewer samples are judged together
-CHANCE = 0.01
+MIN_PER_CLASS = 3  # classes with fewer samples are judged together
+FALSE_ALARMS = 0.01
 # Share of samples that a weaker attack may find alone in an honest model, and the share that is beyond all doubt.
 WEAKER = (0.02, 0.1)
 SEARCH = (0.03, 0.1)
@@ -44,7 +44,7 @@ class Finding:
         value: what was measured; None if it could not be.
         threshold: beyond it suspicious.
         limit: beyond it unreliable; None if the check alone never says so.
-        reason: what was seen, in a sentence, with the remedy if it was not passed.
+        reason: what was observed, in a sentence, with the remedy if it was not passed.
     """
 
     check: str
@@ -59,14 +59,16 @@ class Finding:
         return {name: getattr(self, name) for name in ("check", "level", "value", "threshold", "limit", "reason")}
 
 
-def judge(check: str, value: float | None, thresholds: tuple[float, float | None], seen: str, remedy: str) -> Finding:
-    """A finding from a figure and its two thresholds; the remedy is said only where it is needed."""
+def grade(
+    check: str, value: float | None, thresholds: tuple[float, float | None], observed: str, remedy: str
+) -> Finding:
+    """A finding from a figure and its two thresholds; the remedy is added where the check was not passed."""
     threshold, limit = thresholds
     if value is None:
-        return Finding(check, "reliable", None, threshold, limit, f"not measured: {seen}")
+        return Finding(check, "reliable", None, threshold, limit, f"not measured: {observed}")
     serious = limit is not None and value > limit
     level: Level = "unreliable" if serious else "suspicious" if value > threshold else "reliable"
-    return Finding(check, level, value, threshold, limit, seen if level == "reliable" else f"{seen}; {remedy}")
+    return Finding(check, level, value, threshold, limit, observed if level == "reliable" else f"{observed}; {remedy}")
 
 
 # The outputs
@@ -79,7 +81,7 @@ def box(inside: Tensor) -> Finding:
         inside: (N,) bool, of all samples, whether every value is in [0, 1].
     """
     share = 1 - inside.double().mean().item() if len(inside) else 0.0
-    return judge(
+    return grade(
         "box", share, (0.0, 0.0), f"{share:.1%} of the images leave the box [0, 1]",
         "put the normalisation inside the model and scale images to [0, 1]",
     )  # fmt: skip
@@ -94,8 +96,8 @@ def random_forward(change: Tensor) -> Finding:
         change: (m,) relative change of the logits over forwards of the same batch.
     """
     value = change.max().item()
-    return judge(
-        "random_forward", value, RANDOM,
+    return grade(
+        "random_forward", value, RANDOM_CHANGE,
         f"forwards of the same batch differ by up to {value:.1e} of the spread of the logits",
         "the model draws random numbers: attack its average over many draws (expectation over transformation)",
     )  # fmt: skip
@@ -110,15 +112,15 @@ def batch_dependence(change: Tensor | None) -> Finding:
         change: (m,) relative change of the logits in other company, or None where outputs are random anyway.
     """
     value = None if change is None else change.max().item()
-    seen = "needs repeatable outputs of two samples at least" if value is None else (
+    observed = "needs repeatable outputs of two samples at least" if value is None else (
         f"in batches of another composition the outputs differ by up to {value:.1e} of the spread of the logits"
     )  # fmt: skip
     remedy = "some layer mixes the samples of a batch (batch statistics in eval mode?): freeze it"
-    return judge("batch_dependence", value, COMPANY, seen, remedy)
+    return grade("batch_dependence", value, BATCH_CHANGE, observed, remedy)
 
 
 def probabilities(logits: Tensor) -> Finding:
-    """Outputs that are probabilities: losses apply a softmax of their own and lose their slope.
+    """Outputs that are probabilities: losses apply their own softmax and lose their slope.
 
     AutoAttack's released checks; Carlini and Wagner 2017, arXiv:1608.04644.
 
@@ -127,7 +129,7 @@ def probabilities(logits: Tensor) -> Finding:
     """
     is_probability = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
     share = is_probability.double().mean().item()
-    return judge(
+    return grade(
         "probabilities", share, (0.5, None), f"{share:.0%} of the outputs are non-negative and sum to 1",
         "the model returns probabilities: return logits",
     )  # fmt: skip
@@ -146,7 +148,7 @@ def zero_gradients(zero: Tensor, y: Tensor) -> Finding:
         y: (m,) labels.
     """
     share, where = worst_class(zero.double(), y)
-    return judge(
+    return grade(
         "zero_gradients", share, ZEROS, f"the input gradient is zero or not finite for {share:.0%} of {where}",
         "rounding, a threshold or a detached branch stops it: attack a differentiable stand-in, or without gradients",
     )  # fmt: skip
@@ -162,7 +164,7 @@ def saturation(lost: Tensor, y: Tensor) -> Finding:
         y: (m,) labels.
     """
     share, where = worst_class(lost.double(), y)
-    return judge(
+    return grade(
         "saturation", share, ZEROS,
         f"cross-entropy has no gradient in float32, though the logits have one, for {share:.0%} of {where}",
         "the logits are too large: divide them by a constant, which changes no prediction",
@@ -179,7 +181,7 @@ def gradient_agreement(unexplained: Tensor, y: Tensor) -> Finding:
         y: (m,) labels.
     """
     share, where = worst_class(unexplained, y, median=True)
-    return judge(
+    return grade(
         "gradient_agreement", share, DISAGREEMENT,
         f"gradients leave {share:.1%} of the change of the logits over finite differences unexplained (median of "
         f"{where})",
@@ -196,7 +198,7 @@ def ascent(rises: Tensor) -> Finding:
         rises: (L, m) bool, whether a step along the gradient raises the margin, for L lengths.
     """
     share = 1 - rises.double().mean(1).min().item()
-    return judge(
+    return grade(
         "ascent", share, DESCENT, f"short steps along the gradient do not raise the margin of {share:.0%} of samples",
         "the gradient is of no use at the scale of the attack: smooth it (average over noise), or attack without it",
     )  # fmt: skip
@@ -214,7 +216,7 @@ def whole_box(stands: Tensor) -> Finding:
         stands: (m,) bool, after an ascent through the whole box.
     """
     share = stands.double().mean().item()
-    return judge(
+    return grade(
         "whole_box", share, WHOLE_BOX, f"with the whole box allowed PGD leaves {share:.0%} of the samples standing",
         "it should leave none, so its gradients do not lead anywhere: attack without gradients",
     )  # fmt: skip
@@ -229,7 +231,7 @@ def more_steps(path: Tensor) -> Finding:
         path: (S, m) bool, which samples stand at successive points of an ascent, its first steps left out.
     """
     share = (path[-1] & ~path.all(0)).double().mean().item()
-    return judge(
+    return grade(
         "more_steps", share, RELAPSE, f"{share:.0%} of the samples fall during PGD and stand again after its last step",
         "the loss is not what it climbs: outputs or gradients are noisy",
     )  # fmt: skip
@@ -242,8 +244,8 @@ def one_step(stands: Tensor, fooled: Tensor) -> Finding:
         stands: (m,) bool, after one step.
         fooled: (m,) bool, somewhere on the way of forty, on cross-entropy or on the margin.
     """
-    share, thresholds = _alone(~stands & ~fooled, WEAKER)
-    return judge(
+    share, thresholds = _share_beyond_chance(~stands & ~fooled, WEAKER)
+    return grade(
         "one_step", share, thresholds, f"one step alone fools {share:.0%} of the samples, which forty steps do not",
         "iterating should help: gradients mislead away from the image",
     )  # fmt: skip
@@ -256,8 +258,8 @@ def noise(stands: Tensor, fooled: Tensor) -> Finding:
         stands: (m,) bool, at all random points.
         fooled: (m,) bool, somewhere on the way of forty steps, on cross-entropy or on the margin.
     """
-    share, thresholds = _alone(~stands & ~fooled, WEAKER)
-    return judge(
+    share, thresholds = _share_beyond_chance(~stands & ~fooled, WEAKER)
+    return grade(
         "noise", share, thresholds, f"noise alone fools {share:.0%} of the samples, which forty gradient steps do not",
         "gradients are masked: attack without them",
     )  # fmt: skip
@@ -270,8 +272,8 @@ def search(stands: Tensor, fooled: Tensor) -> Finding:
         stands: (m,) bool, after the search.
         fooled: (m,) bool, somewhere on the way of forty steps, on cross-entropy or on the margin.
     """
-    share, thresholds = _alone(~stands & ~fooled, SEARCH)
-    return judge(
+    share, thresholds = _share_beyond_chance(~stands & ~fooled, SEARCH)
+    return grade(
         "search", share, thresholds,
         f"100 queries without gradients alone fool {share:.0%} of the samples, which forty gradient steps do not",
         "gradients are masked: believe only attacks without gradients, with many queries",
@@ -291,16 +293,16 @@ def black_box(name: str, found: Tensor, right: Tensor, y: Tensor) -> list[Findin
     """
     remedy = "the white-box stages are too weak for this model, or its gradients are masked"
     count, total = int(found.sum()), int(right.sum())
-    share, thresholds = _alone(found[right], BLACK_BOX)
-    seen = f"{name} alone finds {count} of {total} samples, which the white-box stages before it had not"
-    findings = [judge("black_box", share if total else None, thresholds, seen, remedy)]
+    share, thresholds = _share_beyond_chance(found[right], BLACK_BOX)
+    observed = f"{name} alone finds {count} of {total} samples, which the white-box stages before it had not"
+    findings = [grade("black_box", share if total else None, thresholds, observed, remedy)]
     by_class = []
     classes = y[right].unique().tolist()
     for label in classes:
-        own = found[right & (y == label)]
-        share, thresholds = _alone(own, BLACK_BOX_CLASS, tests=len(classes))
-        seen = f"{name} alone finds {int(own.sum())} of {len(own)} samples of class {label}"
-        by_class.append(judge("black_box_class", share, thresholds, seen, remedy))
+        of_class = found[right & (y == label)]
+        share, thresholds = _share_beyond_chance(of_class, BLACK_BOX_CLASS, tests=len(classes))
+        observed = f"{name} alone finds {int(of_class.sum())} of {len(of_class)} samples of class {label}"
+        by_class.append(grade("black_box_class", share, thresholds, observed, remedy))
     return findings + sorted(by_class, key=lambda f: (LEVELS.index(f.level), f.value))[-1:]
 
 
@@ -316,28 +318,30 @@ def worst_class(values: Tensor, y: Tensor, *, median: bool = False) -> tuple[flo
         median: take the lower median of each class.
     """
     labels, group, counts = y.unique(return_inverse=True, return_counts=True)
-    few = counts < FEW
+    few = counts < MIN_PER_CLASS
     group = torch.where(few[group], len(labels), group)
     best, where = -1.0, ""
     for number in group.unique().tolist():
-        own = values[group == number]
-        value = (own.median() if median else own.mean()).item()
+        of_class = values[group == number]
+        value = (of_class.median() if median else of_class.mean()).item()
         if value > best:
             together = number == len(labels)
             best, where = value, "the rare classes" if together else f"class {int(labels[number])}"
     return best, where
 
 
-def _alone(found: Tensor, shares: tuple[float, float], tests: int = 1) -> tuple[float, tuple[float, float]]:
+def _share_beyond_chance(
+    found: Tensor, shares: tuple[float, float], tests: int = 1
+) -> tuple[float, tuple[float, float]]:
     """The share of samples (m,) found, and the shares beyond which chance no longer explains it."""
     m = len(found)
     if m == 0:
         return 0.0, shares
-    low, high = (most(m, share, CHANCE / tests) / m for share in shares)
+    low, high = (binomial_limit(m, share, FALSE_ALARMS / tests) / m for share in shares)
     return int(found.sum()) / m, (low, high)
 
 
-def most(n: int, share: float, chance: float) -> int:
+def binomial_limit(n: int, share: float, chance: float) -> int:
     """The count that a binomial variable of n trials exceeds with at most a given chance."""
     total, k = 0.0, -1
     while total < 1 - chance and k < n:

@@ -1,6 +1,6 @@
-"""What the sanity checks measure on a model: each function makes passes and returns plain tensors, judging nothing.
+"""Measurements behind the sanity checks: each function runs the model and returns plain tensors.
 
-`attacks.sanity.findings` says what the figures mean, `attacks.sanity.checks` puts the two together.
+`attacks.sanity.findings` compares the figures with thresholds, `attacks.sanity.checks` puts the two together.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ BOX_STEPS, BOX_STRIDE = 40, 0.04  # of the ascent through the whole box: togethe
 DRAWS, QUERIES = 10, 100  # random points, and queries of the random search
 
 
-class Watched(nn.Module):
-    """A model whose passes are counted, and to whose input a gradient always leads, be it zero.
+class CountingModel(nn.Module):
+    """A model that counts its passes and always has an input gradient, zero if need be.
 
     Attributes:
         passes: forward and input-gradient passes so far, in samples.
@@ -56,7 +56,7 @@ class Watched(nn.Module):
 
 @dataclass(frozen=True)
 class Probe:
-    """A model in eval mode, and samples that it gets right.
+    """A model in eval mode, and samples that it classifies correctly.
 
     Attributes:
         model: counts its passes.
@@ -66,7 +66,7 @@ class Probe:
         generator: source of all draws.
     """
 
-    model: Watched
+    model: CountingModel
     x: Tensor
     y: Tensor
     threat: ThreatModel
@@ -92,43 +92,43 @@ class Probe:
         return margin(self.y)(self.at(x), torch.arange(len(x), device=x.device))
 
 
-def relative_change(a: Tensor, b: Tensor) -> Tensor:
+def relative_logit_change(a: Tensor, b: Tensor) -> Tensor:
     """The largest difference of two sets of logits (m, K), in units of the spread of a sample's logits; (m,)."""
     spread = (a.amax(1) - a.amin(1)).clamp_min(1e-12)
     return ((a - b).abs().amax(1) / spread).nan_to_num_(nan=0.0, posinf=1e6)
 
 
-def repeats(seen: Probe) -> Tensor:
-    """Relative change of the logits over forwards of one and the same batch; (m,)."""
-    changes = [relative_change(seen.logits, seen.at(seen.x)) for _ in range(REPEATS)]
+def repeat_change(probe: Probe) -> Tensor:
+    """Relative change of the logits over repeated forwards of one batch; (m,)."""
+    changes = [relative_logit_change(probe.logits, probe.at(probe.x)) for _ in range(REPEATS)]
     return torch.stack(changes).amax(0)
 
 
-def company(seen: Probe) -> Tensor | None:
-    """Relative change of the logits when a batch is split in two and turned around; (m,), None for one sample."""
-    if len(seen.x) < 2:
+def batch_change(probe: Probe) -> Tensor | None:
+    """Relative change of the logits when a batch is split in two and reversed; (m,), None for one sample."""
+    if len(probe.x) < 2:
         return None
-    turned = torch.arange(len(seen.x) - 1, -1, -1, device=seen.x.device)
-    other = torch.empty_like(seen.logits)
+    turned = torch.arange(len(probe.x) - 1, -1, -1, device=probe.x.device)
+    other = torch.empty_like(probe.logits)
     for half in (turned[::2], turned[1::2]):
-        other[half] = seen.at(seen.x[half])
-    return relative_change(seen.logits, other)
+        other[half] = probe.at(probe.x[half])
+    return relative_logit_change(probe.logits, other)
 
 
-def gradients(seen: Probe) -> tuple[Tensor, Tensor]:
+def gradients(probe: Probe) -> tuple[Tensor, Tensor]:
     """Input gradients of cross-entropy and of the margin, each (m, C, H, W), as the model gives them."""
-    x, rows = seen.x.clone().requires_grad_(), torch.arange(len(seen.x), device=seen.x.device)
+    x, rows = probe.x.clone().requires_grad_(), torch.arange(len(probe.x), device=probe.x.device)
     with torch.enable_grad():
-        logits = seen.model(x)
-        losses = [objective(seen.y)(logits, rows).sum() for objective in (cross_entropy, margin)]
+        logits = probe.model(x)
+        losses = [objective(probe.y)(logits, rows).sum() for objective in (cross_entropy, margin)]
         first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses)
     return first, second
 
 
-def _gradient_of_margin(seen: Probe, at: Tensor) -> Tensor:
+def _gradient_of_margin(probe: Probe, at: Tensor) -> Tensor:
     x, rows = at.clone().requires_grad_(), torch.arange(len(at), device=at.device)
     with torch.enable_grad():
-        (grad,) = torch.autograd.grad(margin(seen.y)(seen.model(x), rows).sum(), x)
+        (grad,) = torch.autograd.grad(margin(probe.y)(probe.model(x), rows).sum(), x)
     return grad
 
 
@@ -138,19 +138,19 @@ def is_zero(grad: Tensor) -> Tensor:
     return ~(size.isfinite() & (size > 0))
 
 
-def disagreement(seen: Probe) -> Tensor:
+def disagreement(probe: Probe) -> Tensor:
     """How much of the margin's change in random directions its gradient does not explain, from 0; (m,).
 
     The sum over directions of (difference quotient - slope)^2, over that of both squares: 0 if they agree, 1 if one of
     them is zero, 2 if they are opposite. Nothing is left to explain where both are zero. It is measured so far inside
     the box that no difference reaches out of it: a model may clip its input.
     """
-    inside = seen.x.clamp(DIFFERENCE, 1 - DIFFERENCE)
-    grad = _gradient_of_margin(seen, inside)
-    left, whole = torch.zeros_like(seen.x[:, 0, 0, 0]), torch.zeros_like(seen.x[:, 0, 0, 0])
+    inside = probe.x.clamp(DIFFERENCE, 1 - DIFFERENCE)
+    grad = _gradient_of_margin(probe, inside)
+    left, whole = torch.zeros_like(probe.x[:, 0, 0, 0]), torch.zeros_like(probe.x[:, 0, 0, 0])
     for _ in range(DIRECTIONS):
-        direction = uniform(seen.x, seen.generator).sub_(0.5).sign_()
-        ahead, behind = (seen.margin(inside + side * DIFFERENCE * direction) for side in (1, -1))
+        direction = uniform(probe.x, probe.generator).sub_(0.5).sign_()
+        ahead, behind = (probe.margin(inside + side * DIFFERENCE * direction) for side in (1, -1))
         quotient = (ahead - behind) / (2 * DIFFERENCE)
         slope = (grad * direction).flatten(1).sum(1)
         left += (quotient - slope) ** 2
@@ -158,82 +158,82 @@ def disagreement(seen: Probe) -> Tensor:
     return torch.where(whole > 0, left / whole, torch.zeros_like(left)).nan_to_num_(nan=1.0)
 
 
-def rises(seen: Probe, grad: Tensor) -> Tensor:
+def margin_rises(probe: Probe, grad: Tensor) -> Tensor:
     """Whether a step along the sign of the margin's gradient raises the margin, over two lengths; (2, m) bool."""
-    here = seen.margin(seen.x)
+    here = probe.margin(probe.x)
     direction = grad.nan_to_num().sign()
-    eps = seen.threat.eps if seen.threat.norm == "linf" else seen.threat.eps / math.sqrt(seen.x[0].numel())
+    eps = probe.threat.eps if probe.threat.norm == "linf" else probe.threat.eps / math.sqrt(probe.x[0].numel())
     lengths = [length for length in (eps / 4, RISE) if length > 0]
-    return torch.stack([seen.margin((seen.x + length * direction).clamp(0, 1)) > here for length in lengths])
+    return torch.stack([probe.margin((probe.x + length * direction).clamp(0, 1)) > here for length in lengths])
 
 
-def whole_box(seen: Probe) -> Tensor:
-    """Which samples (m,) stand at every step of an ascent that no radius holds back, from x itself."""
-    linf = seen.threat.norm == "linf"
-    reach = 1.0 if linf else math.sqrt(seen.x[0].numel())
-    everything = torch.ones_like(seen.y, dtype=torch.bool)
-    return _ascent(seen, reach, BOX_STRIDE * reach, BOX_STEPS, "zero", only=everything).all(0)
+def whole_box(probe: Probe) -> Tensor:
+    """Samples (m,) that stand at every step of an ascent without a radius, from x itself."""
+    linf = probe.threat.norm == "linf"
+    reach = 1.0 if linf else math.sqrt(probe.x[0].numel())
+    everything = torch.ones_like(probe.y, dtype=torch.bool)
+    return _path(probe, reach, BOX_STRIDE * reach, BOX_STEPS, "zero", only=everything).all(0)
 
 
-def climb(seen: Probe) -> Tensor:
+def ascent_path(probe: Probe) -> Tensor:
     """Which samples stand at the points of PGD (40 steps of eps / 4, random start) from step 10 on; (31, m) bool."""
-    eps = seen.threat.eps
-    return _ascent(seen, eps, eps / 4, STEPS, "uniform")[EARLY:]
+    eps = probe.threat.eps
+    return _path(probe, eps, eps / 4, STEPS, "uniform")[EARLY:]
 
 
-def one_step(seen: Probe) -> Tensor:
+def one_step(probe: Probe) -> Tensor:
     """Which samples (m,) stand after one step of eps along the gradient (FGSM)."""
-    return _ascent(seen, seen.threat.eps, seen.threat.eps, 1, "zero")[-1]
+    return _path(probe, probe.threat.eps, probe.threat.eps, 1, "zero")[-1]
 
 
-def fooled_on_the_way(seen: Probe, path: Tensor) -> Tensor:
-    """Which samples (m,) fell at some point of a climb, or of a second one on the margin that the others take."""
+def fooled_along(probe: Probe, path: Tensor) -> Tensor:
+    """Samples (m,) fooled at some point of an ascent, or of a second one on the margin, run on the others."""
     left = path.all(0)
-    eps = seen.threat.eps
-    return ~_ascent(seen, eps, eps / 4, STEPS, "uniform", objective=margin(seen.y), only=left).all(0)
+    eps = probe.threat.eps
+    return ~_path(probe, eps, eps / 4, STEPS, "uniform", objective=margin(probe.y), only=left).all(0)
 
 
-def _ascent(
-    seen: Probe, eps: float, stride: float, steps: int, start: Start,
+def _path(
+    probe: Probe, eps: float, stride: float, steps: int, start: Start,
     *, objective: Objective | None = None, only: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Which samples stand at each point of an ascent, start and end included; (steps + 1, m) bool.
 
     Of cross-entropy, if no objective is given. With `only` (m,) bool these alone take part, each until it falls.
     """
-    path = torch.zeros(steps + 1, len(seen.x), dtype=torch.bool, device=seen.x.device)
+    path = torch.zeros(steps + 1, len(probe.x), dtype=torch.bool, device=probe.x.device)
 
     def observe(step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
-        path[step, rows] = logits.argmax(1) == seen.y[rows]
+        path[step, rows] = logits.argmax(1) == probe.y[rows]
         if only is None:
             return None
         path[step] &= only
         return path[step, rows]
 
     x_adv = ascend(
-        seen.model, seen.x, objective or cross_entropy(seen.y), eps=eps, step_size=stride, steps=steps, start=start,
-        norm=seen.threat.norm, generator=seen.generator, observe=observe,
+        probe.model, probe.x, objective or cross_entropy(probe.y), eps=eps, step_size=stride, steps=steps, start=start,
+        norm=probe.threat.norm, generator=probe.generator, observe=observe,
     )  # fmt: skip
-    path[steps] = seen.stands(x_adv)
+    path[steps] = probe.stands(x_adv)
     return path
 
 
-def noise(seen: Probe) -> Tensor:
+def noise(probe: Probe) -> Tensor:
     """Which samples (m,) stand at all of ten random points on the surface of the ball."""
-    left = torch.ones_like(seen.y, dtype=torch.bool)
+    left = torch.ones_like(probe.y, dtype=torch.bool)
     for _ in range(DRAWS):
-        left &= seen.stands(seen.threat.project(seen.x + _surface(seen), seen.x))
+        left &= probe.stands(probe.threat.project(probe.x + _surface(probe), probe.x))
     return left
 
 
-def _surface(seen: Probe) -> Tensor:
-    eps = seen.threat.eps
-    if seen.threat.norm == "linf":
-        return uniform(seen.x, seen.generator).sub_(0.5).sign_().mul_(eps)
-    return F.normalize(normal(seen.x, seen.generator).flatten(1), dim=1).view_as(seen.x) * eps
+def _surface(probe: Probe) -> Tensor:
+    eps = probe.threat.eps
+    if probe.threat.norm == "linf":
+        return uniform(probe.x, probe.generator).sub_(0.5).sign_().mul_(eps)
+    return F.normalize(normal(probe.x, probe.generator).flatten(1), dim=1).view_as(probe.x) * eps
 
 
-def search(seen: Probe) -> Tensor:
+def search(probe: Probe) -> Tensor:
     """Which samples (m,) stand after a random search of 100 queries that asks for no gradient (Square)."""
-    found = Square(seen.threat, QUERIES)(seen.model, seen.x, seen.y, generator=seen.generator)
-    return seen.stands(found)
+    found = Square(probe.threat, QUERIES)(probe.model, probe.x, probe.y, generator=probe.generator)
+    return probe.stands(found)

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from attacks.ascent import ascend
 from attacks.objectives import cross_entropy
-from attacks.sanity import checks as masking
-from attacks.sanity import findings as symptoms
-from attacks.sanity import measure as probes
-from attacks.sanity.checks import Examination, choose, examine
+from attacks.sanity import checks, findings, measure
+from attacks.sanity.checks import Examination, choose_samples, examine
 from attacks.sanity.findings import Finding
 from attacks.threat import ThreatModel
 from bench.data.splits import load, to_float
@@ -199,12 +197,12 @@ def test_samples_are_spread_over_the_classes() -> None:
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 3)
     right = torch.ones(83, dtype=torch.bool)
     right[:10] = False
-    rows = choose(y, right, 23, torch.Generator().manual_seed(0))
+    rows = choose_samples(y, right, 23, torch.Generator().manual_seed(0))
     assert y[rows].bincount().tolist() == [10, 10, 3]
     assert right[rows].all() and (rows.diff() > 0).all()
-    assert len(choose(y, right, 100, torch.Generator())) == 73
-    assert not torch.equal(rows, choose(y, right, 23, torch.Generator().manual_seed(1)))
-    assert len(choose(y, ~right & False, 5, torch.Generator())) == 0
+    assert len(choose_samples(y, right, 100, torch.Generator())) == 73
+    assert not torch.equal(rows, choose_samples(y, right, 23, torch.Generator().manual_seed(1)))
+    assert len(choose_samples(y, ~right & False, 5, torch.Generator())) == 0
 
 
 # Stages
@@ -223,7 +221,7 @@ def test_a_black_box_stage_that_finds_more(count: int, level: str) -> None:
     found = torch.zeros(400, dtype=torch.bool)
     found[:count] = True
     right = torch.ones(400, dtype=torch.bool)
-    overall, _ = masking._stages(stages(400, found), right, y)
+    overall, _ = checks._black_box(stages(400, found), right, y)
     assert (overall.check, overall.level, overall.value) == ("black_box", level, count / 400)
     assert f"square alone finds {count} of 400 samples" in overall.reason
 
@@ -232,24 +230,26 @@ def test_a_single_class_is_noticed_and_order_matters() -> None:
     y = torch.arange(4000) % 10
     found = (y == 7) & (torch.arange(4000) < 600)
     right = torch.ones(4000, dtype=torch.bool)
-    overall, by_class = masking._stages(stages(4000, found), right, y)
+    overall, by_class = checks._black_box(stages(4000, found), right, y)
     assert (overall.level, by_class.level) == ("suspicious", "unreliable")
     assert "of 400 samples of class 7" in by_class.reason
     first = {"square": ~found, "apgd-ce": ~found}
-    assert masking._stages(first, right, y) == masking._stages({}, right, y) == masking._stages(None, right, y) == []
+    assert (
+        checks._black_box(first, right, y) == checks._black_box({}, right, y) == checks._black_box(None, right, y) == []
+    )
     fallen = {"apgd-ce": ~found, "square": ~found}
-    assert [finding.value for finding in masking._stages(fallen, right, y)] == [0, 0]
+    assert [finding.value for finding in checks._black_box(fallen, right, y)] == [0, 0]
 
 
 def test_counts_that_chance_explains() -> None:
     for n, share, chance in [(100, 0.02, 0.01), (400, 0.005, 0.01), (20, 0.1, 0.05), (3, 0.5, 0.01)]:
-        k = symptoms.most(n, share, chance)
+        k = findings.binomial_limit(n, share, chance)
 
         def beyond(k: int, n: int = n, share: float = share) -> float:
             return sum(math.comb(n, i) * share**i * (1 - share) ** (n - i) for i in range(k + 1, n + 1))
 
         assert beyond(k) <= chance < beyond(k - 1)
-    assert symptoms.most(50_000, 0.02, 0.01) == pytest.approx(1000 + 2.33 * math.sqrt(980), abs=3)
+    assert findings.binomial_limit(50_000, 0.02, 0.01) == pytest.approx(1000 + 2.33 * math.sqrt(980), abs=3)
 
 
 # Symptoms
@@ -265,33 +265,33 @@ def some(*places: int) -> Tensor:
 @pytest.mark.parametrize(
     ("finding", "level", "value"),
     [
-        (symptoms.random_forward(torch.tensor([0.0, 1e-6])), "reliable", 1e-6),
-        (symptoms.random_forward(torch.tensor([0.0, 1e-3])), "suspicious", 1e-3),
-        (symptoms.random_forward(torch.tensor([0.1, 0.0])), "unreliable", 0.1),
-        (symptoms.batch_dependence(torch.tensor([1e-5])), "reliable", 1e-5),
-        (symptoms.batch_dependence(torch.tensor([5e-3])), "suspicious", 5e-3),
-        (symptoms.batch_dependence(None), "reliable", None),
-        (symptoms.probabilities(torch.tensor([[0.2, 0.8], [0.5, 0.5]])), "suspicious", 1),
-        (symptoms.probabilities(torch.tensor([[0.2, 0.9], [-0.5, 1.5]])), "reliable", 0),
-        (symptoms.zero_gradients(some(), Y), "reliable", 0),
-        (symptoms.zero_gradients(some(1), Y), "suspicious", 0.25),
-        (symptoms.zero_gradients(some(4, 5, 6), Y), "unreliable", 0.75),
-        (symptoms.saturation(some(8, 9), Y), "unreliable", 1),
-        (symptoms.gradient_agreement(torch.linspace(0, 0.1, 10), Y), "reliable", 8 / 90),
-        (symptoms.gradient_agreement(some(0, 1, 2).double(), Y), "unreliable", 1),
-        (symptoms.gradient_agreement(some(0, 1).double(), Y), "reliable", 0),
-        (symptoms.ascent(torch.stack([~some(), ~some(0, 1, 2)])), "suspicious", 0.3),
-        (symptoms.ascent(torch.stack([~some(), some()])), "unreliable", 1),
-        (symptoms.whole_box(some()), "reliable", 0),
-        (symptoms.whole_box(some(0)), "suspicious", 0.1),
-        (symptoms.whole_box(some(0, 1)), "unreliable", 0.2),
-        (symptoms.more_steps(torch.stack([some(1, 2), some(1), some(1, 2)])), "suspicious", 0.1),
-        (symptoms.more_steps(torch.stack([some(1, 2), some(1), some(1)])), "reliable", 0),
-        (symptoms.one_step(some(), some(0, 1, 2, 3, 4, 5, 6)), "suspicious", 0.3),
-        (symptoms.noise(some(), some()), "unreliable", 1),
-        (symptoms.noise(~some(), some()), "reliable", 0),
-        (symptoms.search(some(), ~some()), "reliable", 0),
-        (symptoms.search(some(0), some()), "unreliable", 0.9),
+        (findings.random_forward(torch.tensor([0.0, 1e-6])), "reliable", 1e-6),
+        (findings.random_forward(torch.tensor([0.0, 1e-3])), "suspicious", 1e-3),
+        (findings.random_forward(torch.tensor([0.1, 0.0])), "unreliable", 0.1),
+        (findings.batch_dependence(torch.tensor([1e-5])), "reliable", 1e-5),
+        (findings.batch_dependence(torch.tensor([5e-3])), "suspicious", 5e-3),
+        (findings.batch_dependence(None), "reliable", None),
+        (findings.probabilities(torch.tensor([[0.2, 0.8], [0.5, 0.5]])), "suspicious", 1),
+        (findings.probabilities(torch.tensor([[0.2, 0.9], [-0.5, 1.5]])), "reliable", 0),
+        (findings.zero_gradients(some(), Y), "reliable", 0),
+        (findings.zero_gradients(some(1), Y), "suspicious", 0.25),
+        (findings.zero_gradients(some(4, 5, 6), Y), "unreliable", 0.75),
+        (findings.saturation(some(8, 9), Y), "unreliable", 1),
+        (findings.gradient_agreement(torch.linspace(0, 0.1, 10), Y), "reliable", 8 / 90),
+        (findings.gradient_agreement(some(0, 1, 2).double(), Y), "unreliable", 1),
+        (findings.gradient_agreement(some(0, 1).double(), Y), "reliable", 0),
+        (findings.ascent(torch.stack([~some(), ~some(0, 1, 2)])), "suspicious", 0.3),
+        (findings.ascent(torch.stack([~some(), some()])), "unreliable", 1),
+        (findings.whole_box(some()), "reliable", 0),
+        (findings.whole_box(some(0)), "suspicious", 0.1),
+        (findings.whole_box(some(0, 1)), "unreliable", 0.2),
+        (findings.more_steps(torch.stack([some(1, 2), some(1), some(1, 2)])), "suspicious", 0.1),
+        (findings.more_steps(torch.stack([some(1, 2), some(1), some(1)])), "reliable", 0),
+        (findings.one_step(some(), some(0, 1, 2, 3, 4, 5, 6)), "suspicious", 0.3),
+        (findings.noise(some(), some()), "unreliable", 1),
+        (findings.noise(~some(), some()), "reliable", 0),
+        (findings.search(some(), ~some()), "reliable", 0),
+        (findings.search(some(0), some()), "unreliable", 0.9),
     ],
     ids=lambda value: value.check if isinstance(value, Finding) else "",
 )
@@ -302,10 +302,10 @@ def test_levels_in_closed_form(finding: Finding, level: str, value: float | None
 
 
 def test_the_worst_class_and_rare_classes() -> None:
-    assert symptoms.worst_class(some(4, 5, 6).double(), Y) == (0.75, "class 1")
-    assert symptoms.worst_class(some(8).double(), Y) == (0.5, "the rare classes")
+    assert findings.worst_class(some(4, 5, 6).double(), Y) == (0.75, "class 1")
+    assert findings.worst_class(some(8).double(), Y) == (0.5, "the rare classes")
     y = torch.tensor([0, 1, 2, 3])
-    assert symptoms.worst_class(torch.tensor([0.0, 1, 0, 0]), y) == (0.25, "the rare classes")
+    assert findings.worst_class(torch.tensor([0.0, 1, 0, 0]), y) == (0.25, "the rare classes")
 
 
 # Probes
@@ -325,33 +325,33 @@ class Linear(nn.Module):
         return torch.stack([score, torch.zeros_like(score)], 1)
 
 
-def probe(model: nn.Module, *, m: int = 6, eps: float = 0.1) -> probes.Probe:
+def probe(model: nn.Module, *, m: int = 6, eps: float = 0.1) -> measure.Probe:
     x = torch.rand(m, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     y = torch.zeros(m, dtype=torch.int64)
-    return probes.Probe(probes.Watched(model), x, y, ThreatModel("linf", eps), torch.Generator().manual_seed(2))
+    return measure.Probe(measure.CountingModel(model), x, y, ThreatModel("linf", eps), torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("seen", [1.0, 0.5, 0.0, -1.0])
 def test_unexplained_share_of_a_linear_model(seen: float) -> None:
     """Quotient q, slope seen q: (1 - seen)^2 / (1 + seen^2)."""
-    left = probes.disagreement(probe(Linear(seen)))
+    left = measure.disagreement(probe(Linear(seen)))
     assert left.tolist() == pytest.approx([(1 - seen) ** 2 / (1 + seen**2)] * 6, abs=1e-2)
 
 
 def test_gradients_of_margin_and_loss() -> None:
-    by_loss, by_margin = probes.gradients(probe(Linear()))
+    by_loss, by_margin = measure.gradients(probe(Linear()))
     assert torch.equal(by_margin, -Linear().weight.detach().expand(6, 2, 2, 2))
-    assert probes.is_zero(by_loss).tolist() == [True] * 6  # a margin of 100 is lost in float32
-    assert probes.is_zero(by_margin).tolist() == [False] * 6
-    assert probes.is_zero(torch.tensor([0.0, torch.nan, torch.inf, 1]).view(4, 1, 1, 1)).tolist() == [1, 1, 1, 0]
+    assert measure.is_zero(by_loss).tolist() == [True] * 6  # a margin of 100 is lost in float32
+    assert measure.is_zero(by_margin).tolist() == [False] * 6
+    assert measure.is_zero(torch.tensor([0.0, torch.nan, torch.inf, 1]).view(4, 1, 1, 1)).tolist() == [1, 1, 1, 0]
 
 
 def test_a_step_along_the_gradient_raises_a_linear_margin() -> None:
     seen = probe(Linear())
-    gradient = probes.gradients(seen)[1]
-    assert probes.rises(seen, gradient).all()
-    assert probes.rises(seen, gradient).shape == (2, 6)
-    assert not probes.rises(seen, -gradient).any()
+    gradient = measure.gradients(seen)[1]
+    assert measure.margin_rises(seen, gradient).all()
+    assert measure.margin_rises(seen, gradient).shape == (2, 6)
+    assert not measure.margin_rises(seen, -gradient).any()
 
 
 class Counts(nn.Module):
@@ -369,23 +369,23 @@ class Counts(nn.Module):
 
 @pytest.mark.parametrize(
     ("attack", "left"),
-    [(probes.noise, 0), (probes.whole_box, 0), (probes.one_step, 0)],
+    [(measure.noise, 0), (measure.whole_box, 0), (measure.one_step, 0)],
 )
-def test_a_model_that_changes_its_mind_falls(attack: Callable[[probes.Probe], Tensor], left: int) -> None:
+def test_a_model_that_changes_its_mind_falls(attack: Callable[[measure.Probe], Tensor], left: int) -> None:
     assert int(attack(probe(Counts())).sum()) == left
 
 
 def test_random_outputs_and_company() -> None:
-    assert probes.repeats(probe(Linear())).max() == 0
-    assert probes.repeats(probe(Counts())).min() == pytest.approx(1)
-    company = probes.company(probe(Linear()))
-    assert company is not None and company.max() < 1e-5
-    assert probes.company(probe(Linear(), m=1)) is None
+    assert measure.repeat_change(probe(Linear())).max() == 0
+    assert measure.repeat_change(probe(Counts())).min() == pytest.approx(1)
+    regrouped = measure.batch_change(probe(Linear()))
+    assert regrouped is not None and regrouped.max() < 1e-5
+    assert measure.batch_change(probe(Linear(), m=1)) is None
 
 
 def test_points_on_the_surface_of_the_ball() -> None:
-    flat = probes._surface(probe(Linear()))
+    flat = measure._surface(probe(Linear()))
     assert torch.equal(flat.abs(), torch.full_like(flat, 0.1))
     seen = probe(Linear())
-    round_ = probes._surface(probes.Probe(seen.model, seen.x, seen.y, ThreatModel("l2", 0.5), seen.generator))
+    round_ = measure._surface(measure.Probe(seen.model, seen.x, seen.y, ThreatModel("l2", 0.5), seen.generator))
     assert round_.flatten(1).norm(dim=1).tolist() == pytest.approx([0.5] * 6)
