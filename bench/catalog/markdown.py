@@ -12,11 +12,12 @@ WIDTH = 110  # of prose on a terminal
 
 
 def value_text(value: Any, empty: str = "()") -> str:
-    """A setting's value: numbers to four digits, no brackets."""
+    """A setting's value: numbers to four digits, no brackets but around lists within a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
+        lists = {key: f"({value_text(item)})" for key, item in value.items() if isinstance(item, tuple)}
+        return ", ".join(f"{key} {lists.get(key) or value_text(item)}" for key, item in value.items())
     if isinstance(value, tuple):
         return ", ".join(map(value_text, value)) or empty
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

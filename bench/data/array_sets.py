@@ -98,7 +98,10 @@ def cifar100(root: Path, download: bool) -> Raw:
     augment="crop",
 )
 def svhn(root: Path, download: bool) -> Raw:
-    """Street View House Numbers (Netzer et al., 2011): 99,289 digits of 32x32 pixels, the classes unbalanced."""
+    """Street View House Numbers (Netzer et al., 2011): 99,289 digits of 32x32 pixels, the classes unbalanced.
+
+    The published extra part is not read.
+    """
     from torchvision.datasets import SVHN
 
     sums = dict(SVHN.split_list[part][1:] for part in ("train", "test"))

@@ -1,62 +1,32 @@
-"""Data sets of image files: `folder:PATH` with a sub-folder per class, and reading of image files.
+"""Data sets of image files: `folder:PATH` with a sub-folder per class.
 
-Free of torch. An image is scaled so that its shorter side fits (bilinear, antialiased), and its centre is cut out;
-one that has the size already is left as it is. Orientation tags are not followed, transparency is dropped.
+Free of torch. What is not read of a folder is counted by kind. The files are read by `bench.data.image_files`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.data.raw import IN_MEMORY, SMALLEST, Images, ImageSource, Labels, Raw, check_labels, stratified_order
+from bench.data.image_files import ImageFiles, LazyImages, probe
+from bench.data.raw import SMALLEST, Raw, check_labels, stratified_order
 from bench.errors import BenchError, UsageError
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-GREY = ("1", "L", "LA")
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-PROBES = 64
-CHUNK = 1024
-log = logging.getLogger("bench")
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Paths, sizes and classes of image files.
-
-    Attributes:
-        root: the folder they are in.
-        names: paths below it, with forward slashes.
-        sizes: of the files in bytes.
-        y: their classes (N,).
-    """
-
-    root: Path
-    names: Sequence[str]
-    sizes: Sequence[int]
-    y: Labels
-
-    def take(self, rows: NDArray[np.int64]) -> ImageFiles:
-        """The files at these positions."""
-        chosen = rows.tolist()
-        return ImageFiles(self.root, [self.names[i] for i in chosen], [self.sizes[i] for i in chosen], self.y[rows])
-
-    def manifest(self) -> bytes:
-        """Names and sizes, one line per file."""
-        return "".join(f"{name} {size}\n" for name, size in zip(self.names, self.sizes, strict=True)).encode()
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+KINDS = 6  # of files not read that a note names
+FOLDER, IMAGE = "folder", "image"
+NOWHERE, UPWARDS, SPECIAL = "link to nothing", "link to a folder above", "non-file such as a pipe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +34,10 @@ class Listing:
     """Classes and image files of a folder.
 
     Attributes:
-        class_names: the class sub-folders, sorted.
+        class_names: the class sub-folders, see `in_order`.
         train, test: the files.
         parts: names of the folders of train and test; none where one folder was split.
-        unread: other folders beside them.
+        unread: other folders beside them, and how many files and folders of which kind are not read.
     """
 
     class_names: tuple[str, ...]
@@ -77,98 +47,12 @@ class Listing:
     unread: tuple[str, ...] = ()
 
 
-class LazyImages:
-    """Image files that are read when rows are indexed, by threads; a `bench.data.raw.ImageSource`.
-
-    Args:
-        files: of the images.
-        size: height and width of the centre crop.
-        channels: 1 or 3; a grey file becomes a colour image of three equal channels.
-        shorter: length that the shorter side is scaled to first; `size` if not given.
-    """
-
-    ndim, dtype = 4, np.dtype(np.uint8)
-
-    def __init__(self, files: ImageFiles, size: int, channels: int = 3, shorter: int | None = None) -> None:
-        self._files, self._size, self._channels, self._shorter = files, size, channels, shorter or size
-        self.grey = 0
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(N, H, W, C)."""
-        return (len(self), self._size, self._size, self._channels)
-
-    def __len__(self) -> int:
-        return len(self._files.names)
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> Images:
-        return np.stack(list(self._pool.map(self._image, rows.tolist())))
-
-    def load(self) -> Images | ImageSource:
-        """All images in memory; self where they take more than `bench.data.raw.IN_MEMORY` bytes."""
-        if int(np.prod(self.shape)) > IN_MEMORY:
-            return self
-        images = np.empty(self.shape, np.uint8)
-        self.grey = 0
-        for rows in np.array_split(np.arange(len(self)), max(1, len(self) // CHUNK)):
-            images[rows] = self[rows]
-        if self.grey:
-            log.info("%s: %d of %d images are grey and were read as colour", self._files.root, self.grey, len(self))
-        return images
-
-    def fingerprint(self, rows: NDArray[np.int64]) -> bytes:
-        """Hash of names and sizes of the files and of the crop."""
-        digest = hashlib.sha256(f"{self._size} {self._channels} {self._shorter}\n".encode())
-        digest.update(self._files.take(rows).manifest())
-        return digest.digest()
-
-    def _image(self, row: int) -> Images:
-        path = self._files.root / self._files.names[row]
-        image, grey = read_image(path, self._size, self._shorter, self._channels)
-        self.grey += grey
-        return image
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
-
-def read_image(path: Path, size: int, shorter: int, channels: int) -> tuple[Images, bool]:
-    """Read an image (size, size, channels); also returns whether a grey file was made a colour image.
-
-    Raises:
-        BenchError: if the file is no image, has more than 8 bits, or is in colour where the set is grey.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            file.load()
-            grey = file.mode in GREY
-            if file.mode in DEEP or (channels == 1 and not grey):
-                wanted = "8 bits a channel" if file.mode in DEEP else "grey like the set's others"
-                raise BenchError(f"{path}: expected an image with {wanted}, got mode {file.mode}; convert it")
-            if "transparency" in file.info:
-                file = file.convert("RGBA")
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BenchError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
-    width, height = image.size
-    if min(width, height) != shorter:
-        factor = shorter / min(width, height)
-        width, height = (max(shorter, round(side * factor)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-    return pixels.reshape(size, size, channels), grey and channels == 3
-
-
 def listing(folder: Path) -> Listing:
     """The class sub-folders of a folder and their image files, names in sorted order.
 
     A folder with one of `TRAIN` and one of `TEST`, in any case, holds its parts, the first of each in that order, if
-    they hold folders and no images; of any other a fixed stratified fifth, one image of each class at least, is the
-    test part.
+    they hold folders and no images, or the same two or more folders; of any other a fixed stratified fifth, one image
+    of each class at least, is the test part.
 
     Raises:
         UsageError: if there is no such folder.
@@ -186,28 +70,40 @@ def _cached_listing(folder: Path, times: tuple[int, ...]) -> Listing:
 
 
 def _listing(folder: Path) -> Listing:
-    inside = _folders(folder)
-    holding = [name for name in inside if _has_only_folders(folder / name)]
-    parts = tuple(_first_named(holding, TRAIN) + _first_named(holding, TEST))
+    inside, left_out = _folders(folder), Counter(_kinds_beside(folder))
+    parts = _parts(folder, inside)
     if len(parts) == 2:
         names = _folders(folder / parts[0])
         odd = sorted(set(names) ^ set(_folders(folder / parts[1])))
         if odd:
             both = " and ".join(parts)
             raise BenchError(f"{folder}: expected the same classes in {both}, only one has {odd[0]}")
-        train, test = (scan(folder / part, names) for part in parts)
+        train, test = (scan(folder / part, names, left_out) for part in parts)
+        left_out.update(kind for part in parts for kind in _kinds_beside(folder / part))
     else:
         names, parts = inside, ()
         _check_classes(folder, names)
-        everything = scan(folder, names)
+        everything = scan(folder, names, left_out)
         order = stratified_order(everything.y)
         cut = max(len(order) // 5, len(names))
         test, train = (everything.take(np.sort(rows)) for rows in np.split(order, [cut]))
     if len(names) < 2:
         raise BenchError(f"{folder}: expected a sub-folder for each of at least 2 classes, got {len(names)}")
+    _check_encoding(folder, names)
     for part, files in (("train", train), ("test", test)):
         check_labels(f"{folder}: {part}", files.y, len(files.names), names)
-    return Listing(tuple(names), train, test, parts, tuple(name for name in inside if parts and name not in parts))
+    unread = (*(name for name in inside if parts and name not in parts), *_counted(left_out))
+    return Listing(tuple(names), train, test, parts, unread)
+
+
+def _parts(folder: Path, inside: Sequence[str]) -> tuple[str, ...]:
+    """Names of the folders of the training and the test part, as far as there are."""
+    only_folders = [name for name in inside if _has_only_folders(folder / name)]
+    both = [[*_first_named(names, TRAIN), *_first_named(names, TEST)] for names in (only_folders, inside)]
+    if len(both[0]) < 2 == len(both[1]):  # one of them holds images as well
+        train, test = (set(_folders(folder / name)) for name in both[1])
+        return tuple(both[1] if len(train) > 1 and train == test else both[0])
+    return tuple(both[0])
 
 
 def _first_named(folders: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -240,12 +136,17 @@ def _check_classes(folder: Path, names: Sequence[str]) -> None:
 def _has_only_folders(folder: Path) -> bool:
     """Whether a folder holds folders and no images."""
     with os.scandir(folder) as entries:
-        images = any(entry.name.lower().endswith(ENDINGS) and entry.is_file() for entry in entries)
+        images = any(_kind(entry, ()) == IMAGE for entry in entries)
     return not images and bool(_folders(folder))
 
 
-def scan(folder: Path, classes: Sequence[str]) -> ImageFiles:
-    """The image files below the class sub-folders of a folder; other files are ignored.
+def scan(folder: Path, classes: Sequence[str], left_out: Counter[str] | None = None) -> ImageFiles:
+    """The image files below the class sub-folders of a folder.
+
+    Args:
+        folder: of all classes, or of one part of the data set.
+        classes: names of the sub-folders.
+        left_out: receives how many of the other files there are of which kind.
 
     Raises:
         BenchError: if a class has none.
@@ -254,37 +155,14 @@ def scan(folder: Path, classes: Sequence[str]) -> ImageFiles:
     sizes: list[int] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_images(folder / name, name))
+        above = (os.path.realpath(folder / name),)
+        found = sorted(_images(folder / name, name, Counter() if left_out is None else left_out, above))
         if not found:
             raise BenchError(f"{folder / name}: expected images of the class, found none ({', '.join(ENDINGS)})")
         names += [path for path, _ in found]
         sizes += [size for _, size in found]
         labels += [label] * len(found)
     return ImageFiles(folder, names, sizes, np.asarray(labels, dtype=np.int64))
-
-
-def probe(files: ImageFiles) -> tuple[int, int]:
-    """Channels and size of image files, from the headers of some of them, evenly chosen.
-
-    Returns:
-        3 if one is in colour, else 1; the most common shorter side.
-
-    Raises:
-        BenchError: if one of them is no image.
-    """
-    from PIL import Image
-
-    sides: Counter[int] = Counter()
-    colour = False
-    for row in sorted(set(np.linspace(0, len(files.names) - 1, PROBES).astype(int).tolist())):
-        path = files.root / files.names[row]
-        try:
-            with Image.open(path) as image:
-                sides[min(image.size)] += 1
-                colour = colour or image.mode not in (*GREY, *DEEP)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BenchError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
-    return 3 if colour else 1, max(sides, key=lambda side: (sides[side], side))
 
 
 def image_shape(found: Listing, size: int | None) -> tuple[int, int, int]:
@@ -317,19 +195,95 @@ def _modification_times(folder: Path, depth: int) -> Iterator[int]:
 
 
 def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder but hidden ones and links upwards, in the order of classes."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+        kinds = {entry.name: _kind(entry, (os.path.realpath(folder),)) for entry in entries}
+    return in_order([name for name, kind in kinds.items() if kind == FOLDER and not name.startswith((".", "__"))])
 
 
-def _images(folder: Path, below: str) -> Iterator[tuple[str, int]]:
+def in_order(names: Sequence[str]) -> list[str]:
+    """Names sorted as text; where they differ in their last number alone, by that number.
+
+    >>> in_order(["10", "9", "0"]), in_order(["x10", "y9", "z0"])
+    (['0', '9', '10'], ['x10', 'y9', 'z0'])
+    """
+    found = [re.fullmatch(r"(.*?)([0-9]+)([^0-9]*)", name, re.DOTALL) for name in names]
+    numbered = {name: int(match[2]) for name, match in zip(names, found, strict=True) if match}
+    alike = len({(match[1], match[3]) if match else None for match in found}) == 1
+    return sorted(names, key=lambda name: (numbered.get(name, 0) if alike else 0, name))
+
+
+def _images(folder: Path, below: str, left_out: Counter[str], above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Paths and sizes of the image files in a folder and the folders in it; what else there is goes to `left_out`."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _images(Path(entry.path), f"{below}/{entry.name}")
-            elif entry.name.lower().endswith(ENDINGS):
+            kind = _kind(entry, above)
+            if kind == FOLDER and not entry.name.startswith("."):
+                inner = (*above, os.path.realpath(entry.path))
+                yield from _images(Path(entry.path), f"{below}/{entry.name}", left_out, inner)
+            elif kind == IMAGE:
                 yield f"{below}/{entry.name}", entry.stat().st_size
+            elif kind:
+                left_out[_hidden_folder(entry.name) if kind == FOLDER else kind] += 1
+
+
+def _kinds_beside(folder: Path) -> list[str]:
+    """Kinds of what lies beside the folders of classes or parts and is not read."""
+    with os.scandir(folder) as entries:
+        kinds = [(entry.name, _kind(entry, (os.path.realpath(folder),))) for entry in entries]
+    hidden = [_hidden_folder(name) for name, kind in kinds if kind == FOLDER and name.startswith((".", "__"))]
+    beside = {IMAGE: "image beside the folders of classes"}
+    return hidden + [beside.get(kind, kind) for _, kind in kinds if kind not in ("", FOLDER)]
+
+
+def _hidden_folder(name: str) -> str:
+    return f"folder {name} (hidden by its name)"
+
+
+def _kind(entry: os.DirEntry[str], above: Sequence[str]) -> str:
+    """`FOLDER`, `IMAGE`, or what else an entry of a folder is, in words; nothing for hidden files but images.
+
+    Args:
+        entry: of a folder.
+        above: real paths of that folder and of those through which it was reached.
+    """
+    hidden, image = entry.name.startswith("."), entry.name.lower().endswith(ENDINGS)
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself
+        is_folder = is_file = False
+    if is_folder:
+        real = os.path.realpath(entry.path) if entry.is_symlink() else None
+        return UPWARDS if real and any(os.path.commonpath((real, path)) == real for path in above) else FOLDER
+    if hidden:
+        return "image with a hidden name" if image and is_file else ""
+    if not is_file:
+        return NOWHERE if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL
+    ending = os.path.splitext(entry.name)[1].lower()
+    return IMAGE if image else f"file ending in {ending}" if ending else "file without an ending"
+
+
+def _counted(left_out: Counter[str]) -> tuple[str, ...]:
+    """How many there are of folders and of the most frequent other kinds, and of all others together."""
+    ordered = sorted(left_out, key=lambda kind: (not kind.startswith(FOLDER), -left_out[kind], kind))
+    phrases = []
+    for kind in ordered[:KINDS]:
+        noun, _, what = kind.partition(" ")
+        plural = "s" if left_out[kind] > 1 else ""
+        phrases.append(f"{left_out[kind]} {noun}{plural} {what}".encode(errors="replace").decode())
+    rest = sum(left_out[kind] for kind in ordered[KINDS:])
+    return (*phrases, *([f"{rest} more"] if rest else []))
+
+
+def _check_encoding(folder: Path, names: Sequence[str]) -> None:
+    """Check that names of classes are Unicode.
+
+    Raises:
+        BenchError: naming the first that is not.
+    """
+    for name in names:
+        if name.encode(errors="ignore").decode() != name:
+            raise BenchError(f"{folder}: expected names of classes in UTF-8, got {os.fsencode(name)!r}; rename it")
 
 
 def digest(found: Listing, image: Any) -> str:

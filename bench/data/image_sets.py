@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.download import read_archive, read_published
-from bench.data.image_folder import ImageFiles, LazyImages, scan
+from bench.data.image_files import ImageFiles, LazyImages
+from bench.data.image_folder import scan
 from bench.data.raw import Raw
 from bench.data.registry import DATASETS
 from bench.errors import BenchError

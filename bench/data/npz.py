@@ -35,6 +35,7 @@ class Header:
         y_train, y_test: labels.
         class_names: one per class; numbers where the file names none.
         digest: hexadecimal, over names, sizes and checksums of the arrays.
+        unread: names of other arrays in the file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -42,6 +43,7 @@ class Header:
     y_test: NDArray[Any]
     class_names: tuple[str, ...]
     digest: str
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def header(path: Path, class_names: Sequence[str] | None = None) -> Header:
 
 @lru_cache(maxsize=8)
 def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | None) -> Header:
-    members = _members(path)
+    members, unread = _members(path)
     lacking = [name for name in ARRAYS if name not in members]
     if lacking:
         raise BenchError(f"{path}: expected the arrays {', '.join(ARRAYS)}; not found: {', '.join(lacking)}")
@@ -111,7 +113,8 @@ def _header(path: Path, mtime: int, size: int, class_names: tuple[str, ...] | No
     identity = [f"{name} {members[name].shape} {members[name].crc}" for name in ARRAYS]
     digest = hashlib.sha256("\n".join([*identity, *names]).encode()).hexdigest()
     shapes = {name: members[name].shape for name in ARRAYS}
-    return Header(shapes, small["y_train"], small["y_test"], names, digest)
+    y_train, y_test = (small[f"y_{part}"].astype(np.int64) for part in ("train", "test"))
+    return Header(shapes, y_train, y_test, names, digest, unread)
 
 
 def read(path: Path, class_names: Sequence[str] | None = None) -> Raw:
@@ -125,7 +128,7 @@ def read(path: Path, class_names: Sequence[str] | None = None) -> Raw:
         UsageError, BenchError: see `header`.
     """
     known = header(path, class_names)
-    members = _members(path)
+    members, _ = _members(path)
     x: dict[str, Images | ImageSource] = {}
     big = sum(int(np.prod(known.shapes[name])) for name in ("x_train", "x_test")) > IN_MEMORY
     for name in ("x_train", "x_test"):
@@ -147,11 +150,22 @@ def _check_plain(path: Path, name: str, dtype: np.dtype[Any]) -> None:
 def _names(path: Path, small: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
     if NAMES not in small:
         labels = [y for y in (small["y_train"], small["y_test"]) if np.issubdtype(y.dtype, np.integer) and y.size]
-        return tuple(str(k) for k in range(1 + max((int(y.max()) for y in labels), default=0)))
+        classes = 1 + max((int(y.max()) for y in labels), default=0)
+        if classes > sum(y.size for y in labels) > 0:  # and before a billion of names are written
+            raise BenchError(
+                f"{path}: expected labels that count the classes from 0, each with samples, got labels up to "
+                f"{classes - 1} for {sum(y.size for y in labels)} samples; number the classes without gaps"
+            )
+        return tuple(map(str, range(classes)))
     given = small[NAMES]
     if given.ndim != 1 or given.dtype.kind not in "US":
         raise BenchError(f"{path}: expected {NAMES} as a list of strings, got {given.dtype} of shape {given.shape}")
-    names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist())
+    try:
+        names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in given.tolist())
+        "".join(names).encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        wrong = f"got {error.object!r}; save them as numpy.array([...], dtype=str)"
+        raise BenchError(f"{path}: expected {NAMES} in UTF-8, {wrong}") from None
     if len(set(names)) < len(names):
         raise BenchError(f"{path}: expected {NAMES} to differ, got one of them twice")
     return names
@@ -165,14 +179,14 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise _unreadable(path, error) from error
 
 
-def _members(path: Path) -> dict[str, _Member]:
+def _members(path: Path) -> tuple[dict[str, _Member], tuple[str, ...]]:
+    """The arrays of a data set, and names of whatever else is in the file."""
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            return {
-                info.filename.removesuffix(".npy"): _member(stream, archive, info)
-                for info in archive.infolist()
-                if info.filename.removesuffix(".npy") in (*ARRAYS, NAMES)
-            }
+            named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            wanted = {name: info for name, info in named.items() if name in (*ARRAYS, NAMES)}
+            others = tuple(name for name in named if name not in wanted)
+            return {name: _member(stream, archive, info) for name, info in wanted.items()}, others
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 

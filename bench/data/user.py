@@ -75,13 +75,12 @@ def facts(dataset: UserDataset) -> dict[str, Any]:
         header = npz.header(dataset.path)
         _, height, width, channels = header.shapes["x_train"]
         known = _registration(header.class_names, (channels, height, width), header.y_train, header.y_test)
+        known["notes"] = (f"{dataset}: not read: {', '.join(header.unread)}",) if header.unread else ()
     else:
         files = image_folder.listing(dataset.path)
         image = image_folder.image_shape(files, dataset.size)
         known = _registration(files.class_names, image, files.train.y, files.test.y)
-        if files.unread:
-            train, test = files.parts
-            known["notes"] = (f"{dataset}: trains on {train}, tests on {test}; not read: {', '.join(files.unread)}",)
+        known["notes"] = _notes(dataset, files)
     return known
 
 
@@ -104,6 +103,22 @@ def label(dataset: UserDataset) -> str:
 def read(dataset: UserDataset) -> Raw:
     """Read the data set."""
     return npz.read(dataset.path) if dataset.kind == "npz" else image_folder.read(dataset.path, dataset.size)
+
+
+def _notes(dataset: UserDataset, files: image_folder.Listing) -> tuple[str, ...]:
+    """What is not read of a folder, and an order of classes that other programs do not have."""
+    notes = []
+    if files.unread:
+        parts = "trains on {}, tests on {}; ".format(*files.parts) if files.parts else ""
+        notes.append(f"{dataset}: {parts}not read: {', '.join(files.unread)}")
+    as_text = sorted(files.class_names)
+    if as_text != list(files.class_names):
+        first = next(name for name, other in zip(as_text, files.class_names, strict=True) if name != other)
+        notes.append(
+            f"{dataset}: classes in the order of their numbers, not of text, in which {first} comes earlier; for a "
+            "network trained in another order: bench evaluate --class-order FILE"
+        )
+    return tuple(notes)
 
 
 def _registration(names: Sequence[str], image: tuple[int, int, int], y_train: Any, y_test: Any) -> dict[str, Any]:

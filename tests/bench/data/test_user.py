@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bench.config.settings import RunSettings, combined
-from bench.data import image_folder, npz
+from bench.data import image_files, image_folder, npz
 from bench.data.raw import Raw
 from bench.data.registry import DATASETS
 from bench.data.splits import limit, load, to_float
@@ -205,7 +205,7 @@ def test_images_are_scaled_and_cut_to_one_size(tmp_path: Path) -> None:
     assert load(f"folder:{tmp_path}@8").image == (3, 8, 8)
     flat = Image.fromarray(np.full((40, 80, 3), 77, np.uint8))
     flat.save(tmp_path / "flat.png")
-    x, grey = image_folder.read_image(tmp_path / "flat.png", 8, 10, 3)
+    x, grey = image_files.read_image(tmp_path / "flat.png", 8, 10, 3)
     assert (x.shape, x.min(), x.max(), grey) == ((8, 8, 3), 77, 77, False)
 
 
@@ -360,9 +360,9 @@ def test_images_that_do_not_fit_are_read_when_asked_for(tmp_path: Path, monkeypa
     write_folder(tmp_path, {"ant": 30, "bee": 20})
     held: Raw = DATASETS[f"folder:{tmp_path}"](tmp_path, False)
     near = load(f"folder:{tmp_path}")
-    monkeypatch.setattr(image_folder, "IN_MEMORY", 1000)
+    monkeypatch.setattr(image_files, "IN_MEMORY", 1000)
     raw = DATASETS[f"folder:{tmp_path}"](tmp_path, False)
-    assert isinstance(raw.x_train, image_folder.LazyImages)
+    assert isinstance(raw.x_train, image_files.LazyImages)
     assert raw.x_train.shape == held.x_train.shape
     assert np.array_equal(raw.x_train[np.arange(40)], held.x_train)
     far = load(f"folder:{tmp_path}")
@@ -384,8 +384,8 @@ def test_training_and_attacks_see_no_difference(tmp_path: Path, monkeypatch: pyt
     })  # fmt: skip
     plan = make_plan(run, "cpu")
     weights, outcomes = [], []
-    for name, held in (("near", image_folder.IN_MEMORY), ("far", 100)):
-        monkeypatch.setattr(image_folder, "IN_MEMORY", held)
+    for name, held in (("near", image_files.IN_MEMORY), ("far", 100)):
+        monkeypatch.setattr(image_files, "IN_MEMORY", held)
         parts, out = load(run.dataset), tmp_path / name
         folder = train(plan.train[0], parts, out, tmp_path)
         weights.append((folder / "last.safetensors").read_bytes())
