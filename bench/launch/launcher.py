@@ -46,7 +46,7 @@ def launch(
         What was done and what failed; a failed job does not stop the others.
     """
     display, leader = display or Display(), None if group is None else group.leader
-    count = workers if group is None else group.size
+    count = workers if group is None or leader is None else group.size
     schedule = Schedule(plan, workspace, done, count, own_devices=bool(gpus) or leader is not None)
     with stop_requests() as stopping:
         if group is not None and leader is not None:

@@ -13,6 +13,7 @@ import pytest
 from bench.config.settings import combined
 from bench.core import checksums, files
 from bench.core.progress import Progress
+from bench.distributed.process_group import ProcessGroup
 from bench.errors import UsageError
 from bench.evaluation import block_store
 from bench.launch.launcher import launch
@@ -68,7 +69,8 @@ def out(trained: Path, tmp_path: Path) -> Path:
 
 def evaluate(work: Sequence[EvalJob], out: Path, workers: int = 1) -> list[str]:
     """Run evaluations, or parts of them; the titles of what was done."""
-    report = launch(Plan((), tuple(work)), workspace(out), workers=workers, done=[job.run_key for job in work])
+    done = [job.run_key for job in work]
+    report = launch(Plan((), tuple(work)), workspace(out), workers=workers, group=ProcessGroup(), done=done)
     assert report.failures == {}
     return report.finished
 
