@@ -1,1 +1,1 @@
-"""AutoAttack: the standard ensemble, its four attacks, a quick form, and the reference package beside them."""
+"""AutoAttack: the standard ensemble, its four attacks, a quicker approximation, and the released package."""

@@ -33,8 +33,8 @@ STRIDE = 2.0
 
 
 @dataclass
-class Climb:
-    """What the search knows of each moving sample (M, ...); `rows` are their positions in the batch.
+class SearchState:
+    """State of the search for each moving sample (M, ...); `rows` are their positions in the batch.
 
     Attributes:
         low, high: the box within the ball, in Linf.
@@ -61,7 +61,7 @@ class Climb:
     mark: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float = STRIDE) -> Climb:
+    def begin(cls, x: Tensor, rows: Tensor, start: Tensor, eps: float, stride: float = STRIDE) -> SearchState:
         """At the start (M, C, H, W) of each sample, before the first evaluation; the first step is stride x eps."""
         worst = x.new_full((len(x),), -torch.inf)
         step_size = x.new_full((len(x), *[1] * (x.ndim - 1)), stride * eps)
@@ -78,7 +78,7 @@ class Climb:
             setattr(self, field.name, getattr(self, field.name)[which])
 
     def note(self, loss: Tensor, along: Tensor) -> None:
-        """Take in loss (M,) and direction at the current point."""
+        """Record loss (M,) and direction at the current point."""
         self.rises = self.rises + (loss > self.loss)
         self.best_along = torch.lerp(self.best_along, along, self.improve(loss))
         self.loss, self.along = loss, along
@@ -119,7 +119,7 @@ class Climb:
 def auto_pgd(
     model: nn.Module, standing: Standing, objective: Objective, start: Tensor, *, threat: ThreatModel, steps: int,
     stride: float = STRIDE, rows: Tensor | None = None,
-) -> Climb:  # fmt: skip
+) -> SearchState:  # fmt: skip
     """One run of APGD on what stands: steps + 1 forward and `steps` input-gradient passes per sample, at most.
 
     Args:
@@ -137,31 +137,31 @@ def auto_pgd(
     """
     rows = standing.rows if rows is None else rows
     intervals = checkpoints(steps)
-    climb = Climb.begin(standing.x[rows], rows, start[rows], threat.eps, stride)
+    state = SearchState.begin(standing.x[rows], rows, start[rows], threat.eps, stride)
     if len(rows) == 0:
-        return climb
+        return state
     labels = standing.y[rows]
     for step in range(steps + 1):
-        here = climb.here.detach().requires_grad_(step < steps)
+        here = state.here.detach().requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
-        gone = standing.judge(climb.rows, here.detach(), logits.argmax(1) != labels)
+        gone = standing.record(state.rows, here.detach(), logits.argmax(1) != labels)
         last = step == steps or (gone is not None and bool(gone.all()))
         if last:
-            loss, grad = objective(logits.detach(), climb.rows), here
+            loss, grad = objective(logits.detach(), state.rows), here
         else:
-            loss, grad = values_and_gradient(objective, logits, climb.rows, here)
+            loss, grad = values_and_gradient(objective, logits, state.rows, here)
         if gone is not None:
-            climb.keep(~gone)
+            state.keep(~gone)
             grad, loss, labels = grad[~gone], loss[~gone], labels[~gone]
         if last:
-            climb.improve(loss)
+            state.improve(loss)
             break
-        climb.note(loss, grad.sign_() if threat.norm == "linf" else grad.div_(lengths(grad, "l2") + 1e-12))
+        state.note(loss, grad.sign_() if threat.norm == "linf" else grad.div_(lengths(grad, "l2") + 1e-12))
         if step in intervals:
-            climb.checkpoint(intervals[step])
-        climb.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)
-    return climb
+            state.checkpoint(intervals[step])
+        state.move(threat.norm, threat.eps, MOMENTUM if step else 1.0)
+    return state
 
 
 def checkpoints(steps: int) -> dict[int, int]:

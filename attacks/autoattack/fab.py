@@ -107,7 +107,7 @@ def approach_within(
     """One run of FAB to the classes target (M,) of the standing samples at rows (M,), which fall within the radius."""
 
     def found(at: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor) -> Tensor | None:
-        return standing.judge(rows[at], points, fooled & (sizes <= threat.eps))
+        return standing.record(rows[at], points, fooled & (sizes <= threat.eps))
 
     approach(model, standing.x[rows], standing.y[rows], target, norm=threat.norm, steps=steps, found=found)
 

@@ -2,7 +2,7 @@
 
 Most passes of the full ensemble go into samples that nothing ever fools. Which these are shows early: the least margin
 z_y - z_t that a few steps reach, as a share of the margin at x, hardly moves afterwards. So the cheap phases see every
-sample and every target, and the dear ones what came near:
+sample and every target, and the expensive ones what has a small margin:
 
     probe     APGD on cross-entropy, which fells most of what falls at all
     sweep     a few steps of APGD on the margin to every target, which orders the targets
@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.autoattack.apgd import STRIDE, Climb, auto_pgd, surface
+from attacks.autoattack.apgd import STRIDE, SearchState, auto_pgd, surface
 from attacks.autoattack.fab import approach_within
-from attacks.autoattack.square import Walk, random_search
+from attacks.autoattack.square import SquareState, random_search
 from attacks.autoattack.stage import Stage, Standing
 from attacks.objectives import Objective, cross_entropy, targeted_dlr, targeted_margin
 from attacks.passes import Passes
@@ -48,8 +48,8 @@ REVIEWS = (200, 400, 800, 1600, 3200)  # queries after which it is given up wher
 HOPE = 1.75  # times the pace so far is what Square is trusted with
 
 
-class Reached:
-    """How near each sample of the batch was brought to each of its targets.
+class TargetMargins:
+    """The smallest margin of each sample to each of its target classes so far.
 
     Attributes:
         standing: the samples.
@@ -84,12 +84,12 @@ class Reached:
         """Positions (M,) of what stands and was brought within a share of the margin at x to the target in a column."""
         return torch.where(self.standing.left & (self.margin[self._all, column] <= bar * self.clean))[0]
 
-    def note(self, climb: Climb, column: Tensor) -> None:
-        """Take in a climb on the margin to the target in a column (N,)."""
-        margin, at = -climb.best_loss, column[climb.rows]
-        better = margin < self.margin[climb.rows, at]
-        rows, at = climb.rows[better], at[better]
-        self.margin[rows, at], self.point[rows, at] = margin[better], climb.best[better]
+    def note(self, state: SearchState, column: Tensor) -> None:
+        """Update with a search on the margin to the target in a column (N,)."""
+        margin, at = -state.best_loss, column[state.rows]
+        better = margin < self.margin[state.rows, at]
+        rows, at = state.rows[better], at[better]
+        self.margin[rows, at], self.point[rows, at] = margin[better], state.best[better]
 
 
 @ATTACKS.register("autoattack-quick")
@@ -124,12 +124,12 @@ class Quick(Stage):
         classes = standing.logits.shape[1]
         probe = self._start(standing, generator)
         self._climb(model, standing, standing.rows, cross_entropy(standing.y), probe, PROBE)
-        reached = Reached(standing, min(self.targets, classes - 1), self._start(standing, generator))
+        reached = TargetMargins(standing, min(self.targets, classes - 1), self._start(standing, generator))
         for bar, most, steps, stride in ROUNDS:
             for column in reached.nearest(most):
                 rows, objective = reached.rows(column, bar), targeted_margin(standing.y, reached.target(column))
-                climb = self._climb(model, standing, rows, objective, reached.best(column), steps, stride)
-                reached.note(climb, column)
+                state = self._climb(model, standing, rows, objective, reached.best(column), steps, stride)
+                reached.note(state, column)
         for turn in range(self.starts):
             start, untargeted = self._start(standing, generator), turn % 3 == 0
             towards = targeted_dlr if turn % 3 == 1 and classes >= 4 else targeted_margin
@@ -150,22 +150,22 @@ class Quick(Stage):
     def _climb(
         self, model: nn.Module, standing: Standing, rows: Tensor, objective: Objective, start: Tensor, steps: int,
         stride: float = STRIDE,
-    ) -> Climb:  # fmt: skip
+    ) -> SearchState:  # fmt: skip
         return auto_pgd(model, standing, objective, start, threat=self.threat, steps=steps, stride=stride, rows=rows)
 
-    def _guard(self, model: nn.Module, standing: Standing, reached: Reached, generator: torch.Generator) -> None:
+    def _guard(self, model: nn.Module, standing: Standing, reached: TargetMargins, generator: torch.Generator) -> None:
         best, clean = reached.margin.amin(1), reached.clean
         near = best <= NEAR * clean
 
-        def give_up(query: int, walk: Walk) -> Tensor | None:
-            behind = walk.margin >= best[walk.rows]
+        def give_up(query: int, state: SquareState) -> Tensor | None:
+            behind = state.margin >= best[state.rows]
             if query == GUARD:
-                return behind & ~near[walk.rows]
+                return behind & ~near[state.rows]
             if query not in REVIEWS:
                 return None
             # Square gains about as much with every doubling of the queries.
-            to_come = math.log(self.queries / query) / math.log(query) * (clean[walk.rows] - walk.margin)
-            slow = walk.margin > HOPE * to_come
+            to_come = math.log(self.queries / query) / math.log(query) * (clean[state.rows] - state.margin)
+            slow = state.margin > HOPE * to_come
             return slow | behind if query >= LONG_GUARD else slow
 
         random_search(model, standing, generator, threat=self.threat, queries=self.queries, give_up=give_up)

@@ -35,8 +35,8 @@ TINY = 1e-12
 
 
 @dataclass
-class Walk:
-    """What the search knows of each standing sample (M, ...); images are flattened to (M, C, H W).
+class SquareState:
+    """State of the search for each standing sample (M, ...); images are flattened to (M, C, H W).
 
     Attributes:
         rows: positions in the batch.
@@ -59,8 +59,8 @@ class Walk:
 
 
 @dataclass
-class Moves:
-    """What is proposed at some queries to the samples of a batch (..., M).
+class Proposals:
+    """The proposals of several queries for the samples of a batch (..., M).
 
     Attributes:
         corners: (..., M, squares) position of the first pixel of each square in the flattened image.
@@ -73,7 +73,7 @@ class Moves:
     draw: Tensor
 
     @classmethod
-    def drawn(cls, draws: Tensor, places: int, sides: Sequence[int], size: torch.Size) -> Moves:
+    def drawn(cls, draws: Tensor, places: int, sides: Sequence[int], size: torch.Size) -> Proposals:
         """From draws (Q, M, places + C): two for each square, one that may be left, a sign per channel.
 
         Args:
@@ -88,13 +88,13 @@ class Moves:
         corners = (pairs * room[:, None, None]).long().mul_(steps).sum(-1)
         return cls(corners, draws[..., places:], draws[..., places - 1])
 
-    def of(self, rows: Tensor) -> Moves:
+    def of(self, rows: Tensor) -> Proposals:
         """Those of the samples at rows (M,)."""
-        return Moves(self.corners[:, rows], self.signs[:, rows], self.draw[:, rows])
+        return Proposals(self.corners[:, rows], self.signs[:, rows], self.draw[:, rows])
 
-    def at(self, query: int) -> Moves:
+    def at(self, query: int) -> Proposals:
         """Those of one query, counted from the first."""
-        return Moves(self.corners[query], self.signs[query], self.draw[query])
+        return Proposals(self.corners[query], self.signs[query], self.draw[query])
 
 
 @ATTACKS.register("square")
@@ -121,7 +121,7 @@ class Square(Stage):
 
 def random_search(
     model: nn.Module, standing: Standing, generator: torch.Generator, *, threat: ThreatModel, queries: int,
-    give_up: Callable[[int, Walk], Tensor | None] = lambda query, walk: None,
+    give_up: Callable[[int, SquareState], Tensor | None] = lambda query, state: None,
 ) -> None:  # fmt: skip
     """One run on what stands: a forward for the start and one per query and sample, at most.
 
@@ -131,7 +131,7 @@ def random_search(
         generator: of the draws.
         threat: norm and radius.
         queries: proposals per sample.
-        give_up: `give_up(query, walk)` is asked before every query, counted from 0; samples where it says True, (M,)
+        give_up: `give_up(query, state)` is asked before every query, counted from 0; samples where it says True, (M,)
             bool, leave. None lets all go on.
     """
     linf, eps = threat.norm == "linf", threat.eps
@@ -139,41 +139,41 @@ def random_search(
     rows, x = standing.rows, standing.x.flatten(2)
     if len(rows) == 0:
         return
-    walk = Walk(rows, standing.y[rows], x[rows], start[rows], x.new_full((len(rows),), torch.inf))
-    _look(model, standing, walk, walk.here)
+    state = SquareState(rows, standing.y[rows], x[rows], start[rows], x.new_full((len(rows),), torch.inf))
+    _query(model, standing, state, state.here)
     shape = standing.x.shape
     propose, count = (square_of_one_sign, LINF_DRAWS) if linf else (moved_hills, L2_DRAWS)
     sides = [side(query, shape[-2:], odd=not linf) for query in range(queries)]
     for first, draws in zip(range(0, queries, CHUNK), _draws(queries, count, generator, standing.x), strict=True):
-        chunk = Moves.drawn(draws, count, sides[first : first + CHUNK], shape[-2:])
-        rows, mine = walk.rows, chunk.of(walk.rows)
+        chunk = Proposals.drawn(draws, count, sides[first : first + CHUNK], shape[-2:])
+        rows, mine = state.rows, chunk.of(state.rows)
         for query in range(first, first + len(draws)):
-            lost = give_up(query, walk)
+            lost = give_up(query, state)
             if lost is not None:
-                walk.keep(~lost)
-            if len(walk.rows) == 0:
+                state.keep(~lost)
+            if len(state.rows) == 0:
                 return
-            if len(walk.rows) < len(rows):
-                rows, mine = walk.rows, chunk.of(walk.rows)
-            points = propose(walk, mine.at(query - first), sides[query], shape[-1], eps)
-            _look(model, standing, walk, points)
+            if len(state.rows) < len(rows):
+                rows, mine = state.rows, chunk.of(state.rows)
+            points = propose(state, mine.at(query - first), sides[query], shape[-1], eps)
+            _query(model, standing, state, points)
 
 
-def _look(model: nn.Module, standing: Standing, walk: Walk, points: Tensor) -> None:
-    """Query the model once, keep what is better, and let go of what fell."""
+def _query(model: nn.Module, standing: Standing, state: SquareState, points: Tensor) -> None:
+    """Query the model once, keep improvements, and drop samples that are fooled."""
     images = points.view(-1, *standing.x.shape[1:])
     logits = model(images)
-    label = walk.y[:, None]
+    label = state.y[:, None]
     margin = logits.gather(1, label)[:, 0] - logits.scatter(1, label, -torch.inf).amax(1)
-    better = margin < walk.margin
+    better = margin < state.margin
     # Mixing by 1 and 0 is exact, and faster than choosing.
-    walk.here = torch.lerp(walk.here, points, better.to(points)[:, None, None])
-    walk.margin = torch.where(better, margin, walk.margin)
+    state.here = torch.lerp(state.here, points, better.to(points)[:, None, None])
+    state.margin = torch.where(better, margin, state.margin)
     if margin.amin() > 0:  # nothing is fooled, and nothing is not a number
         return
-    gone = standing.judge(walk.rows, images, logits.argmax(1) != walk.y)
+    gone = standing.record(state.rows, images, logits.argmax(1) != state.y)
     if gone is not None:
-        walk.keep(~gone)
+        state.keep(~gone)
 
 
 def _draws(queries: int, places: int, generator: torch.Generator, x: Tensor) -> Iterator[Tensor]:
@@ -222,11 +222,11 @@ def stripes(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (x + eps * signs(draw)).clamp_(0, 1)
 
 
-def square_of_one_sign(walk: Walk, moves: Moves, side: int, width: int, eps: float) -> Tensor:
+def square_of_one_sign(state: SquareState, moves: Proposals, side: int, width: int, eps: float) -> Tensor:
     """A proposal in Linf (M, C, H W): a square becomes x +- eps."""
-    pixels = window(moves.corners[:, 0], side, width).expand(-1, walk.x.shape[1], -1)
-    patch = torch.add(walk.x.gather(2, pixels), moves.signs[:, :, None], alpha=eps).clamp_(0, 1)
-    return walk.here.scatter(2, pixels, patch)
+    pixels = window(moves.corners[:, 0], side, width).expand(-1, state.x.shape[1], -1)
+    patch = torch.add(state.x.gather(2, pixels), moves.signs[:, :, None], alpha=eps).clamp_(0, 1)
+    return state.here.scatter(2, pixels, patch)
 
 
 def hill(height: int, width: int) -> Tensor:
@@ -263,20 +263,20 @@ def grid_of_hills(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (x + _scaled(delta.flatten(2), eps).view_as(x)).clamp_(0, 1)
 
 
-def moved_hills(walk: Walk, moves: Moves, side: int, width: int, eps: float) -> Tensor:
+def moved_hills(state: SquareState, moves: Proposals, side: int, width: int, eps: float) -> Tensor:
     """A proposal in L2 (M, C, H W): mass moves from the second square to hills on the first."""
-    channels = walk.x.shape[1]
+    channels = state.x.shape[1]
     to, source = (window(corner, side, width).expand(-1, channels, -1) for corner in moves.corners.T)
-    delta = walk.here - walk.x
+    delta = state.here - state.x
     old = delta.gather(2, to)
     rest = delta.scatter(2, source, 0).scatter_(2, to, 0)
     mass, kept = delta.square().sum(2), rest.square().sum(2)
     unused = (eps**2 - mass.sum(1, keepdim=True)).clamp_min(0) / channels
     budget = (unused + (mass - kept).clamp_min(0)).sqrt()[..., None]
-    shape = profiles(side, walk.x)[(moves.draw < 0.5).long()][:, None]
+    shape = profiles(side, state.x)[(moves.draw < 0.5).long()][:, None]
     new = shape * moves.signs[..., None] + old / (old.norm(dim=2, keepdim=True) + TINY)
     moved = rest.scatter_(2, to, new * (budget / (new.norm(dim=2, keepdim=True) + TINY)))
-    return (walk.x + _scaled(moved, eps)).clamp_(0, 1)
+    return (state.x + _scaled(moved, eps)).clamp_(0, 1)
 
 
 def _scaled(delta: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the members of the native ensemble share: who still stands, and gradients of models that may have none."""
+"""Base of the native AutoAttack stages: samples not fooled yet, and input gradients that are always finite."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Standing:
         """Positions (M,) of the samples that stand."""
         return torch.where(self.left)[0]
 
-    def judge(self, rows: Tensor, points: Tensor, fooled: Tensor) -> Tensor | None:
-        """Keep the points that fool their sample, which falls for good.
+    def record(self, rows: Tensor, points: Tensor, fooled: Tensor) -> Tensor | None:
+        """Store successful adversarial examples and mark their samples as fooled.
 
         Args:
             rows: (M,) positions in the batch, each once.
-            points: (M, C, H, W) where the search is.
+            points: (M, C, H, W) candidates.
             fooled: (M,) bool, whether the searched model is fooled there.
 
         Returns:
@@ -152,7 +152,7 @@ def input_gradient(values: Tensor, x: Tensor, slope: Tensor | None = None) -> Te
 
 
 def values_and_gradient(objective: Objective, logits: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What an objective makes of logits (M, K) at the batch positions rows (M,), and its gradient at x (M, C, H, W)."""
+    """Values of an objective on logits (M, K) at batch positions rows (M,), and its gradient at x (M, C, H, W)."""
     if isinstance(objective, Sloped):
         values, slope = objective.with_slope(logits, rows)
         return values, input_gradient(logits, x, slope)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.autoattack import apgd
-from attacks.autoattack.apgd import APGDCE, APGDT, Climb, checkpoints, surface
+from attacks.autoattack.apgd import APGDCE, APGDT, SearchState, checkpoints, surface
 from attacks.autoattack.reference import fenced, reference_package
 from attacks.autoattack.stage import lengths
 from attacks.objectives import targeted_dlr
@@ -76,14 +76,14 @@ def test_every_point_is_that_of_the_released_code(
 def test_the_best_loss_never_falls_and_belongs_to_the_best_point(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = labelled(5)
     noted: list[tuple[Tensor, Tensor]] = []
-    note = Climb.note
+    note = SearchState.note
 
-    def watched(self: Climb, loss: Tensor, along: Tensor) -> None:
+    def watched(self: SearchState, loss: Tensor, along: Tensor) -> None:
         note(self, loss, along)
         assert (self.best_loss >= loss).all()
         noted.append((self.best.clone(), self.best_loss.clone()))
 
-    monkeypatch.setattr(Climb, "note", watched)
+    monkeypatch.setattr(SearchState, "note", watched)
     APGDCE(ThreatModel(norm, 0.002), 40)(model, x, y, generator=stream())
     assert len(noted) == 40
     for (_, before), (best, after) in zip(noted, noted[1:], strict=False):
@@ -93,7 +93,7 @@ def test_the_best_loss_never_falls_and_belongs_to_the_best_point(norm: Norm, mon
 
 def test_a_step_that_stalls_or_oscillates_halves_and_returns_to_the_best_point() -> None:
     x = torch.rand(3, 1, 2, 2)
-    climb = Climb.begin(x, torch.arange(3), x.clone(), 0.1)
+    climb = SearchState.begin(x, torch.arange(3), x.clone(), 0.1)
     climb.best, climb.best_along, climb.here = x + 1, x + 2, x + 3
     climb.best_loss = climb.mark = torch.tensor([1.0, 1.0, 1.0])
     climb.mark = torch.tensor([0.5, 1.0, 0.5])

@@ -13,9 +13,9 @@ from attacks.autoattack import square
 from attacks.autoattack.apgd import APGDCE
 from attacks.autoattack.reference import reference_package
 from attacks.autoattack.square import (
-    Moves,
+    Proposals,
     Square,
-    Walk,
+    SquareState,
     grid_of_hills,
     hill,
     moved_hills,
@@ -36,10 +36,12 @@ def released(norm: Norm) -> Any:
     return reference_package().AutoAttack(nn.Flatten(), norm=name, eps=0.1, device="cpu").square
 
 
-def walk(n: int, channels: int, height: int, width: int, eps: float, norm: Norm) -> tuple[Walk, torch.Size]:
+def walk(n: int, channels: int, height: int, width: int, eps: float, norm: Norm) -> tuple[SquareState, torch.Size]:
     x = torch.rand(n, channels, height, width, generator=stream(4), dtype=torch.float64)
     start = (stripes if norm == "linf" else grid_of_hills)(x, eps, stream(5))
-    state = Walk(torch.arange(n), torch.zeros(n, dtype=torch.int64), x.flatten(2), start.flatten(2), torch.zeros(n))
+    state = SquareState(
+        torch.arange(n), torch.zeros(n, dtype=torch.int64), x.flatten(2), start.flatten(2), torch.zeros(n)
+    )
     return state, x.shape[-2:]
 
 
@@ -56,7 +58,7 @@ def test_the_side_follows_the_schedule_of_the_released_code(height: int, width: 
 
 def windows(draw: Tensor, side: int, size: torch.Size) -> Tensor:
     """The squares that draws (M, 2) place."""
-    moves = Moves.drawn(draw[None], 2, [side], size).at(0)
+    moves = Proposals.drawn(draw[None], 2, [side], size).at(0)
     return window(moves.corners[:, 0], side, size[1])
 
 
@@ -70,10 +72,10 @@ def test_windows_lie_in_the_image_and_reach_every_place() -> None:
     assert extreme.item() == 14
 
 
-def moves(n: int, places: int, channels: int, side: int, size: torch.Size) -> Moves:
+def moves(n: int, places: int, channels: int, side: int, size: torch.Size) -> Proposals:
     """What is proposed once, in double precision."""
     draws = next(square._draws(1, places, stream(), torch.zeros(n, channels, 1, 1, dtype=torch.float64)))
-    return Moves.drawn(draws, places, [side], size).at(0)
+    return Proposals.drawn(draws, places, [side], size).at(0)
 
 
 def test_draws_are_the_same_however_many_queries_there_are() -> None:
@@ -117,7 +119,9 @@ def test_an_l2_proposal_moves_mass_between_two_squares(channels: int, height: in
     proposed = moves(40, 5, channels, 3, size)
     new = moved_hills(state, proposed, 3, width, 0.5)
     assert ((new - state.x).flatten(1).norm(dim=1) <= 0.5 + 1e-9).all() and new.min() >= 0 and new.max() <= 1
-    inner = Walk(state.rows, state.y, 0 * state.x + 0.5, 0.5 + (state.here - state.x), state.margin)  # far from the box
+    inner = SquareState(
+        state.rows, state.y, 0 * state.x + 0.5, 0.5 + (state.here - state.x), state.margin
+    )  # far from the box
     before = inner.here - inner.x
     after = moved_hills(inner, proposed, 3, width, 0.5) - inner.x
     torch.testing.assert_close(after.flatten(1).norm(dim=1), torch.full((40,), 0.5, dtype=torch.float64))
@@ -148,9 +152,9 @@ def test_starts_fill_the_ball_and_stay_in_the_box(norm: Norm) -> None:
 def test_the_margin_only_falls_and_is_that_of_the_kept_point(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = labelled(5)
     margins: dict[int, float] = {}
-    look, seen = square._look, []
+    look, seen = square._query, []
 
-    def watched(model: nn.Module, standing: Any, walk: Walk, points: Tensor) -> bool:
+    def watched(model: nn.Module, standing: Any, walk: SquareState, points: Tensor) -> bool:
         going = look(model, standing, walk, points)
         for row, margin in zip(walk.rows.tolist(), walk.margin.tolist(), strict=True):
             assert margin <= margins.get(row, math.inf)
@@ -161,7 +165,7 @@ def test_the_margin_only_falls_and_is_that_of_the_kept_point(norm: Norm, monkeyp
         seen.append(len(walk.rows))
         return going
 
-    monkeypatch.setattr(square, "_look", watched)
+    monkeypatch.setattr(square, "_query", watched)
     Square(ThreatModel(norm, 0.02), queries=60)(model, x, y, generator=stream())
     assert len(seen) == 61 and seen[-1] > 0
 

@@ -146,11 +146,11 @@ def test_a_sample_falls_only_on_the_verdict_of_the_original() -> None:
         standing = Standing(prepared, x, y)
         assert standing.left.all()
         rows = torch.arange(len(x))
-        assert standing.judge(rows, x.clone(), torch.ones_like(rows, dtype=torch.bool)) is None
+        assert standing.record(rows, x.clone(), torch.ones_like(rows, dtype=torch.bool)) is None
         assert standing.left.all() and torch.equal(standing.x_adv, x)
         wrong = x.clone()
         wrong[0] = x[int((y != y[0]).nonzero()[0, 0])]
-        gone = standing.judge(rows, wrong, torch.ones_like(rows, dtype=torch.bool))
+        gone = standing.record(rows, wrong, torch.ones_like(rows, dtype=torch.bool))
         assert gone is not None and gone.tolist() == [True] + [False] * (len(x) - 1)
         assert not standing.left[0] and standing.left[1:].all() and torch.equal(standing.x_adv[0], wrong[0])
 
