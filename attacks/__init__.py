@@ -1,4 +1,4 @@
-"""What can be done to a model: attacks on image classifiers, as immutable settings and pure calls.
+"""Attacks on image classifiers, as immutable settings and pure calls.
 
 An attack is called as `attack(model, x, y, generator=g)` with x (N, C, H, W) in [0, 1] and returns x_adv inside
 box and ball. `ATTACKS["pgd"](threat=ThreatModel("linf", 8 / 255), steps=20)` builds one.

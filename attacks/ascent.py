@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contexts import frozen, mode
-from attacks.objectives import Objective, Sloped
+from attacks.objectives import Objective, ObjectiveWithSlope
 from attacks.threat import Norm, Start, per_sample, project, starting_point
 
 Observer = Callable[[int, Tensor, Tensor, Tensor], "Tensor | None"]
@@ -49,16 +49,21 @@ def ascend(
 
     Returns:
         (N, C, H, W), detached, inside box and ball.
+
+    >>> from attacks.objectives import cross_entropy
+    >>> x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    >>> ascend(nn.Flatten(), x, cross_entropy(y), eps=0.25, step_size=0.125, steps=3, start="zero")
+    tensor([[[[0.2500, 0.7500]]]])
     """
     x = x.detach()
     x_adv = starting_point(x, start, eps, norm, generator)
     if steps == 0:
         return project(x_adv, x, eps, norm)
     with mode(model, train=bn == "train"), frozen(model), torch.enable_grad():
-        return _climb(model, x_adv, objective, _Ball.around(x, eps, step_size, norm), steps, observe)
+        return _ascend(model, x_adv, objective, _Ball.around(x, eps, step_size, norm), steps, observe)
 
 
-def _climb(
+def _ascend(
     model: nn.Module, x_adv: Tensor, objective: Objective, ball: _Ball, steps: int, observe: Observer | None
 ) -> Tensor:
     """Move the points (N, ...) uphill; those that stop are put back at their rows when they do."""
@@ -67,9 +72,9 @@ def _climb(
     for step in range(steps):
         here = moving.detach().requires_grad_()
         logits = model(here)
-        keep = None if observe is None else _kept(observe(step, here.detach(), logits.detach(), rows))
+        keep = None if observe is None else _as_positions(observe(step, here.detach(), logits.detach(), rows))
         if keep is None or len(keep) == len(rows):
-            moving = ball.step(here, _uphill(objective, logits, rows, here))
+            moving = ball.step(here, _gradient(objective, logits, rows, here))
             continue
         # A start may lie outside the ball; what stops there must not.
         x_adv = x_adv.index_copy(0, rows, here.detach()) if step else whole.project(x_adv)
@@ -77,7 +82,7 @@ def _climb(
         if len(rows) == 0:
             return x_adv
         ball = ball.of(keep)
-        moving = ball.step(here[keep], _uphill(objective, logits[keep], rows, here)[keep])
+        moving = ball.step(here[keep], _gradient(objective, logits[keep], rows, here)[keep])
     return (moving if ball is whole else x_adv.index_copy(0, rows, moving)).detach()
 
 
@@ -118,14 +123,14 @@ class _Ball:
         return self.project(here + self.stride * grad / length)
 
 
-def _kept(keep: Tensor | None) -> Tensor | None:
-    """What an observer keeps, as positions."""
+def _as_positions(keep: Tensor | None) -> Tensor | None:
+    """Positions to keep, from a mask or positions."""
     return keep.nonzero().squeeze(1) if keep is not None and keep.dtype == torch.bool else keep
 
 
-def _uphill(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
+def _gradient(objective: Objective, logits: Tensor, rows: Tensor, here: Tensor) -> Tensor:
     """The gradient of the objective's sum, by its slope where it knows one."""
-    if isinstance(objective, Sloped):
+    if isinstance(objective, ObjectiveWithSlope):
         (grad,) = torch.autograd.grad(logits, here, objective.slope(logits.detach(), rows))
     else:
         (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)

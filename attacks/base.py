@@ -1,4 +1,4 @@
-"""The contract of an attack, and the harness side of calling one safely."""
+"""Interface of an attack, and validation of its inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Attack(Protocol):
 
 
 def check_inputs(name: str, x: Tensor, y: Tensor) -> None:
-    """Refuse what no attack can work with.
+    """Validate images and labels.
 
     Raises:
         ValueError: if x is not (N, C, H, W) floating point in [0, 1], or y not (N,) int64.

@@ -1,4 +1,4 @@
-"""What a network and the arithmetic are put into for a while, and back afterwards."""
+"""Context managers: train or eval mode, frozen parameters, full float32 precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of a model asks for a gradient meanwhile, so that a pass keeps nothing for the sake of one."""
+    """Turn requires_grad off for all parameters, so that a pass stores nothing for their gradients."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
     for parameter in asking:
         parameter.requires_grad = False
@@ -36,10 +36,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unrounded() -> Iterator[None]:
-    """No product of float32 is rounded to TF32 or bfloat16, whatever the process has allowed."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _roundings()]
-    for owner, name, exact in _roundings():
+def full_precision() -> Iterator[None]:
+    """Forbid TF32 and bfloat16 in products of float32, whatever the process allows."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _precision_switches()]
+    for owner, name, exact in _precision_switches():
         setattr(owner, name, exact)
     try:
         yield
@@ -48,20 +48,20 @@ def unrounded() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _roundings() -> list[tuple[Any, str, object]]:
-    """The switches that allow products to be rounded, and what forbids it.
+def _precision_switches() -> list[tuple[Any, str, object]]:
+    """Attributes that allow reduced precision, each with the value that forbids it.
 
     Newer versions of torch have one per operator, and refuse to read the old ones once these are in use.
     """
     backends: Any = torch.backends
     if not hasattr(backends.cuda.matmul, "fp32_precision"):
-        return [(_Products(), "precision", "highest"), (backends.cudnn, "allow_tf32", False)]
+        return [(_MatmulPrecision(), "precision", "highest"), (backends.cudnn, "allow_tf32", False)]
     owners = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     owners += [getattr(backends.mkldnn, name) for name in ("matmul", "conv") if hasattr(backends.mkldnn, name)]
     return [(owner, "fp32_precision", "ieee") for owner in owners]
 
 
-class _Products:
+class _MatmulPrecision:
     """The precision of products as an attribute; `allow_tf32` does not tell "high" from "medium"."""
 
     @property

@@ -1,4 +1,4 @@
-"""Random draws of a batch, and draws that belong to samples whatever batch they are in.
+"""Random draws per batch or per sample; those per sample do not depend on how a batch is split.
 
 Attacks draw through `rand` and `normal`, one row per sample. From a plain `torch.Generator` a row depends on the rows
 before it. From `SampleGenerator` it depends on the sample alone: a counter and the sample's own key go through the
@@ -44,15 +44,15 @@ class SampleGenerator(torch.Generator):
         counter = torch.arange(self.drawn + 1, self.drawn + count + 1)
         self.drawn += count
         word = self.keys[:, None] + counter * GAMMA
-        word = word.bitwise_xor_(_shifted(word, 30)).mul_(FIRST)
-        word = word.bitwise_xor_(_shifted(word, 27)).mul_(SECOND)
-        return word.bitwise_xor_(_shifted(word, 31))
+        word = word.bitwise_xor_(_shift_right(word, 30)).mul_(FIRST)
+        word = word.bitwise_xor_(_shift_right(word, 27)).mul_(SECOND)
+        return word.bitwise_xor_(_shift_right(word, 31))
 
 
 class PartGenerator(torch.Generator):
     """A generator that draws for a whole batch and hands out the rows of a part of it.
 
-    Where a batch is gone through in parts, by one process or by several, each part from the same state, every sample
+    Where a batch is split into micro-batches or over processes, each from the same state, every sample
     gets what it would get in the whole. Whoever draws for another number of samples takes it for a plain generator.
 
     Args:
@@ -81,18 +81,18 @@ class PartGenerator(torch.Generator):
 
 def rand(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """U(0, 1) draws of a shape (N, ...), a row per sample, on the generator's device."""
-    if not _knows(generator, shape[0]) or dtype not in HIGH_BITS:
-        whole, rows = _whole(generator, shape[0])
+    if not _has_keys(generator, shape[0]) or dtype not in HIGH_BITS:
+        whole, rows = _batch_rows(generator, shape[0])
         return torch.rand(whole, *shape[1:], generator=generator, device=generator.device, dtype=dtype)[rows]
     high = HIGH_BITS[dtype]
     words = generator.bits(torch.Size(shape[1:]).numel())
-    return _shifted(words, 64 - high).to(dtype).mul_(0.5**high).view(shape)
+    return _shift_right(words, 64 - high).to(dtype).mul_(0.5**high).view(shape)
 
 
 def rounds(times: int, samples: int, width: int, *, generator: torch.Generator) -> Tensor:
     """U(0, 1) draws (times, samples, width) for a search of many rounds; drawn a part at a time they are the same."""
-    if not _knows(generator, samples):
-        whole, rows = _whole(generator, samples)
+    if not _has_keys(generator, samples):
+        whole, rows = _batch_rows(generator, samples)
         return torch.rand(times, whole, width, generator=generator, device=generator.device)[:, rows]
     return rand(samples, times, width, generator=generator).transpose(0, 1).contiguous()
 
@@ -104,11 +104,11 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """N(0, 1) draws with the shape, type and device of a tensor (N, ...), made on the generator's device."""
-    if _knows(generator, len(like)):
+    if _has_keys(generator, len(like)):
         share = rand(*like.shape, generator=generator, dtype=torch.float64)
         draws: Tensor = torch.special.ndtri(share.clamp_min_(0.5**54))
     else:
-        whole, rows = _whole(generator, len(like))
+        whole, rows = _batch_rows(generator, len(like))
         shape = (whole, *like.shape[1:])
         draws = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)[rows]
     return draws.to(like.device, like.dtype)
@@ -116,22 +116,22 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def integers(high: int, samples: int, *, generator: torch.Generator) -> Tensor:
     """One integer in [0, high) per sample, (samples, 1) int64, on the generator's device."""
-    whole, rows = _whole(generator, samples)
+    whole, rows = _batch_rows(generator, samples)
     return torch.randint(high, (whole, 1), generator=generator, device=generator.device)[rows]
 
 
-def _whole(generator: torch.Generator, samples: int) -> tuple[int, slice]:
-    """For how many samples to draw, and which rows of that are wanted."""
+def _batch_rows(generator: torch.Generator, samples: int) -> tuple[int, slice]:
+    """Number of samples to draw for, and the rows to return."""
     if isinstance(generator, PartGenerator) and generator.total:
         whole = generator.size_for(samples)
         return whole, generator.rows if whole != samples else slice(None)
     return samples, slice(None)
 
 
-def _knows(generator: torch.Generator, samples: int) -> TypeGuard[SampleGenerator]:
+def _has_keys(generator: torch.Generator, samples: int) -> TypeGuard[SampleGenerator]:
     return isinstance(generator, SampleGenerator) and len(generator.keys) == samples
 
 
-def _shifted(words: Tensor, by: int) -> Tensor:
+def _shift_right(words: Tensor, by: int) -> Tensor:
     """Words shifted right, zeros coming in from the left, where int64 would repeat the sign."""
     return (words >> by).bitwise_and_((1 << (64 - by)) - 1)

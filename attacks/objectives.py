@@ -1,4 +1,4 @@
-"""What an ascent maximises: functions of logits, one value per sample.
+"""Attack objectives: functions of logits that an attack maximises, one value per sample.
 
 Each factory takes targets for the whole batch and returns `objective(logits, rows) -> (M,)`, where logits (M, K)
 belong to the batch positions rows (M,). Most also know their slope, the gradient with respect to the logits, which
@@ -17,8 +17,8 @@ from torch import Tensor
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-class Sloped(ABC):
-    """An objective that can tell values and slope at once.
+class ObjectiveWithSlope(ABC):
+    """An objective with a written-out gradient with respect to the logits, its slope.
 
     Args:
         targets: what belongs to each sample: classes (N,) that logits are gathered at, or rows of (N, ...).
@@ -49,73 +49,74 @@ class Sloped(ABC):
         return self._columns
 
 
-class _CrossEntropy(Sloped):
-    _falls: tuple[Tensor, Tensor] | None = None  # of certain rows
+class _CrossEntropy(ObjectiveWithSlope):
+    _minus_one_hot: tuple[Tensor, Tensor] | None = None  # of certain rows
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        (own,) = self.columns(rows)
-        return F.cross_entropy(logits, own[:, 0], reduction="none")
+        (label,) = self.columns(rows)
+        return F.cross_entropy(logits, label[:, 0], reduction="none")
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        (own,) = self.columns(rows)
-        chances = F.log_softmax(logits, 1)
-        return -chances.gather(1, own)[:, 0], self._slope(chances, rows)
+        (label,) = self.columns(rows)
+        log_probs = F.log_softmax(logits, 1)
+        return -log_probs.gather(1, label)[:, 0], self._slope(log_probs, rows)
 
     @torch.no_grad()
     def slope(self, logits: Tensor, rows: Tensor) -> Tensor:
         return self._slope(F.log_softmax(logits, 1), rows)
 
-    def _slope(self, chances: Tensor, rows: Tensor) -> Tensor:
+    def _slope(self, log_probs: Tensor, rows: Tensor) -> Tensor:
         """As autograd computes it, bit for bit."""
-        if self._falls is None or self._falls[0] is not rows or self._falls[1].dtype != chances.dtype:
-            (own,) = self.columns(rows)
-            self._falls = rows, torch.zeros_like(chances).scatter_(1, own, -1)
-        slope: Tensor = torch.ops.aten._log_softmax_backward_data(self._falls[1], chances, 1, chances.dtype)
+        cached = self._minus_one_hot
+        if cached is None or cached[0] is not rows or cached[1].dtype != log_probs.dtype:
+            (label,) = self.columns(rows)
+            cached = self._minus_one_hot = rows, torch.zeros_like(log_probs).scatter_(1, label, -1)
+        slope: Tensor = torch.ops.aten._log_softmax_backward_data(cached[1], log_probs, 1, log_probs.dtype)
         return slope
 
 
-class _Margin(Sloped):
+class _Margin(ObjectiveWithSlope):
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        (own,) = self.columns(rows)
-        return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]
+        (label,) = self.columns(rows)
+        return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label)[:, 0]
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        (own,) = self.columns(rows)
-        best, other = logits.scatter(1, own, -torch.inf).max(1, keepdim=True)
-        slope = torch.zeros_like(logits).scatter_(1, other, 1).scatter_(1, own, -1)
-        return (best - logits.gather(1, own))[:, 0], slope
+        (label,) = self.columns(rows)
+        best, other = logits.scatter(1, label, -torch.inf).max(1, keepdim=True)
+        slope = torch.zeros_like(logits).scatter_(1, other, 1).scatter_(1, label, -1)
+        return (best - logits.gather(1, label))[:, 0], slope
 
 
-class _TargetedMargin(Sloped):
+class _TargetedMargin(ObjectiveWithSlope):
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        own, target = self.columns(rows)
-        return (logits.gather(1, target) - logits.gather(1, own))[:, 0]
+        label, target = self.columns(rows)
+        return (logits.gather(1, target) - logits.gather(1, label))[:, 0]
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        own, target = self.columns(rows)
-        return self(logits, rows), torch.zeros_like(logits).scatter_(1, target, 1).scatter_(1, own, -1)
+        label, target = self.columns(rows)
+        return self(logits, rows), torch.zeros_like(logits).scatter_(1, target, 1).scatter_(1, label, -1)
 
 
-class _TargetedDLR(Sloped):
+class _TargetedDLR(ObjectiveWithSlope):
     _minus: Tensor | None = None
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
-        own, target = self.columns(rows)
-        difference = (logits.gather(1, target) - logits.gather(1, own))[:, 0]
-        return difference / self._scale(_four(logits).values)
+        label, target = self.columns(rows)
+        difference = (logits.gather(1, target) - logits.gather(1, label))[:, 0]
+        return difference / self._scale(_top_four(logits).values)
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        own, target = self.columns(rows)
-        top = _four(logits)
+        label, target = self.columns(rows)
+        top = _top_four(logits)
         scale = self._scale(top.values)[:, None]
-        values = (logits.gather(1, target) - logits.gather(1, own)) / scale
+        values = (logits.gather(1, target) - logits.gather(1, label)) / scale
         each = scale.reciprocal()
         slope = torch.zeros_like(logits).scatter_(1, top.indices, values * each * self._shares(logits))
-        return values[:, 0], slope.scatter_add_(1, target, each).scatter_add_(1, own, -each)
+        return values[:, 0], slope.scatter_add_(1, target, each).scatter_add_(1, label, -each)
 
     def _scale(self, top: Tensor) -> Tensor:
         return TINY - top @ self._shares(top)
@@ -127,7 +128,7 @@ class _TargetedDLR(Sloped):
         return self._minus
 
 
-class _KL(Sloped):
+class _KL(ObjectiveWithSlope):
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         probs, entropy, _ = self.columns(rows)
         return -entropy[:, 0] - (probs * F.log_softmax(logits, 1)).sum(1)
@@ -145,17 +146,21 @@ class _KL(Sloped):
 TINY = 1e-12
 
 
-def cross_entropy(y: Tensor) -> Sloped:
+def cross_entropy(y: Tensor) -> ObjectiveWithSlope:
     """Cross-entropy with the labels y (N,)."""
     return _CrossEntropy(y)
 
 
-def margin(y: Tensor) -> Sloped:
-    """The largest z_k with k != y minus z_y: positive once misclassified (Carlini and Wagner 2017, their f6)."""
+def margin(y: Tensor) -> ObjectiveWithSlope:
+    """The largest z_k with k != y minus z_y: positive once misclassified (Carlini and Wagner 2017, their f6).
+
+    >>> margin(torch.tensor([0]))(torch.tensor([[2.0, 3.0, 1.0]]), torch.tensor([0]))
+    tensor([1.])
+    """
     return _Margin(y)
 
 
-def targeted_margin(y: Tensor, target: Tensor) -> Sloped:
+def targeted_margin(y: Tensor, target: Tensor) -> ObjectiveWithSlope:
     """The difference z_t - z_y to a class target (N,)."""
     return _TargetedMargin(y, target)
 
@@ -177,7 +182,7 @@ def dlr(y: Tensor) -> Objective:
     return objective
 
 
-def targeted_dlr(y: Tensor, target: Tensor) -> Sloped:
+def targeted_dlr(y: Tensor, target: Tensor) -> ObjectiveWithSlope:
     """The ratio towards a class target (N,): z_t - z_y over the 1st logit minus the mean of 3rd and 4th.
 
     Croce and Hein 2020, eq. 7.
@@ -188,12 +193,12 @@ def targeted_dlr(y: Tensor, target: Tensor) -> Sloped:
     return _TargetedDLR(y, target)
 
 
-def kl(probs: Tensor) -> Sloped:
+def kl(probs: Tensor) -> ObjectiveWithSlope:
     """KL(probs || softmax(logits)) with fixed targets probs (N, K), summed over classes."""
     return _KL(probs, torch.special.entr(probs).sum(1), probs.sum(1))
 
 
-def _four(logits: Tensor) -> torch.return_types.topk:
+def _top_four(logits: Tensor) -> torch.return_types.topk:
     """The four largest logits and where they are."""
     if logits.shape[1] < 4:
         raise ValueError(f"targeted dlr: expected at least 4 classes, got {logits.shape[1]}; use the margin instead")

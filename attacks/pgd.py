@@ -71,10 +71,16 @@ class PGD:
         return Passes(forward=self.steps * self.restarts + verdicts, input_grad=self.steps * self.restarts)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Adversarial inputs like x (N, C, H, W), inside box and ball."""
+        """Adversarial inputs like x (N, C, H, W), inside box and ball.
+
+        >>> x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+        >>> PGD(ThreatModel("linf", 0.25), steps=10)(nn.Flatten(), x, y, generator=torch.Generator())
+        tensor([[[[0.2500, 0.7500]]]])
+        """
         check_inputs(self.name, x, y)
         if self.restarts == 1:
-            return self._once(model, x, y, starting_point(x, self.start, self.threat.eps, self.threat.norm, generator))
+            start = starting_point(x, self.start, self.threat.eps, self.threat.norm, generator)
+            return self._single_run(model, x, y, start)
         worst = x.detach().clone()
         fooled = torch.zeros_like(y, dtype=torch.bool)
         loss = torch.full_like(y, -torch.inf, dtype=x.dtype)
@@ -83,7 +89,7 @@ class PGD:
             (left,) = torch.where(~fooled)
             if len(left) == 0:
                 break
-            x_adv = self._once(model, x[left], y[left], start[left])
+            x_adv = self._single_run(model, x[left], y[left], start[left])
             with mode(model, train=False), torch.no_grad():
                 logits = model(x_adv)
             now = self.objective(y[left])(logits, torch.arange(len(left), device=x.device))
@@ -93,7 +99,7 @@ class PGD:
             loss[left], fooled[left] = torch.maximum(loss[left], now), wrong
         return worst
 
-    def _once(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    def _single_run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         eps = self.threat.eps
         step_size = self.step_ratio * eps if self.step_size is None else self.step_size
         return ascend(

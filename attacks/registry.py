@@ -1,4 +1,4 @@
-"""The table of attacks."""
+"""Registry of attacks: names to the modules that define them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adversary may do: a norm, a radius, and the box [0, 1] of images."""
+"""Threat models: a norm, a radius, and the box [0, 1] of images."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class ThreatModel:
 
     Raises:
         ValueError: for an unknown norm, a negative radius, or a Linf radius beyond the width of the box.
+
+    >>> threat = ThreatModel("linf", 0.5)
+    >>> threat.project(torch.tensor([[2.0, 0.5]]), torch.tensor([[0.25, 0.25]]))
+    tensor([[0.7500, 0.5000]])
     """
 
     norm: Norm = "linf"

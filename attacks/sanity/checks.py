@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.contexts import mode, unrounded
+from attacks.contexts import full_precision, mode
 from attacks.sanity import findings, measure
 from attacks.sanity.findings import LEVELS, Finding, Level
 from attacks.threat import ThreatModel
@@ -187,7 +187,7 @@ def _is_right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> T
 @contextmanager
 def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global random streams and restore them; no TF32, since some checks see rounding."""
-    with unrounded(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with full_precision(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Attack
-from attacks.contexts import unrounded
+from attacks.contexts import full_precision
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
 from bench.config.stop_rules import Rule
@@ -31,7 +31,7 @@ from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.results.outcomes import FILE, Outcomes
 
 
-@unrounded()
+@full_precision()
 def evaluate(
     model: nn.Module,
     x: ImageTensor,

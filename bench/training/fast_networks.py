@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks.contexts import mode
 from attacks.fast.folded import Folded
-from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, met_layers
+from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, layers_in_order
 from bench.core.pass_counter import PassCounter
 
 EXAMPLES = 32  # samples that a version is tried on
@@ -214,7 +214,7 @@ def keep_ends_in_float32(model: nn.Module, example: Tensor) -> set[nn.Module]:
         The layers.
     """
     with mode(model, train=False):
-        met = met_layers(model, example)
+        met = layers_in_order(model, example)
     ends = {met[0], met[-1]} if met else set()
     for layer in ends:
         layer.forward = MethodType(_exact, layer)

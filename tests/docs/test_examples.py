@@ -25,6 +25,13 @@ SHOWN = (
     *("bench.load_results", "bench.report.render", "bench.data.load", "bench.data.to_float", "bench.models.build"),
     *("bench.models.Normalized", "bench.metrics.class_accuracy", "bench.metrics.worst", "bench.metrics.nsd"),
     *("bench.evaluate", "bench.examine", "bench.Outcomes", "methods.register"),
+    *(
+        "attacks.ThreatModel",
+        "attacks.ascend",
+        "attacks.Passes",
+        "attacks.pgd.PGD.__call__",
+        "attacks.objectives.margin",
+    ),
 )
 
 

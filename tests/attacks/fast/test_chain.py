@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
-from attacks.fast.chain import Chain, chained
+from attacks.fast.chain import Chain, to_chain
 from attacks.fast.layers import Banded, Before, Blocked, Cast, Convolution, Linear, Phased
 from attacks.fast.prepared import Prepared
 from bench.models.builders import build
@@ -64,7 +64,7 @@ def test_outputs_and_gradients_are_autograds_also_after_the_weights_have_moved(
     torch.manual_seed(0)
     model = line(shape, first, second).double().eval().requires_grad_(False)
     x = torch.rand(3, *shape, generator=stream(), dtype=torch.float64)
-    chain = chained(symbolic_trace(model), x)
+    chain = to_chain(symbolic_trace(model), x)
     assert chain is not None and [type(link) for link in chain.links][:2] == [one, other]
     assert_same_function(chain, model, x)
     for parameter in model.parameters():
@@ -87,9 +87,9 @@ class Acting(nn.Module):
 
 def test_relu_and_flattening_are_known_as_functions_too() -> None:
     model = Acting(lambda at, x: at.linear(torch.flatten(F.relu(at.two(at.one(x).relu())), 1))).eval()
-    assert chained(symbolic_trace(model), torch.rand(2, 1, 6, 6)) is None, "relu as a method is not known"
+    assert to_chain(symbolic_trace(model), torch.rand(2, 1, 6, 6)) is None, "relu as a method is not known"
     model = Acting(lambda at, x: at.linear(F.relu(at.two(torch.relu(at.one(x)))).flatten(1))).eval()
-    chain = chained(symbolic_trace(model), torch.rand(2, 1, 6, 6))
+    chain = to_chain(symbolic_trace(model), torch.rand(2, 1, 6, 6))
     assert chain is not None and [bool(link.relu) for link in chain.links] == [True, True, False]
 
 
@@ -108,7 +108,7 @@ def test_relu_and_flattening_are_known_as_functions_too() -> None:
     ],
 )
 def test_what_is_no_line_of_known_layers_is_left_alone(act: Callable[[Acting, Tensor], Tensor]) -> None:
-    assert chained(symbolic_trace(Acting(act).eval()), torch.rand(2, 1, 6, 6)) is None
+    assert to_chain(symbolic_trace(Acting(act).eval()), torch.rand(2, 1, 6, 6)) is None
 
 
 def test_what_comes_before_the_first_layer_has_its_gradient_too() -> None:
@@ -117,7 +117,7 @@ def test_what_comes_before_the_first_layer_has_its_gradient_too() -> None:
     model.register_buffer("shift", shift)
     for given in (model, Normalized(Acting(lambda at, x: at.linear(at.one(x).flatten(1))), [0.4], [0.2])):
         given = given.double().eval()
-        chain = chained(symbolic_trace(given), images)
+        chain = to_chain(symbolic_trace(given), images)
         assert chain is not None and isinstance(chain.links[0], Before)
         here, there = (images.clone().requires_grad_() for _ in range(2))
         torch.testing.assert_close(chain(here), given(there), rtol=1e-10, atol=1e-12)
@@ -156,7 +156,7 @@ def test_bfloat16_is_what_lies_between_the_first_and_the_last_layer() -> None:
 
 def test_two_layers_have_nothing_between_them() -> None:
     model = Acting(lambda at, x: at.linear(at.one(x).flatten(1))).eval()
-    chain = chained(symbolic_trace(model), torch.rand(2, 1, 6, 6), bf16=True)
+    chain = to_chain(symbolic_trace(model), torch.rand(2, 1, 6, 6), bf16=True)
     assert chain is not None and [type(link) for link in chain.links] == [Banded, Linear]
 
 
