@@ -37,7 +37,7 @@ def ascend(
         x: (N, C, H, W) in [0, 1].
         objective: `objective(logits, rows) -> (M,)`, see `attacks.objectives`.
         eps: radius in the units of x, a number or (N,).
-        step_size: length of a step, likewise.
+        step_size: length of a step, likewise; `observe` may change a tensor in the precision of x on the way.
         steps: each is one forward and one input-gradient pass per moving sample.
         start: see `attacks.threat.starting_point`.
         norm: "linf" (sign steps) or "l2" (normalised gradient steps).

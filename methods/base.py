@@ -172,6 +172,7 @@ class Method(nn.Module):
     averages_weights: ClassVar[bool] = False  # whether it evaluates a weight average; replaces that of a recipe
     couples_batch: ClassVar[bool] = False  # whether the loss of a sample depends on others beyond step_labels
     revision: ClassVar[int] = 2
+    option_revisions: ClassVar[Mapping[str, Any]] = {}  # setting -> its value with which the revision is one higher
 
     def __new__(cls, **settings: Any) -> Method:
         """A method whose settings, as far as they are given, lie in their ranges."""

@@ -3,8 +3,8 @@
 The calibration alone. What the paper calls CFA has a weight average besides, FAWA: `--methods fawa:cfa`.
 
 Inner problem:  the host's, 10 steps of 2/255, within the radius eps s_y. AT: CE(S(x'), y), uniform start clipped to
-                the box, model in train mode. TRADES: KL(p(x) || p(x')), Gaussian start, eval mode. FAT: as AT in eval
-                mode, and a sample stops at its fourth misclassified iterate.
+                the box, model in train mode. TRADES: KL(p(x) || p(x')), Gaussian start, eval mode. FAT: as AT, but
+                the step from its third misclassified iterate is a sample's last; it stays in the batch.
 Outer problem:  minimise mean CE(S(x'), y) with AT and FAT; mean (CE(S(x), y) + b_y KL(p(x) || p(x'))) / (1 + b_y) with
                 TRADES, gradients through both.
 State:          accuracy (K,): the classes' accuracy on the adversarial training samples of the last epoch, of the
@@ -15,8 +15,9 @@ Defaults:       eps 8/255, eps_base 0.5 (AT), 0.3 (TRADES), 0.7 (FAT), beta_base
                 batch 128, crops with reflection padding; WRN-34-10 100 epochs, drops at 75 and 90. [read in the
                 released code]
 Departures:     the paper's Algorithm 1 prints eps where b_k needs beta, a misprint; the release has beta. Division by
-                1 + b_y makes host TRADES smaller than `trades` by that factor, as released. FAT's start and mode are
-                those of FAT's own release [inferred].
+                1 + b_y makes host TRADES smaller than `trades` by that factor, as released. The release makes more
+                forwards in train mode, of which only BatchNorm's statistics know: a clean one for logging after each
+                step, with TRADES a second clean one in the loss, with FAT a second one of x'.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from attacks import objectives
 from attacks.passes import Passes
 from attacks.plugins.ranges import Index, NonNegative, Positive
 from methods.base import Adversarial, Batch, Context, Method, Terms
-from methods.bat import EarlyExit
 from methods.losses import class_means, class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import RICE, Recipe, digits
 from methods.registry import register
@@ -65,7 +65,8 @@ class CFA(Method):
     }  # fmt: skip
     epoch_settings = ("begin_epoch_index",)
     reported = ("accuracy", "radius_scale", "beta_scale")
-    drops_rows = True  # host "fat" alone
+    drops_rows = True  # the attack of host "fat" ends with its last moving sample
+    option_revisions = {"host": "fat"}
 
     accuracy: Tensor
     radius_scale: Tensor
@@ -113,9 +114,11 @@ class CFA(Method):
             objective = divergence_from(model, batch)
             return Adversarial(self.ascend(model, batch.x, objective, ctx, start="gaussian", eps=radius))
         objective = objectives.cross_entropy(batch.y)
-        friendly = EarlyExit(batch.y, FAT_GRACE) if self.host == "fat" else None
-        bn: Literal["eval", "train"] = "train" if friendly is None else "eval"
-        x_adv = self.ascend(model, batch.x, objective, ctx, start="uniform", eps=radius, observe=friendly, bn=bn)
+        friendly = _Friendly(batch, self.step_size) if self.host == "fat" else None
+        x_adv = self.ascend(
+            model, batch.x, objective, ctx, start="uniform", eps=radius, bn="train",
+            step_size=None if friendly is None else friendly.step_size, observe=friendly,
+        )  # fmt: skip
         return Adversarial(x_adv)
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
@@ -144,3 +147,20 @@ class CFA(Method):
             if self.class_beta and self.host == "trades":
                 self.beta_scale.copy_(self.beta_base + self.accuracy)
         self.counts.zero_()
+
+
+class _Friendly:
+    """An observer that sets the steps of a sample to 0 after the one from its third misclassified iterate.
+
+    Such samples are still passed: BatchNorm, in train mode, normalises by the whole batch.
+    """
+
+    def __init__(self, batch: Batch, step_size: float) -> None:
+        self.y, self.grace_left = batch.y, torch.full_like(batch.y, FAT_GRACE)
+        self.step_size = torch.full((len(batch.y),), step_size, dtype=batch.x.dtype, device=batch.x.device)
+
+    def __call__(self, step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
+        moves = self.grace_left > 0
+        self.step_size.mul_(moves)
+        self.grace_left -= (moves & (logits.argmax(1) != self.y)).long()
+        return None if moves.any() else rows[:0]

@@ -12,11 +12,10 @@ Defaults:       strength 1 (1.5 on CIFAR-100 and STL-10: recipe "cifar100"), wei
                 1), beta 6; SGD 0.1 / 0.9 / 5e-4 with Nesterov momentum, rate x 0.1 from epochs 100 and 105, batch 128;
                 last checkpoint. [read in the released code]
 Departures:     classes with equal P_ii exchange nothing, where the release takes from both; weights are kept from
-                falling below 0, which the release leaves open. With PGD-AT it goes each step twice, the second time
-                unweighted and within the unweighted eps: `doubled_step=True`, from `begin_epoch_index` on [inferred],
-                here as one step of (1 + w_y) 0.007, the same where w_y >= 1, and with the same reach below. With TRADES
-                it passes the adversarial batch before the clean one; here the order is that of `trades`, of which only
-                BatchNorm's statistics know, so that strength 0 is `trades` bit for bit.
+                falling below 0, which the release leaves open. With PGD-AT it goes each step twice in every epoch, the
+                second time along the same sign, unweighted and within the unweighted eps: `doubled_step=True`. With
+                TRADES it passes the adversarial batch before the clean one; here the order is that of `trades`, of
+                which only BatchNorm's statistics know, so that strength 0 is `trades` bit for bit.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import objectives
+from attacks.contexts import frozen, mode
 from attacks.passes import Passes
 from attacks.plugins.ranges import Index, NonNegative, Positive
+from attacks.threat import per_sample, project, starting_point
 from methods.base import Adversarial, Batch, Context, Method, Terms
 from methods.losses import class_sums, cross_entropy, kl_logits, of_class
 from methods.recipes import Recipe, digits
@@ -51,7 +52,7 @@ class DAFA(Method):
         beta: weight of TRADES' divergence.
         strength: how much is moved, lambda in the paper; 0 is the host.
         begin_epoch_index: first epoch, counted from 0, with weights; the one before measures.
-        doubled_step: attack of the released PGD-AT host.
+        doubled_step: attack of the released PGD-AT host: a second step, without weights, along the same gradient.
     """
 
     recipes = {
@@ -63,6 +64,7 @@ class DAFA(Method):
     epoch_settings = ("begin_epoch_index",)
     reported = ("class_weight",)
     revision = 3
+    option_revisions = {"doubled_step": True}
 
     class_weight: Tensor
     probs: Tensor
@@ -107,10 +109,9 @@ class DAFA(Method):
         """Maximise the host's objective within class-wise radii, by class-wise steps."""
         trades, weight = self.host == "trades", self.class_weight[batch.y]
         objective = divergence_from(model, batch) if trades else objectives.cross_entropy(batch.y)
+        if self.doubled_step:
+            return Adversarial(self._ascend_doubled(model, batch, objective, ctx))
         radius, step = self.eps * weight, self.step_size * weight
-        if self.doubled_step and ctx.epoch >= self.begin_epoch_index:
-            # The first step ends within the weighted radius, and the second leads out of it by its length at most.
-            radius, step = (radius + self.step_size).clamp_max(self.eps), self.step_size * (1 + weight)
         return Adversarial(self.ascend(model, batch.x, objective, ctx, start="gaussian", eps=radius, step_size=step))
 
     def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
@@ -135,6 +136,24 @@ class DAFA(Method):
         if ctx.epoch == self.begin_epoch_index - 1:
             probs = ctx.reduce(self.probs) / ctx.reduce(self.counts).clamp_min(1)[:, None]
             self.class_weight.copy_(distance_weights(probs, self.strength).clamp_min(0))
+
+    def _ascend_doubled(self, model: nn.Module, batch: Batch, objective: objectives.Objective, ctx: Context) -> Tensor:
+        """The released ascent: a weighted step, then one without weights along the same gradient."""
+        x, rows, weight = batch.x, torch.arange(len(batch.x), device=batch.x.device), self.class_weight[batch.y]
+        x_adv = starting_point(x, "gaussian", self.eps, self.norm, ctx.generator)
+        searched = ctx.for_attack(model)
+        with mode(searched, train=False), frozen(searched), torch.enable_grad():
+            for step in range(self.steps):
+                here = x_adv.detach().requires_grad_()
+                logits = searched(here)
+                for watch in ctx.watchers:
+                    watch(step, here.detach(), logits.detach(), rows)
+                (grad,) = torch.autograd.grad(objective(logits, rows).sum(), here)
+                l2 = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+                move = self.step_size * (grad.sign() if self.norm == "linf" else grad / per_sample(l2, x))
+                x_adv = project(here.detach() + per_sample(weight, x) * move, x, self.eps * weight, self.norm)
+                x_adv = project(x_adv + move, x, self.eps, self.norm)
+        return x_adv.detach()
 
 
 def distance_weights(probs: Tensor, strength: float) -> Tensor:

@@ -10,9 +10,11 @@ Outer problem:  minimise  mean K q[y] l,  l the host's loss: CE(S(x'), y); CE(S(
 State:          class_weight (K,): mean weight K q[y] of each class's samples in the last epoch; 1 before.
 Defaults:       r 0.5, host "at", sums; a robust model is fine-tuned for 2 epochs, SGD 0.01, then 0.001 / 0.9 / 5e-4,
                 batch 128. [read in the released code; that the paper means class means is inferred]
-Departures:     the release hands every batch to a convex solver; eta is found here by bisection, to rounding. It makes
-                two forwards more a step; the margins here are those of the loss's own forward. With sums an absent
-                class counts 0, which looks harder than any class that is mostly right; its weight meets no sample.
+Departures:     the release hands every batch to a convex solver; eta is found here by bisection, to rounding. It passes
+                the adversarial batch before the clean one, and the clean one with host "at" too; here the order is that
+                of the hosts, and "at" has no clean pass: only BatchNorm's statistics know. It passes x' once more in
+                eval mode to choose among restarts, of which there is one. With sums an absent class counts 0, which
+                looks harder than any class that is mostly right; its weight meets no sample.
                 It selects on test batches, and starts from checkpoints; here the start is the run of pgd_at in the
                 same plan. Its AWP variants perturb along the unweighted host's loss, `awp:faal` along the weighted one.
                 "mart" keeps the release's KL attack, where MART itself attacks cross-entropy.

@@ -6,13 +6,15 @@ Outer problem:  minimise  mean w[y] l,  l the per-sample loss of the host, all o
 State:          w (K,), ones at first. At the end of an epoch w_k = (kappa_k + 1e-5)^-2 from the class means of kappa,
                 scaled to sum K, then clamped to [5/6, 5/2] and not scaled again. Fair-MTARD: also MTARD's balance.
 Defaults:       SGD 0.1 / 0.9 / 2e-4 with Nesterov momentum, batch 128; Fair-ARD 200 epochs, drops at 100 and 150;
-                Fair-RSLAD and Fair-MTARD 300, drops at 215, 260 and 285. [read in the released code] MTARD's balance
-                is kept by the unweighted terms. [inferred]
+                Fair-RSLAD and Fair-MTARD 300, drops at 215, 260 and 285. [read in the released code] Fair-MTARD's
+                natural term is MTARD's, and MTARD's balance is kept by the unweighted terms. [inferred]
 Departures:     they are the composition `fair_weight` around the hosts, with the departures of both; only the recipes
-                are their own. The release inherits ARD's fault that the second drop has no effect: Fair-ARD's recipe
-                "released" keeps one drop; whether it runs ARD's idle clean pass as well is not known, here it does not.
-                Its Fair-MTARD takes the robust teacher's logits for the natural term too and never asks the natural
-                one: `natural_from="robust"`. Fair-IAD is not offered, since we are not certain of IAD's formulas.
+                are their own. The release inherits ARD's fault that the second drop has no effect, and ARD's idle clean
+                pass: Fair-ARD's recipe "released" has one drop and the pass. Its Fair-MTARD compares the student on the
+                clean input with the robust teacher on x' as well, leaves the natural teacher's answer unused, and keeps
+                MTARD's balance by the class-weighted terms: `natural_from="robust"`, but for the 1e-5 in the logarithm
+                of the target, which reaches the balance alone. Fair-IAD is not offered, since we are not certain of
+                IAD's formulas.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from typing import Any, Literal
 from torch import nn
 
 from methods.ard import ARD
-from methods.base import Adversarial, Batch, Context
+from methods.base import Adversarial, Batch, Context, Terms
 from methods.fair_weight import FairWeight
+from methods.losses import of_class
 from methods.mtard import MTARD
 from methods.recipes import Recipe, digits, short
 from methods.registry import register
@@ -36,7 +39,7 @@ PAPER_200 = Recipe(
 )  # fmt: skip
 RELEASED_200 = Recipe(
     epochs=200, lr=0.1, milestones=(100,), weight_decay=2e-4, nesterov=True, augment="crop_flip",
-    source="released script as it runs",
+    settings={"clean_pass": True}, source="released script as it runs",
 )  # fmt: skip
 PAPER_300 = Recipe(
     epochs=300, lr=0.1, milestones=(215, 260, 285), weight_decay=2e-4, nesterov=True, augment="crop_flip",
@@ -71,18 +74,30 @@ class FairMTARD(FairWeight, MTARD):
     """MTARD with class weights that follow how soon the samples of a class fall in the attack.
 
     Args:
-        natural_from: the teacher of the natural term, "natural" (the method) or "robust" (released).
+        natural_from: "natural" (the method), or "robust" (released): the robust teacher's prediction on x' is the
+            target of the natural term too, and the class-weighted terms keep the balance.
     """
 
     recipes = {"paper": PAPER_300, "short": short(PAPER_300, scale=0.1), "digits": DIGITS}
     reported = ("fair_weight", "natural_share")
     revision = REVISION
+    option_revisions = {"natural_from": "robust"}
 
     def __init__(self, *, natural_from: Literal["natural", "robust"] = "natural", **options: Any) -> None:
         super().__init__(**options)
         self.natural_from = natural_from
 
     def perturb(self, model: nn.Module, batch: Batch, ctx: Context) -> Adversarial:
-        """MTARD's attack; the natural term's soft labels come from the teacher `natural_from`."""
-        teachers = {**ctx.teachers, "natural": ctx.teacher(self.natural_from)}
-        return super().perturb(model, batch, replace(ctx, teachers=teachers))
+        """MTARD's attack; the natural term's soft labels are those of `natural_from`."""
+        adv = super().perturb(model, batch, ctx)
+        if self.natural_from == "natural":
+            return adv
+        return replace(adv, extras={**adv.extras, "soft_clean": adv.extras["soft_adv"]})
+
+    def loss(self, model: nn.Module, batch: Batch, adv: Adversarial, ctx: Context) -> Terms:
+        """MTARD's loss, weighted by class; as released, the terms that keep the balance are weighted too."""
+        terms = super().loss(model, batch, adv, ctx)
+        if self.natural_from == "natural":
+            return terms
+        weight = of_class(self.fair_weight, batch.y, terms.loss.dtype)
+        return replace(terms, extras={name: weight * value for name, value in terms.extras.items()})

@@ -12,7 +12,9 @@ Defaults:       starts from a robust model; 40 epochs, SGD 0.001 / 0.9 / 5e-4, b
                 the last of 40 epochs, limit 0.5; delta 0.1 (Reweight), 0.07 (with Remargin, r2 0.2). [read in the
                 released code; the paper's constraints are known to us from a third-party account]
 Departures:     the released start `hot_start.pt` is trained elsewhere; here it is the run of pgd_at in the same plan.
-                The released scripts save no checkpoint. Remargin alone, gone from the release, is not offered.
+                The released scripts save no checkpoint, and pass the clean batch in train mode again behind the
+                adversarial one, so that BatchNorm sees it twice; here once. Remargin alone, gone from the release, is
+                not offered.
 """
 
 from __future__ import annotations

@@ -243,7 +243,11 @@ def _source(sketch: Sketch, *, terminal: bool, has_revision: bool) -> str:
     if sketch.source is None:
         return ""
     where = str(sketch.source) if terminal else f"`{'/'.join(Path(sketch.source).parts[-2:])}`"
-    return f"Source: {where}" + (f", revision {sketch.fact('revision', 1)}." if has_revision else ".")
+    if not has_revision:
+        return f"Source: {where}."
+    revision = sketch.fact("revision", 1)
+    moved = [f"{revision + 1} with {name}={value}" for name, value in sketch.fact("option_revisions", {}).items()]
+    return f"Source: {where}, revision {revision}" + (f" ({', '.join(moved)})." if moved else ".")
 
 
 def _baseline_passes(sketch: Sketch) -> Passes:

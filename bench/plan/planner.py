@@ -80,7 +80,7 @@ class _Planner:
             teachers={r: self._teacher(r) for r in sketch.fact("teachers", ())},
             warm_start=self._warm_start(sketch.fact("warm_start"), seed),
             device=self.device, threads=self.run.threads, deterministic=self.run.deterministic,
-            revision=trained.fact("revision", 1), source=_source_hash(METHODS, method),
+            revision=_revision(trained, settings), source=_source_hash(METHODS, method),
             model_source=model_source(model),
             train_with=self._switches(),
             micro_batch=self._micro_batch(recipe), processes=self.processes, sync_bn=self.run.sync_bn,
@@ -347,6 +347,13 @@ def _rescaled(value: Any, ratio: float) -> Any:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _revision(sketch: Sketch, settings: Mapping[str, Any]) -> int:
+    """The revision of a method with these settings: numbers of an option may have moved alone."""
+    moved: Mapping[str, Any] = sketch.fact("option_revisions", {})
+    revision: int = sketch.fact("revision", 1)
+    return revision + sum(bool(settings[name] == value) for name, value in moved.items())
 
 
 def _source_hash(registry: Registry[Any], name: str) -> str:

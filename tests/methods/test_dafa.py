@@ -34,6 +34,7 @@ from tests.helpers.stubs import CLASSES, StubStudent, make_context
 
 HOSTS = ["trades", "at"]
 ONES = torch.ones(CLASSES, dtype=torch.float64)
+Y5 = BATCH.y % 5
 
 
 def random_means(seed: int, classes: int = CLASSES) -> Array:
@@ -126,35 +127,38 @@ def test_radius_and_step_of_a_sample_follow_its_class(host: Any, monkeypatch: py
     np.testing.assert_allclose(step, 0.007 * weight, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("epoch", "doubled"), [(4, False), (5, True)])
-def test_the_released_attack_doubles_steps_once_weights_are_set(
-    epoch: int, doubled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    method = DAFA(host="at", doubled_step=True, begin_epoch_index=5)
-    radius, step = asked_for(method, monkeypatch, epoch)
-    weight = np.linspace(0.7, 1.6, CLASSES)[Y]
-    reach = np.minimum(0.031, 0.031 * weight + 0.007) if doubled else 0.031 * weight
-    np.testing.assert_allclose(radius, reach, rtol=1e-12)
-    np.testing.assert_allclose(step, 0.007 * ((1 + weight) if doubled else weight), rtol=1e-12)
-
-
-def test_one_doubled_step_is_two_steps_of_one_gradient_for_weights_of_one_and_more() -> None:
+@pytest.mark.parametrize("epoch", [0, 9])
+@pytest.mark.parametrize("lightest", [0.4, 1.0])
+def test_the_released_attack_goes_each_step_twice_in_every_epoch(epoch: int, lightest: float) -> None:
     """The release: a step of w a within w eps, then one of a within eps, both along the same sign."""
-    method = DAFA(num_classes=5, host="at", doubled_step=True, begin_epoch_index=1)
-    method.class_weight.copy_(torch.linspace(1.0, 1.8, 5, dtype=torch.float64))
-    model, y = network(5, 0).double().eval(), BATCH.y % 5
+    method = DAFA(num_classes=5, host="at", doubled_step=True, begin_epoch_index=5, step_size=0.02)
+    method.class_weight.copy_(torch.linspace(lightest, 1.8, 5, dtype=torch.float64))
+    model, y = network(5, 0).double().eval(), Y5
     batch = Batch(BATCH.x, y, BATCH.index, y)
-    found = method.perturb(model, batch, make_context(epoch=1)).x
+    found = method.perturb(model, batch, make_context(epoch=epoch)).x
     weight = method.class_weight[y].view(-1, 1, 1, 1)
     x = batch.x
     here = x + 0.001 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turned = 0
     for _ in range(10):
         here.requires_grad_()
-        loss = torch.nn.functional.cross_entropy(model(here), y, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(model(here), y)
         sign = torch.autograd.grad(loss, here)[0].sign()
-        for radius, step in ((0.031 * weight, 0.007 * weight), (0.031 * torch.ones_like(weight), 0.007)):
-            here = torch.clamp(here.detach() + step * sign, x - radius, x + radius).clamp(0, 1)
+        turned += int((((here - x) * sign < -0.031 * weight) & (weight < 1)).sum())
+        for radius, step in ((0.031 * weight, 0.02 * weight), (0.031 * torch.ones_like(weight), 0.02)):
+            here = torch.clamp(here.detach() + step * sign, x - radius, x + radius)
+        here = here.clamp(0, 1)
     torch.testing.assert_close(found, here, rtol=0, atol=1e-12)
+    assert (turned > 0) == (lightest < 1), "one step of the summed length would not do where the sign turns"
+
+
+def test_watchers_see_every_iterate_of_the_released_attack() -> None:
+    method, batch = DAFA(num_classes=5, host="at", doubled_step=True), Batch(BATCH.x, Y5, BATCH.index, Y5)
+    seen: list[tuple[int, Tensor]] = []
+    ctx = make_context()
+    ctx.watchers = (lambda step, x_adv, logits, rows: seen.append((step, logits.argmax(1))),)
+    method.perturb(network(5, 0).double(), batch, ctx)
+    assert [step for step, _ in seen] == list(range(10)) and not any(wrong.requires_grad for _, wrong in seen)
 
 
 def test_at_strength_zero_it_is_trades_bit_for_bit() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.conformance.fixtures import difference
+from bench.conformance.fixtures import difference, network
 from bench.conformance.loop import Loop
-from methods.base import Method
+from methods.base import Batch, Method
 from methods.fair_ard import FairARD, FairMTARD, FairRSLAD
 from methods.fair_weight import FairWeight
 from methods.registry import METHODS
@@ -76,15 +76,33 @@ def test_the_weights_follow_how_long_each_class_stands(name: str, monkeypatch: p
     assert found.min() == pytest.approx(5 / 6) and ((found > 0.9) & (found < 2.4)).any()
 
 
-def test_the_natural_term_may_come_from_the_robust_teacher_as_released() -> None:
-    student = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double()
-    for natural_from, logits, asked in (("natural", NATURAL, (1, 1)), ("robust", TEACHER, (2, 0))):
-        robust, natural = StubTeacher(TEACHER), StubTeacher(NATURAL)
-        method = FairMTARD(natural_from=natural_from)  # type: ignore[arg-type]
-        adv = method.perturb(student, BATCH, make_context(robust, natural=natural))
-        assert torch.equal(adv.extras["soft_clean"], logits.softmax(1))
-        assert torch.equal(adv.extras["soft_adv"], TEACHER.softmax(1))
-        assert (len(robust.seen), len(natural.seen)) == asked
+@pytest.mark.parametrize("natural_from", ["natural", "robust"])
+def test_as_released_the_robust_teachers_view_of_x_adv_is_the_target_of_both_terms(natural_from: Any) -> None:
+    """The loss, and the balance after two steps, by the formulas; as released weighted terms keep the balance."""
+    method = FairMTARD(num_classes=5, natural_from=natural_from)
+    method.get_buffer("fair_weight").copy_(torch.linspace(5 / 6, 2.5, 5))
+    robust, natural = network(5, 1).double().eval(), network(5, 2).double().eval()
+    student, y = network(5, 3).double(), BATCH.y % 5
+    batch, ctx = Batch(BATCH.x, y, BATCH.index, y), make_context(robust, natural=natural)
+    weight, first, share = method.get_buffer("fair_weight")[y].numpy(), np.zeros(2), 0.5
+    for step in range(2):
+        adv = method.perturb(student, batch, ctx)
+        with torch.no_grad():
+            terms = method.loss(student, batch, adv, ctx)
+            targets = robust(adv.x), natural(BATCH.x) if natural_from == "natural" else robust(adv.x)
+        z = [terms.logits[view].numpy() for view in ("adv", "clean")]
+        each = np.array([formulas.kl(formulas.softmax(t.numpy()), s) for t, s in zip(targets, z, strict=True)])
+        expected = weight * ((1 - share) * each[0] + share * each[1]) / 10
+        np.testing.assert_allclose(terms.loss.numpy(), expected, rtol=1e-9)
+        now = (each if natural_from == "natural" else weight * each).mean(1)
+        first = now if step == 0 else first
+        share = formulas.mtard_update(share, first, now, 0.025)
+        method.observe(batch, adv, terms, ctx)
+        method.after_step(student, ctx)
+        assert method.get_buffer("natural_share").item() == pytest.approx(share, rel=1e-9)
+        method.get_buffer("fair_weight").copy_(torch.linspace(2.5, 5 / 6, 5))
+        weight = method.get_buffer("fair_weight")[y].numpy()
+    assert abs(share - 0.5) > 1e-5
     with pytest.raises(ValueError, match="FairMTARD: natural_from: expected natural or robust, got 'both'"):
         FairMTARD(natural_from="both")  # type: ignore[arg-type]
 
@@ -108,6 +126,13 @@ def test_the_plan_gives_each_its_teachers_and_recipe() -> None:
         recipe = job_of(found, name).recipe
         assert recipe.nesterov and recipe.epochs == (200 if name == "fair_ard" else 300)
     assert job_of(found, "fair_mtard").settings["rate_milestones"] == (215, 260, 285)
+
+
+def test_the_released_recipe_of_fair_ard_is_that_of_the_release_it_inherits_from() -> None:
+    released = job_of(plan(methods=("fair_ard",), dataset="cifar10", recipe="released"), "fair_ard")
+    host = job_of(plan(methods=("ard",), dataset="cifar10", recipe="released"), "ard")
+    assert released.settings["clean_pass"] and host.settings["clean_pass"]
+    assert released.recipe.milestones == host.recipe.milestones == (100,) and released.recipe.nesterov
 
 
 @pytest.mark.parametrize(("method", "host"), [(FairARD, "ard"), (FairRSLAD, "rslad"), (FairMTARD, "mtard")])

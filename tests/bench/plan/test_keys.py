@@ -12,6 +12,7 @@ import pytest
 from bench.errors import UsageError
 from bench.plan.jobs import LEFT_OUT_AT, NEVER_IN_KEY, EvalJob, TrainJob
 from bench.plan.planner import make_plan
+from methods import METHODS
 from tests.helpers.jobs import job_of, jobs_of_edited_plugin, key, plan, settings
 
 PLUGIN = '''
@@ -99,6 +100,27 @@ def test_a_key_knows_the_revision_and_neither_label_nor_role() -> None:
     assert replace(job, revision=job.revision + 1).key != job.key
     assert replace(job, source="abc").key != job.key
     assert replace(job, label="other", role="teacher", recipe_name="other").key == job.key
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "moved"),
+    [
+        ("dafa", {"host": "at", "doubled_step": True}, 1),
+        ("dafa", {"host": "at"}, 0),
+        ("cfa", {"host": "fat"}, 1),
+        ("cfa", {"host": "trades"}, 0),
+        ("fawa:cfa", {"host": "fat"}, 1),
+        ("fair_mtard", {"natural_from": "robust"}, 1),
+        ("fair_mtard", {}, 0),
+    ],
+    ids=str,
+)
+def test_an_option_whose_numbers_moved_alone_has_a_revision_of_its_own(
+    method: str, options: dict[str, Any], moved: int
+) -> None:
+    overrides = {f"{method}.{name}": value for name, value in options.items()}
+    job = job_of(plan(methods=(method,), overrides=overrides), method)
+    assert job.revision == METHODS.sketch(method).fact("revision") + moved
 
 
 def test_a_key_knows_the_source_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
