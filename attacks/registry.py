@@ -26,10 +26,6 @@ ATTACKS: Registry[Callable[..., Attack]] = Registry(
         "square": "attacks.autoattack.square",
         "autoattack-quick": "attacks.autoattack.quick",
         "autoattack-reference": "attacks.autoattack.reference",
-        "apgd-ce-reference": "attacks.autoattack.reference",
-        "apgd-t-reference": "attacks.autoattack.reference",
-        "fab-t-reference": "attacks.autoattack.reference",
-        "square-reference": "attacks.autoattack.reference",
     },
 )
 register = ATTACKS.register

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
+from attacks.autoattack import reference
 from attacks.base import Attack
 from attacks.registry import ATTACKS
 from attacks.threat import ThreatModel
@@ -17,6 +19,10 @@ from bench.evaluation.stages import Verdicts, predict, run_attack
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLE = "autoattack"
 SIDES = {"native": "", "reference": "-reference"}  # what follows the name of a stage or of the ensemble
+# The members of the released ensemble, which are attacks here alone.
+REFERENCE_STAGES = {
+    stage.name: stage for stage in (reference.APGDCE, reference.APGDT, reference.FABT, reference.Square)
+}
 SUFFIXES = {**SIDES, "quick": "-quick"}  # the quick form has no stages, and is no side of a comparison for equality
 
 __all__ = [
@@ -68,9 +74,9 @@ def add_effort_options(parser: argparse.ArgumentParser) -> None:
 def build(name: str, side: str, threat: ThreatModel, effort: Effort) -> Attack:
     """A stage, or the ensemble, of one side."""
     known = name + SUFFIXES[side]
-    takes = ATTACKS.sketch(known).settings
-    settings = {key: value for key, value in vars(effort).items() if key in takes}
-    return ATTACKS[known](threat=threat, **settings)
+    attack = REFERENCE_STAGES.get(known) or ATTACKS[known]
+    settings = {key: value for key, value in vars(effort).items() if key in signature(attack).parameters}
+    return attack(threat=threat, **settings)
 
 
 def run(

@@ -74,7 +74,7 @@ class Unit:
 @lru_cache
 def code(side: str) -> str:
     """What stands for the implementation of a side: the hash of our sources, or the name of the released package."""
-    sources = sorted(Path(next(iter(attacks.__path__))).glob("*.py"))
+    sources = sorted(Path(next(iter(attacks.__path__))).rglob("*.py"))
     adapter = [path for path in sources if path.name == "reference.py"]
     chosen = [path for path in sources if path not in adapter] if side != "reference" else adapter
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in chosen)).hexdigest()

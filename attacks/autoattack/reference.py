@@ -120,7 +120,6 @@ class Stage(ABC):
         return package.AutoAttack(model, norm=norm, eps=eps, seed=seed, device=x.device, version="custom", **selection)
 
 
-@ATTACKS.register("apgd-ce-reference")
 @dataclass(frozen=True)
 class APGDCE(Stage):
     """APGD on cross-entropy: momentum steps whose length halves when progress stalls.
@@ -153,7 +152,6 @@ class _Targeted(Stage):
         return min(self.targets, num_classes - 1)
 
 
-@ATTACKS.register("apgd-t-reference")
 @dataclass(frozen=True)
 class APGDT(_Targeted):
     """APGD on the targeted difference-of-logits ratio, once per target class.
@@ -180,7 +178,6 @@ class APGDT(_Targeted):
         return attack
 
 
-@ATTACKS.register("fab-t-reference")
 @dataclass(frozen=True)
 class FABT(_Targeted):
     """FAB (Croce and Hein, ICML 2020, arXiv:1907.02044): the nearest point beyond a target class's boundary.
@@ -207,7 +204,6 @@ class FABT(_Targeted):
         return attack
 
 
-@ATTACKS.register("square-reference")
 @dataclass(frozen=True)
 class Square(Stage):
     """Square (Andriushchenko et al., ECCV 2020, arXiv:1912.00049): random search with square updates, no gradient.

@@ -56,14 +56,14 @@ CHECK_OPTIONS: Mapping[tuple[str, str], CheckOptions] = {
     ),
     ("method", "npair_at"): CheckOptions({**FEW_STEPS, "weight": 0.1}, "a weight that shows; " + WHY_FEW_STEPS),
     **{
-        ("attack", f"{name}{suffix}"): CheckOptions(arguments, WHY_CHEAP, exempt)
-        for suffix in ("", "-reference")
+        ("attack", name): CheckOptions(arguments, WHY_CHEAP, exempt)
         for name, arguments, exempt in (
             ("apgd-ce", {"steps": 6}, {}),
             ("apgd-t", {"steps": 6, "targets": 2}, {}),
             ("fab-t", {"steps": 6, "targets": 2}, {}),
             ("square", {"queries": 20}, RANDOM_SEARCH),
             ("autoattack", {"steps": 6, "targets": 1, "queries": 20}, {}),
+            ("autoattack-reference", {"steps": 6, "targets": 1, "queries": 20}, {}),
         )
     },
     ("attack", "autoattack-quick"): CheckOptions({"targets": 2, "starts": 2, "queries": 20}, WHY_CHEAP),
