@@ -80,8 +80,9 @@ def verify(results: tuple[Path, ...], stamp: bool) -> None:
     click.echo("every file is sound, and every figure follows from its outcomes")
     if stamp:
         click.echo(f"stored the SHA-256 of {stamps.stamp(results):,} files")
-    elif text := stamps.unchecked(results):
-        click.echo(text)
+    else:
+        for line in stamps.unchecked(results):
+            click.echo(line)
 
 
 @click.command()

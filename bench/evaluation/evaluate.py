@@ -28,6 +28,7 @@ from bench.evaluation.stages import Verdicts, applicable_stages, class_count, pr
 from bench.models.builders import network
 from bench.models.checkpoints import fit, load_run_weights
 from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
+from bench.results.keys import ONLY_FOR_EVALUATION_KEY
 from bench.results.outcomes import FILE, Outcomes
 
 
@@ -144,7 +145,15 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
             model, x, attack, verdicts,
             classes=parts.num_classes, seed=job.seed, block=verdicts.micro_batch or job.block, progress=progress,
         )  # fmt: skip
-        files.write_json(folder / "eval.json", {**facts, **checked, "files": written})
+        files.write_json(
+            folder / "eval.json",
+            {
+                **facts,
+                **checked,
+                "key_fields": {name: getattr(job, name) for name in ONLY_FOR_EVALUATION_KEY},
+                "files": written,
+            },
+        )
     row = {"what": "evaluation", "attack": job.attack, "checkpoint": job.checkpoint, "seconds": timer.seconds}
     if job.part is not None:
         row |= {"what": "part of an evaluation", "part": list(job.part)}

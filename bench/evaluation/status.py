@@ -10,8 +10,7 @@ from bench.core import checksums, files
 from bench.errors import UsageError
 from bench.evaluation import block_store
 from bench.plan.jobs import PARTIAL, Plan, title
-
-PLANS = ".plans"
+from bench.results.tree import PLANS, missing_jobs
 
 
 def store_plan(plan: Plan, out: Path) -> None:
@@ -20,13 +19,6 @@ def store_plan(plan: Plan, out: Path) -> None:
     folder = out / PLANS
     with files.locked(folder, wait=True):
         files.write_json(folder / f"{files.key_of({'jobs': jobs})}.json", {"jobs": jobs})
-
-
-def _missing(results: Path) -> list[str]:
-    """Titles of planned jobs without a folder yet."""
-    plans = sorted((results / PLANS).glob("*.json"))
-    jobs = {job["folder"]: job["title"] for plan in plans for job in files.read_json(plan)["jobs"]}
-    return [name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))]
 
 
 def status_text(results: Path) -> str:
@@ -52,7 +44,7 @@ def status_text(results: Path) -> str:
         if not (failure.parent / "run.json").is_file():
             lines.append(f"{failure.parent.relative_to(results).as_posix()}: failed: {files.failure(failure.parent)}")
     failed = sum("failed" in line for line in lines)
-    missing = _missing(results)
+    missing = list(missing_jobs(results).values())
     lines += [f"missing: {name}" for name in missing]
     counts = [f"{len(runs)} runs", *([f"{failed} failed"] if failed else [])]
     counts += [f"{len(missing)} planned jobs not begun"] if missing else []

@@ -7,21 +7,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.core.files import key_of
 from bench.data.registry import DATASETS
 from bench.models.registry import folder_name
+from bench.results.keys import evaluation_key, training_key
 from methods.recipes import Recipe
 
 FORMAT = 1
 PARTIAL = "partial"
 DEFAULT_BLOCK = 100  # test samples attacked together, unless the run or the data set says otherwise
-# Which fields are no part of a key: some never are, others, which came after runs were stored, not at this value.
-NEVER_IN_KEY = ("role", "label", "recipe_name", "run", "title", "part")
-LEFT_OUT_AT: dict[str, Any] = {
-    "train_with": (), "model_source": "", "micro_batch": None, "processes": 1, "sync_bn": False,
-    "prepare": (), "stop_when": None,
-}  # fmt: skip
-LEFT_OUT_OF_RECIPE_AT: dict[str, Any] = {"schedule": "steps", "ema": 0.0}
 
 
 @dataclass(frozen=True)
@@ -79,17 +72,8 @@ class TrainJob:
     @property
     def key(self) -> str:
         """Hash of everything the weights depend on."""
-        elsewhere = {"source": "", "selection": "", "settings": {}}  # in other fields of the job
-        identity = {
-            **_identity(self),
-            "recipe": {**_in_key(self.recipe, LEFT_OUT_OF_RECIPE_AT), **elsewhere},
-            "teachers": {role: _origin(teacher) for role, teacher in self.teachers.items()},
-            "warm_start": None if self.warm_start is None else _origin(self.warm_start),
-        }
-        if self.select != "test":
-            del identity["norm"], identity["eps"]  # the selection attack is the only other reader
-            identity["selection_threat"] = None if self.select == "last" else [self.norm, self.eps]
-        return key_of({"format": FORMAT, **identity})
+        recipe = {f.name: getattr(self.recipe, f.name) for f in fields(self.recipe)}
+        return training_key({**_fields(self), "recipe": recipe})
 
     @property
     def folder(self) -> Path:
@@ -167,7 +151,7 @@ class EvalJob:
     @property
     def key(self) -> str:
         """Hash of everything the outcomes depend on; parts have the key of the whole."""
-        return key_of({"format": FORMAT, **_identity(self)})
+        return evaluation_key(_fields(self))
 
     @property
     def folder(self) -> Path:
@@ -224,21 +208,10 @@ class Plan:
         return (*self.train, *self.evaluate)
 
 
-def _identity(job: Job) -> dict[str, Any]:
-    """The fields of a job that are in its key."""
-    fixed = {"dataset": DATASETS.label(job.dataset), "device": job.device.partition(":")[0]}
-    return {**_in_key(job, LEFT_OUT_AT), "settings": dict(job.settings), **fixed}
-
-
-def _in_key(owner: Job | Recipe, left_out_at: Mapping[str, Any]) -> dict[str, Any]:
-    values = {f.name: getattr(owner, f.name) for f in fields(owner) if f.name not in NEVER_IN_KEY}
-    return {name: value for name, value in values.items() if name not in left_out_at or value != left_out_at[name]}
-
-
-def _origin(source: Mapping[str, str]) -> dict[str, str]:
-    """Identity of a teacher: the key of its run; else the hash of its file with its entry, or its id in the zoo."""
-    names = ("key",) if "key" in source else ("sha256", "entry", "zoo", "model", "model_source")
-    return {name: source[name] for name in names if name in source}
+def _fields(job: Job) -> dict[str, Any]:
+    """The fields of a job by name, as its key takes them."""
+    values = {f.name: getattr(job, f.name) for f in fields(job)}
+    return {**values, "format": FORMAT, "settings": dict(job.settings), "dataset": DATASETS.label(job.dataset)}
 
 
 def blocks_of(part: tuple[int, int] | None, blocks: int) -> Sequence[int]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.core import checksums
-from bench.core.files import file_hash, read_json
+from bench.core.files import file_hash, is_done, read_json
 from bench.errors import BenchError
 from bench.report.tables.sanity import SIGNS
 from bench.report.views.reports import render
+from bench.results.changes import EVALUATION, RUN, Alternatives, Record, finding_on, is_key
 from bench.results.outcomes import CLEAN, Outcomes
-from bench.results.tree import ResultsFolders, run_folders
+from bench.results.tree import DEPTH, ResultsFolders, missing_jobs, run_folders
 
 RUN_FACTS = ("key", "dataset", "model", "method", "seed", "data")
 EVAL_FACTS = ("key", "checkpoint", "attack", "weights", "n", "classes", "class_names")
@@ -33,12 +35,44 @@ def verify(results: ResultsFolders) -> list[str]:
     Raises:
         UsageError: if a folder does not exist.
     """
-    folders = run_folders(results)
-    problems = [problem for folder in folders for problem in _check_run(folder)]
+    folders, roots = run_folders(results), [results] if isinstance(results, (str, Path)) else results
+    others = Alternatives(stored_records(folders))
+    problems = [finding.problem for finding in (finding_on(record, others) for record in others.records)]
+    problems += [problem for folder in folders for problem in _check_run(folder)]
+    problems += [problem for root in roots for problem in (*_check_missing(Path(root)), *_check_tables(Path(root)))]
     if not folders:
         problems.append(f"{results}: expected at least one run, found none")
-    roots = [results] if isinstance(results, (str, Path)) else results
-    return problems + [problem for root in roots for problem in _check_tables(Path(root))]
+    return list(dict.fromkeys(problem for problem in problems if problem is not None))
+
+
+def stored_records(folders: Iterable[Path]) -> Iterator[Record]:
+    """The records of finished runs and of their finished evaluations, as far as they can be read."""
+    for folder in filter(is_done, folders):
+        try:
+            run = read_json(folder / RUN)
+        except BenchError:
+            continue
+        yield Record(folder / RUN, run, run)
+        for evaluation in filter(is_done, sorted(folder.glob("eval/*"))):
+            with suppress(BenchError):
+                yield Record(evaluation / EVALUATION, read_json(evaluation / EVALUATION), run)
+
+
+def _check_missing(root: Path) -> Iterator[str]:
+    """Folders that lost their run.json, and evaluations of finished runs that were planned and are not there."""
+    patterns = ("*.safetensors", "state.pt", "eval")
+    inside = {path.parent for name in patterns for depth in range(DEPTH + 1) for path in root.glob("*/" * depth + name)}
+    for folder in sorted(inside):
+        if is_key(folder.name) and not (folder / RUN).is_file():
+            yield f"{folder}: expected a run.json beside weights or evaluations, got none; put it back, or delete them"
+    try:
+        missing = missing_jobs(root)
+    except BenchError as error:
+        yield str(error)
+        return
+    for name, title in missing.items():
+        if is_done((root / name).parent.parent):
+            yield f"{root / name}: missing, although {title} was planned; run the same command again"
 
 
 def _check_run(folder: Path) -> Iterator[str]:
@@ -51,10 +85,8 @@ def _check_run(folder: Path) -> Iterator[str]:
     except BenchError as error:
         yield str(error)
         return
-    yield from _changes(folder, facts)
+    yield from checksums.file_problems(folder, facts)
     yield from _missing(folder / "run.json", facts, RUN_FACTS)
-    if facts.get("key", folder.name) != folder.name:
-        yield f"{folder / 'run.json'}: expected the key {folder.name}, the name of its folder, got {facts['key']}"
     yield from _check_lines(folder / "history.jsonl")
     if facts.get("method") != "external" and (folder / "done").is_file():
         yield from _check_history(folder, facts)
@@ -62,13 +94,6 @@ def _check_run(folder: Path) -> Iterator[str]:
     for evaluation in evaluations:
         yield from _check_evaluation(folder, evaluation)
     yield from _check_agreement(evaluations)
-
-
-def _changes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
-    """A record that was changed after its folder was finished, and files beside it that it states otherwise."""
-    if (problem := checksums.record_problem(folder / "run.json")) is not None:
-        yield problem
-    yield from checksums.file_problems(folder, facts)
 
 
 def _missing(file: Path, facts: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:

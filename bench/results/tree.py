@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.core.checksums import read_record
+from bench.core.files import key_of, read_json
 from bench.errors import BenchError, UsageError
+from bench.results.changes import Alternatives, Record, finding_on
 from bench.results.outcomes import CLEAN, Outcomes
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 ResultsFolders = Path | str | Sequence[Path | str]
 # <dataset>/<model>/<method>/<key>: a run lies at most this deep below a results folder.
 DEPTH = 4
+PLANS = ".plans"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,12 @@ class Run:
         return self.facts.get("role") == "teacher"
 
     @property
+    def records(self) -> list[Record]:
+        """Its run.json and the eval.json of its evaluations."""
+        evaluations = [Record(e.path / "eval.json", e.facts, self.facts) for e in self.evaluations]
+        return [Record(self.path / "run.json", self.facts, self.facts), *evaluations]
+
+    @property
     def teacher_keys(self) -> set[str]:
         """Keys of the runs that taught this one."""
         return {teacher["key"] for teacher in (self.facts.get("teachers") or {}).values() if "key" in teacher}
@@ -133,13 +141,36 @@ def run_folders(results: ResultsFolders) -> list[Path]:
     return sorted(found.values())
 
 
+def missing_jobs(results: Path) -> dict[str, str]:
+    """Folder, below a results folder, and title of each job that was planned for it and has no folder yet.
+
+    Raises:
+        BenchError: if the file of a plan is broken or was changed; its name is a hash of its content.
+    """
+    plans = {plan: read_json(plan) for plan in sorted((results / PLANS).glob("*.json"))}
+    for plan, content in plans.items():
+        if (found := key_of(content)) != plan.stem:
+            raise BenchError(f"{plan}: expected the plan of key {plan.stem}, got that of {found}; delete it")
+    jobs = {job["folder"]: job["title"] for content in plans.values() for job in content["jobs"]}
+    return {folder: name for folder, name in jobs.items() if not any((results / folder).glob("[!.]*"))}
+
+
 def read_runs(results: ResultsFolders) -> list[Run]:
-    """The finished runs below one or several folders; a folder counts only if its `done` is there."""
+    """The finished runs below one or several folders; a folder counts only if its `done` is there.
+
+    Raises:
+        UsageError: if one of the given folders does not exist.
+        BenchError: if a run.json or eval.json is broken or was changed.
+    """
     runs = [
-        Run(folder, read_record(folder / "run.json"), tuple(_evaluations(folder)))
+        Run(folder, read_json(folder / "run.json"), tuple(_evaluations(folder)))
         for folder in run_folders(results)
         if (folder / "done").is_file()
     ]
+    others = Alternatives(record for run in runs for record in run.records)
+    for record in others.records:
+        if (problem := finding_on(record, others).problem) is not None:
+            raise BenchError(problem)
     _fill_missing_sources([run.facts for run in runs], "model", "model_source")
     _fill_missing_sources([evaluation.facts for run in runs for evaluation in run.evaluations], "attack", "source")
     return runs
@@ -158,7 +189,7 @@ def _fill_missing_sources(entries: Sequence[dict[str, Any]], name: str, source: 
 
 def _evaluations(folder: Path) -> Iterator[Evaluation]:
     for done in sorted(folder.glob("eval/*/done")):
-        yield Evaluation(done.parent, read_record(done.parent / "eval.json"))
+        yield Evaluation(done.parent, read_json(done.parent / "eval.json"))
 
 
 def widest_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -10,6 +10,7 @@ from bench.core import device as devices
 from bench.core.out_of_memory import BatchLimit
 from bench.data.splits import Part, Parts
 from bench.plan.jobs import FORMAT, TrainJob
+from bench.results.keys import ONLY_FOR_TRAINING_KEY
 from methods.base import HIDDEN
 
 
@@ -49,7 +50,8 @@ def run_record(
         "micro_batch": limit.describe(asked=job.micro_batch, exact=exact),
         "hardware": devices.hardware(job.device, job.threads), "arithmetic": arithmetic,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
-        "model_source": job.model_source, "files": dict(hashes),
+        "model_source": job.model_source,
+        "key_fields": {name: getattr(job, name) for name in ONLY_FOR_TRAINING_KEY}, "files": dict(hashes),
     }  # fmt: skip
 
 

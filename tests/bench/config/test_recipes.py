@@ -12,7 +12,8 @@ from bench.catalog.pages import page
 from bench.core.files import file_hash
 from bench.errors import UsageError
 from bench.models.checkpoints import load_weights
-from bench.plan.jobs import LEFT_OUT_OF_RECIPE_AT, TrainJob
+from bench.plan.jobs import TrainJob
+from bench.results.keys import LEFT_OUT_OF_RECIPE_AT
 from bench.training.trainer import Trainer, build_method
 from methods.base import Context
 from methods.recipes import Recipe, all_recipes, short

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bench.errors import UsageError
-from bench.plan.jobs import LEFT_OUT_AT, NEVER_IN_KEY, EvalJob, TrainJob
+from bench.plan.jobs import EvalJob, TrainJob
 from bench.plan.planner import make_plan
+from bench.results.keys import LEFT_OUT_AT, NEVER_IN_KEY
 from methods import METHODS
 from tests.helpers.jobs import job_of, jobs_of_edited_plugin, key, plan, settings
 
