@@ -1,4 +1,4 @@
-"""Both implementations of the ensemble under one roof: their names, their settings, and running them in the harness."""
+"""Native and released AutoAttack for comparison: stages by name, their settings, and a run of either in the harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bars that two implementations are held to, as functions of verdicts, norms and counts."""
+"""Acceptance criteria of the parity benchmark, as functions of verdicts, norms and counts."""
 
 from __future__ import annotations
 

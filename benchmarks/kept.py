@@ -1,4 +1,4 @@
-"""What it gives a training step that its process keeps the memory that tensors free; see `bench.core.device`."""
+"""Speed of a training step whose process keeps the memory that tensors free, and one whose process does not."""
 
 from __future__ import annotations
 

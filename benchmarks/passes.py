@@ -1,4 +1,4 @@
-"""The passes of a training step, kind by kind as they are made, and what each kind costs bare."""
+"""Recorded passes of a training step by kind, and the time that each kind takes by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What work per class costs within a step: ABSLD's temperatures and sums, FRL's weights and radii."""
+"""Cost of per-class work in a training step: ABSLD's temperatures and sums, FRL's weights and radii."""
 
 from __future__ import annotations
 

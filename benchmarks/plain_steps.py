@@ -1,4 +1,4 @@
-"""Training steps the plain way: eager, NCHW, float32, laid out as each method's released script lays it out.
+"""Reference training steps as the released scripts write them: eager, NCHW, float32.
 
 They are what a step of the suite is timed against. Passes that change what is learned, or that the release needs to go
 on, are made as there: references recomputed at every step of the attack (TRADES, FRL), gradients of all parameters

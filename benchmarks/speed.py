@@ -1,4 +1,4 @@
-"""How fast native AutoAttack is: against the released implementation, and against bare passes of the prepared model.
+"""Speed of native AutoAttack, against the released implementation and against bare passes of the prepared model.
 
     python -m benchmarks.speed --samples 500 --rounds 5 results/digits/small_cnn/pgd_at/KEY ...
 

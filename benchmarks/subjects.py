@@ -1,4 +1,4 @@
-"""Models to measure with: folders of runs, checkpoints trained elsewhere, and any of them with its gradients masked."""
+"""Models under benchmark: folders of runs, checkpoints trained elsewhere, and any of them with masked gradients."""
 
 from __future__ import annotations
 

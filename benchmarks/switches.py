@@ -1,4 +1,4 @@
-"""Where the time goes: each switch of the prepared model alone, all of them together, and how cores are shared out."""
+"""Speed of the prepared model with each switch alone and all together, and with cores shared out in other ways."""
 
 from __future__ import annotations
 

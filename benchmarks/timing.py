@@ -1,4 +1,4 @@
-"""Seconds, measured in turns, and what passes through a network cost bare."""
+"""Timing of functions in turns, and of bare passes through a network."""
 
 from __future__ import annotations
 

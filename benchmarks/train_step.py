@@ -1,4 +1,4 @@
-"""How much a training step costs beyond its passes, and how much less than the step that a plain script makes.
+"""Cost of a training step, against its bare passes and against the step of a plain script.
 
     python -m benchmarks.train_step                     digits, then a ResNet-18 on images in the shape of CIFAR-10
     python -m benchmarks.train_step --device cuda --batch 128

@@ -1,4 +1,4 @@
-"""What a training step is measured on: data of a shape, and trainers that stand before their next step."""
+"""Inputs of the training benchmarks: synthetic data of a shape, and trainers stopped before their next step."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Names for plug-ins of any kind, read without importing them."""
+"""Plug-ins of any kind: registries, sketches read without importing, ranges of settings."""

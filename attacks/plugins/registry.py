@@ -1,4 +1,4 @@
-"""Names for plug-ins: one generic registry, read without importing what it names.
+"""The generic registry of plug-ins by name; what a name stands for is imported when it is used.
 
 A built-in name is tied to the module that defines it. Asking for the plug-in imports that module; asking for
 its sketch (settings, recipes, costs, documentation) only parses the file, so that listing and planning stay

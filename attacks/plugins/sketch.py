@@ -1,4 +1,4 @@
-"""What is known of a plug-in without importing it: its documentation, settings and plain class attributes.
+"""Sketches of plug-ins, read from source without importing it: documentation, settings and plain class attributes.
 
 Importing torch takes seconds, and a list of methods or a plan of jobs needs none of it. Built-in plug-ins keep
 their metadata as plain expressions on the class, so it can be read from the parsed source. The reading follows

@@ -1,1 +1,1 @@
-"""Whether measured robustness can be believed: signs of masked gradients."""
+"""Sanity checks for masked gradients, which make measured robustness too high."""
