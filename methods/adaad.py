@@ -6,12 +6,13 @@ Outer problem:  minimise  alpha KL(p_T(x') || p_S(x')) + (1 - alpha) KL(p_T(x) |
                 by 10, the targets constant. No hard labels.
 State:          none.
 Defaults:       alpha 1; 200 epochs, SGD 0.1 / 0.9 / 5e-4, drops at 100 and 150, batch 128. [read in the released
-                code] Order of the forwards where alpha < 1: adversarial, clean. [inferred]
-Departures:     the release takes the mean over batch and classes on CIFAR-10 (the sum over classes / 10, which is
-                `scale`) and the sum over classes on CIFAR-100, ten times RSLAD's: scale 1 in its recipe there. Its
-                README trains at eps 8/255, its script's default is twice that: recipe "wide", eps 16/255 in steps of
-                4/255. It selects on the test set, and its teachers are models of the RobustBench zoo: --teacher
-                robustbench:ID.
+                code]
+Departures:     the release passes the clean batch before the adversarial one, at alpha 1 too; here behind it, and only
+                where alpha < 1: BatchNorm's statistics alone know. It takes the mean over batch and classes on CIFAR-10
+                (the sum over classes / 10, which is `scale`) and the sum over classes on CIFAR-100, ten times RSLAD's:
+                scale 1 in its recipe there. Its README trains at eps 8/255, its script's default is twice that: recipe
+                "wide", eps 16/255 in steps of 4/255. It selects on the test set, and its teachers are models of the
+                RobustBench zoo: --teacher robustbench:ID.
 """
 
 from __future__ import annotations

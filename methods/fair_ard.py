@@ -9,12 +9,12 @@ Defaults:       SGD 0.1 / 0.9 / 2e-4 with Nesterov momentum, batch 128; Fair-ARD
                 Fair-RSLAD and Fair-MTARD 300, drops at 215, 260 and 285. [read in the released code] Fair-MTARD's
                 natural term is MTARD's, and MTARD's balance is kept by the unweighted terms. [inferred]
 Departures:     they are the composition `fair_weight` around the hosts, with the departures of both; only the recipes
-                are their own. The release inherits ARD's fault that the second drop has no effect, and ARD's idle clean
-                pass: Fair-ARD's recipe "released" has one drop and the pass. Its Fair-MTARD compares the student on the
-                clean input with the robust teacher on x' as well, leaves the natural teacher's answer unused, and keeps
-                MTARD's balance by the class-weighted terms: `natural_from="robust"`, but for the 1e-5 in the logarithm
-                of the target, which reaches the balance alone. Fair-IAD is not offered, since we are not certain of
-                IAD's formulas.
+                are their own. The released Fair-RSLAD is without the 1e-5, which shows only where a class falls at
+                once. The release inherits ARD's fault that the second drop has no effect, and ARD's idle clean pass:
+                Fair-ARD's recipe "released" has one drop and the pass. Its Fair-MTARD compares the student on the clean
+                input with the robust teacher on x' as well, leaves the natural teacher's answer unused, and keeps
+                MTARD's balance by the class-weighted terms: `natural_from="robust"`. Fair-IAD is not offered, since we
+                are not certain of IAD's formulas.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ Outer problem:  minimise  (1 - w) KL(p_Ta(x') || p_S(x')) + w KL(p_Tn(x) || p_S(
 State:          w, a number, 1/2 at first. Every step, with r_a and r_n the two terms over their values in the first
                 step: w <- w - rate (w - r_n / (r_a + r_n)). The term that has fallen less weighs more.
 Defaults:       rate 0.025, x 0.1 from epochs 215, 260, 285; 300 epochs, SGD 0.1 / 0.9 / 2e-4, drops at the same
-                epochs, batch 128. [read in the released code; that the rate of w drops together with the learning
-                rate is inferred] Order of the two forwards as RSLAD's. [inferred]
+                epochs, batch 128; forwards in the order adversarial, clean. [read in the released code]
 Departures:     the release moves w by a batch's own terms before it weighs them; here a step is weighed by the w that
-                the steps before it left, since its micro-batches must agree on one. The mean over batch and classes,
-                times 10 on CIFAR-100, is the sum over classes / 10 for any K (`scale`). The released natural teacher is
-                a network of its own; here it is trained by the plan unless --natural-teacher names one. B-MTARD, the
-                extension with teacher temperatures, is not offered.
+                the steps before it left, since its micro-batches must agree on one. Its 1e-5 in the logarithm of the
+                target, which reaches w alone, is left out. The mean over batch and classes, times 10 on CIFAR-100, is
+                the sum over classes / 10 for any K (`scale`). The released natural teacher is a network of its own;
+                here it is trained by the plan unless --natural-teacher names one. B-MTARD, the extension with teacher
+                temperatures, is not offered.
 """
 
 from __future__ import annotations

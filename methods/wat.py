@@ -10,9 +10,9 @@ State:          weights (K + 1,), one per class and w_all, all ones in the first
 Defaults:       eta 0.1, beta 6; 100 epochs, SGD 0.1 / 0.9 / 2e-4, rate x 0.1 from epochs 75, 90, 100 (counted from 1),
                 batch 128; 300 held-out samples per class. [read in the released code]
 Departures:     the release divides class sums by a K-th of full batches of 128, which makes costs lower by the gap in
-                the last batch (2.3 % on 3,000 samples) and assumes equal classes: `costs_mean="released"`; that the
-                overall mean is divided likewise is inferred. A sample weighs 2 in the first epoch and 2 K / (K + 1) in
-                later ones if all costs are equal, as released.
+                the last batch (2.3 % on 3,000 samples) and assumes equal classes, and the overall sum by full batches
+                too: `costs_mean="released"`. A sample weighs 2 in the first epoch and 2 K / (K + 1) in later ones if
+                all costs are equal, as released.
 """
 
 from __future__ import annotations
