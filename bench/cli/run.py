@@ -49,9 +49,10 @@ def run(dry_run: bool, quiet: bool, **flags: Any) -> None:
 def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool, quiet: bool) -> None:
     from bench.evaluation.status import store_plan
     from bench.plan.plan_text import plan_text
-    from bench.plan.planner import make_plan
+    from bench.plan.planner import make_plan, refuse_unread_overrides
 
     plan = make_plan(settings, device, group.size)
+    refuse_unread_overrides(settings, plan.train)
     for sentence in (*DATASETS.notes(settings.dataset), *plan.notes):
         note(sentence)
     if dry_run:

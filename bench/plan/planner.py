@@ -51,7 +51,6 @@ class _Planner:
     train: dict[str, TrainJob] = field(default_factory=dict)
     evaluated: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
-    owners: set[str] = field(default_factory=set)
 
     def job(self, method: str, seed: int, *, teacher_role: str | None = None) -> TrainJob:
         """The job of a method and seed, planned behind the jobs that it needs; `teacher_role` for a teacher."""
@@ -59,7 +58,6 @@ class _Planner:
         facts = DATASETS.sketch(self.run.dataset).facts
         role = "student" if teacher_role is None else "teacher"
         owner = method if teacher_role is None else teacher_setting(teacher_role)
-        self.owners.add(owner)
         overrides = _overrides(self.run, owner, sketch)
         try:
             recipe_name, recipe = self._recipe(method, role, sketch, overrides, facts)
@@ -219,37 +217,41 @@ def make_plan(run: RunSettings, device: str, processes: int = 1) -> Plan:
             run, device, job.folder, job.key, job.model, job.title, checkpoint=checkpoint, seed=job.seed
         )
     ]
-    refuse_unread_overrides(run, planner.owners)
     return Plan(tuple(planner.train.values()), tuple(evaluate), tuple(planner.notes))
 
 
 def check_overrides(run: RunSettings) -> None:
-    """Check that every `--set` names something that is registered.
+    """Check that every `--set` names a setting of something registered, with a value in its range.
 
     Raises:
         UsageError: otherwise.
     """
-    teachers = [name for _, name in TEACHER_ROLES.values()]
-    for dotted in run.overrides:
-        owner = dotted.partition(".")[0]
-        if "." not in dotted or not (owner in METHODS or owner in ATTACKS or canonical(owner) in teachers):
+    teachers = {setting: method for method, setting in TEACHER_ROLES.values()}
+    for owner in dict.fromkeys(dotted.partition(".")[0] for dotted in run.overrides):
+        method = teachers.get(canonical(owner), owner)
+        if method not in METHODS and method not in ATTACKS or any(dotted == owner for dotted in run.overrides):
+            (dotted, *_) = (dotted for dotted in run.overrides if dotted.partition(".")[0] == owner)
             raise UsageError(
                 f"--set {dotted}: expected METHOD.FIELD, METHOD.recipe.FIELD, ATTACK.FIELD, teacher.FIELD or "
                 "natural_teacher.FIELD"
             )
+        _overrides(run, owner, (METHODS if method in METHODS else ATTACKS).sketch(method))
 
 
-def refuse_unread_overrides(run: RunSettings, owners: Iterable[str] = ()) -> None:
+def refuse_unread_overrides(run: RunSettings, train: Iterable[TrainJob] = ()) -> None:
     """Check that every `--set` is about an attack of the run, or a method or teacher that it trains.
 
     Args:
         run: settings.
-        owners: the methods and teachers.
+        train: its trainings.
 
     Raises:
         UsageError: otherwise.
     """
-    read = {canonical(name) for name in (*owners, *(request.attack for request in requested_attacks(run)))}
+    read = {canonical(request.attack) for request in requested_attacks(run)}
+    for job in train:
+        teachers = {setting for method, setting in TEACHER_ROLES.values() if method == job.method}
+        read |= teachers if job.role == "teacher" else {canonical(job.method)}
     for dotted in run.overrides:
         owner = dotted.partition(".")[0]
         if canonical(owner) not in read:

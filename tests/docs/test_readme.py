@@ -94,10 +94,11 @@ def test_every_command_has_the_options_that_it_is_shown_with(page: str) -> None:
     assert found
     for line in found:
         name, *arguments = shlex.split(line)[1:]
-        command = main.get_command(click.Context(main), name)
+        root = click.Context(main, **main.context_settings)  # a command keeps the help option of its first context
+        command = main.get_command(root, name)
         assert command is not None, line
         with contextlib.suppress(click.BadOptionUsage):  # a sentence may name an option without its value
-            command.make_parser(click.Context(command)).parse_args([a for a in arguments if a != "..."])
+            command.make_parser(click.Context(command, parent=root)).parse_args([a for a in arguments if a != "..."])
 
 
 def test_the_example_in_python_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:

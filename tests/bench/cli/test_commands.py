@@ -184,6 +184,13 @@ def test_flags_outrank_the_file_which_outranks_the_recipe(tmp_path: Path) -> Non
         (["run", "--dataset", "digit"], "bench: unknown dataset 'digit'; did you mean 'digits'?"),
         (["run", "--set", "absld.rate=1"], "bench: --set absld.rate: absld has no setting 'rate'; it has "),
         (["run", "--set", "absld.steps"], "bench: --set absld.steps: expected NAME.FIELD=VALUE"),
+        (["run", "--methods", "trades", "--set", "absld.x=1"], "bench: --set absld.x: absld has no setting 'x'"),
+        (["run", "--methods", "trades", "--set", "absld.steps=5"], "bench: --set absld.steps: absld is not among the"),
+        (["run", "--attacks", "fgsm", "--set", "pgd.steps=5"], "bench: --set pgd.steps: pgd is not among the methods"),
+        (
+            ["run", "--set", "natural_teacher.lr=5"],
+            "bench: --set natural_teacher.lr: natural_teacher has no setting 'lr'",
+        ),
         (["run", "--set", "absld.steps=x"], "bench: --set absld.steps: expected a whole number of at least 1, got 'x'"),
         (["run", "--epochs", "0"], "bench: --epochs: expected at least 1, got 0"),
         (["run", "--eps", "eight"], "expected a number or a fraction such as 8/255, got 'eight'"),

@@ -77,6 +77,7 @@ def test_a_key_changes_with_what_the_weights_depend_on(change: dict[str, Any]) -
         {"block": 17},
         {"overrides": {"pgd.steps": 50}},
         {"overrides": {"absld.temperature_rate": 0.1}},  # what it is anyway
+        {"overrides": {"ham.mining_step": 2}},
     ],
     ids=str,
 )
@@ -87,6 +88,7 @@ def test_a_key_does_not_change_with_anything_else(change: dict[str, Any]) -> Non
 
 def test_a_key_knows_the_warm_start() -> None:
     assert key("frl", overrides={"pgd_at.recipe.lr": 0.05}) != key("frl")
+    assert key("frl", overrides={"trades.beta": 3}) == key("frl")
 
 
 def test_a_key_knows_the_kind_of_device_but_not_its_number() -> None:
