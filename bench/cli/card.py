@@ -60,6 +60,6 @@ def _card_of_weights(teacher: str, run: RunSettings, licence: str | None) -> tup
     out, data_dir = Path(run.out), Path(run.data_dir)
     source = teacher_source(teacher, teacher_model(run), where="bench card")
     parts = load(run.dataset, data_dir, download=run.download)
-    found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model")
+    found = load_teacher(source, run, parts, out, data_dir, run.download, flag="--model", note=note)
     conditions = Conditions(run.norm, default_eps(run), run.limit, device.resolve(run.device), run.threads)
     return ensure_card(source, found, parts, conditions, out=out, data_dir=data_dir, licence=licence, note=note)

@@ -75,13 +75,16 @@ def _run(settings: RunSettings, device: str, group: ProcessGroup, dry_run: bool,
     click.option("--robustbench", metavar="ID", help="A model of the RobustBench zoo instead."),
     click.option("--mean", callback=comma_list(float), metavar="LIST", help="Its normalisation, per channel."),
     click.option("--std", callback=comma_list(float), metavar="LIST", help="Likewise."),
+    click.option(
+        "--class-order", metavar="FILE", help="Its classes in the order of its outputs: a name per line, or JSON."
+    ),
     click.option("--label", help="Its name in tables.  [the file's]"),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 )  # fmt: skip
 @EVALUATION_OPTIONS
 def evaluate(
     checkpoint: str | None, model: str | None, robustbench: str | None, mean: tuple[float, ...],
-    std: tuple[float, ...], label: str | None, quiet: bool, **flags: Any,
+    std: tuple[float, ...], class_order: str | None, label: str | None, quiet: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Attack a checkpoint that was trained elsewhere; the same attacks, the same table."""
     from bench.launch.torchrun import torchrun_group
@@ -93,14 +96,14 @@ def evaluate(
         if group is not None:
             for sentence in DATASETS.notes(settings.dataset):
                 note(sentence)
-            chosen = _external_evaluations(settings, checkpoint, model, robustbench, mean, std, label)
+            chosen = _external_evaluations(settings, checkpoint, model, robustbench, mean, std, class_order, label)
             report = _launch(chosen, settings, quiet, done=[job.run_key for job in chosen.evaluate], group=group)
             _print_outcome(chosen, settings, report)
 
 
 def _external_evaluations(
     settings: RunSettings, checkpoint: str | None, model: str | None, robustbench: str | None,
-    mean: tuple[float, ...], std: tuple[float, ...], label: str | None,
+    mean: tuple[float, ...], std: tuple[float, ...], class_order: str | None, label: str | None,
 ) -> Plan:  # fmt: skip
     """The evaluations of a checkpoint that was trained elsewhere."""
     from bench.config.settings import model_name
@@ -115,14 +118,17 @@ def _external_evaluations(
             raise UsageError(
                 "--robustbench: takes the place of --checkpoint, --model, --mean and --std; leave those out"
             )
-        _, jobs = external.add_zoo_model(settings, robustbench, label=label)
+        _, jobs = external.add_zoo_model(settings, robustbench, label=label, class_order=class_order, note=note)
     elif checkpoint is None or model is None:
         raise UsageError("bench evaluate: expected --checkpoint and --model, or --robustbench")
     else:
         known, others = model_name(model), external.unused_entries(checkpoint)
         if others:
             note(f"{checkpoint} also holds {', '.join(others)}; FILE#{others[0]} takes that")
-        _, jobs = external.add_checkpoint(settings, known, checkpoint, label=label, mean=mean or None, std=std or None)
+        _, jobs = external.add_checkpoint(
+            settings, known, checkpoint,
+            label=label, mean=mean or None, std=std or None, class_order=class_order, note=note,
+        )  # fmt: skip
     return Plan((), jobs)
 
 

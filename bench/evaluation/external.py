@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.data.splits import Parts, load
 from bench.errors import UsageError
 from bench.models.builders import network
 from bench.models.checkpoints import fit, load_weights, other_entries, save_weights, weights_hash
+from bench.models.class_order import ClassOrder, read_class_order
 from bench.models.registry import folder_name, source
 from bench.models.teachers import check_model
 from bench.plan.jobs import FORMAT, EvalJob
@@ -32,6 +33,8 @@ def add_checkpoint(
     label: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    class_order: Path | str | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, tuple[EvalJob, ...]]:
     """Store a foreign checkpoint's weights under method `external`, keyed by their hash.
 
@@ -42,6 +45,8 @@ def add_checkpoint(
         label: row name in tables; the file's name if not given.
         mean: of the normalisation that its training used.
         std: likewise.
+        class_order: file with the order of its outputs, see `bench.models.class_order.read_class_order`.
+        note: receives what speaks for another normalisation or order of classes.
 
     Returns:
         The run's folder below the results folder, and the evaluations to do.
@@ -58,8 +63,11 @@ def add_checkpoint(
                 f"all, got {len(values)}"
             )
     made = network(model_name, run.dataset, run.norm, parts.num_classes, *parts.image[:2])
-    model = fit(made, load_weights(checkpoint), mean=mean, std=std, where=str(checkpoint))
-    return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint))
+    model = fit(
+        made, load_weights(checkpoint), mean=mean, std=std, channels=parts.image[0], where=str(checkpoint), note=note
+    )
+    model = _in_order(model, class_order, parts)
+    return store_model(run, model_name, model, parts, label or Path(checkpoint).name, str(checkpoint), note)
 
 
 def unused_entries(checkpoint: Path | str) -> tuple[str, ...]:
@@ -71,7 +79,14 @@ def unused_entries(checkpoint: Path | str) -> tuple[str, ...]:
     return () if files.file_and_entry(checkpoint)[1] else other_entries(checkpoint)
 
 
-def add_zoo_model(run: RunSettings, zoo_id: str, *, label: str | None = None) -> tuple[Path, tuple[EvalJob, ...]]:
+def add_zoo_model(
+    run: RunSettings,
+    zoo_id: str,
+    *,
+    label: str | None = None,
+    class_order: Path | str | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> tuple[Path, tuple[EvalJob, ...]]:
     """Store a model of the RobustBench zoo likewise; its architecture is named `robustbench:ID`."""
     from bench.models.robustbench import zoo_model
 
@@ -79,17 +94,31 @@ def add_zoo_model(run: RunSettings, zoo_id: str, *, label: str | None = None) ->
     parts = load(run.dataset, data_dir, download=run.download)
     model = zoo_model(zoo_id, run.dataset, run.norm, data_dir / "zoo", download=run.download)
     name = f"robustbench:{zoo_id}"
-    return store_model(run, name, model, parts, label or zoo_id, name)
+    return store_model(run, name, _in_order(model, class_order, parts), parts, label or zoo_id, name, note)
+
+
+def _in_order(model: nn.Module, class_order: Path | str | None, parts: Parts) -> nn.Module:
+    """The model with its outputs in the order of the data set's classes."""
+    if class_order is None:
+        return model
+    order = read_class_order(class_order, parts.class_names)
+    return model if order.tolist() == list(range(parts.num_classes)) else ClassOrder(model, order)
 
 
 def store_model(
-    run: RunSettings, model_name: str, model: nn.Module, parts: Parts, label: str, origin: str
+    run: RunSettings,
+    model_name: str,
+    model: nn.Module,
+    parts: Parts,
+    label: str,
+    origin: str,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Path, tuple[EvalJob, ...]]:
     """Write weights and run.json of a foreign model, unless they are there already.
 
     The key is the hash of the weights, and of the file with the builder where that is the user's own.
     """
-    check_model(model, parts, label)
+    check_model(model, parts, label, note=note)
     weights: dict[str, Tensor] = dict(model.state_dict())
     key, model_source = weights_hash(weights)[:16], source(model_name)
     if model_source:

@@ -66,7 +66,8 @@ def preflight(plan: Plan, workspace: Workspace, note: Callable[[str], None] = la
     limits = [job.limit for job in plan.evaluate if job.limit is not None]
     largest = max(limits) if limits and len(limits) == len(plan.evaluate) else None
     for source, job, flag in given.values():
-        teacher = load_teacher(source, job, parts, workspace.out, workspace.data_dir, workspace.download, flag=flag)
+        folders = (workspace.out, workspace.data_dir)
+        teacher = load_teacher(source, job, parts, *folders, workspace.download, flag=flag, note=note)
         conditions = Conditions(job.norm, job.eps, largest, job.device, job.threads, job.deterministic)
         ensure_card(source, teacher, parts, conditions, out=workspace.out, data_dir=workspace.data_dir, note=note)
 

@@ -83,6 +83,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, seed: 
         raise BenchError(
             f"model {name!r}: expected its builder to return a torch.nn.Module, got {type(model).__name__}"
         )
+    model = _without_wrapper(model)
     if ":" in name:
         with torch.random.fork_rng(devices=[]):
             _check_logits(model, name, num_classes, (in_channels, image_size, image_size))
@@ -137,6 +138,19 @@ def _describe_error(error: BaseException, name: str) -> str:
 
 def _is_file(name: str, file: Path | None) -> bool:
     return file is not None and Path(name).resolve() == file.resolve()
+
+
+def _without_wrapper(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel or a compiled module, which the suite does itself."""
+    from torch import nn
+
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # of torch.compile
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def _check_logits(model: nn.Module, name: str, num_classes: int, image: tuple[int, int, int]) -> None:

@@ -13,7 +13,7 @@ import pathlib
 import pickle
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,19 @@ from torch import Tensor, nn
 from bench.core import checksums
 from bench.core.files import file_and_entry, write_bytes
 from bench.errors import BenchError, UsageError
+from bench.models.class_order import CLASS_ORDER, ClassOrder, ordered_weights
 from bench.models.file_kinds import HEAD, foreign_archive, foreign_format
-from bench.models.normalized import Normalized
-from bench.models.unwrap import ARRAYS, abbreviate, is_bookkeeping, unused_entries, unwrap
+from bench.models.normalized import Normalized, describe_pair, input_pair, like_buffer, stored_pairs
+from bench.models.unwrap import ARRAYS, abbreviate, is_bookkeeping, plain_names, unused_entries, unwrap
 
+LAYER_1 = "1."  # of nn.Sequential(normalisation, network)
 # Name prefixes of classes around the network; removed or added only where the model needs it.
 PREFIXES = (
     *("model.", "net.", "network.", "student.", "encoder.", "backbone.", "basic_net.", "basic_model.", "base_model."),
-    *("1.", "1.module.", "model.module."),
+    LAYER_1,
 )
 # Two spellings of the same layers of a ResNet, tried in both directions.
 SPELLINGS = ({"fc": "linear", "downsample": "shortcut"}, {"linear": "fc", "shortcut": "downsample"})
-# Last parts of the names of a stored mean and deviation per channel.
-NORMALISATIONS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
-CHANNELS = 16
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -140,51 +139,67 @@ def fit(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    channels: int | None = None,
     where: str = "checkpoint",
     flag: str = "--model",
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> nn.Module:
-    """Load all weights into a model; returns it, wrapped in a normalisation if there is one.
+    """Load all weights into a model; returns it, wrapped in a normalisation or an order of classes if there is one.
 
     Ignored are batch counters of BatchNorm, the first block that TRADES' wide networks carry and never use, and single
     numbers called epoch, loss and the like.
-    A prefix that all names share is removed or added, and layers called fc and downsample are linear and shortcut,
-    where the model needs it. If the file stores a normalisation that the model lacks, the model is wrapped in it; a
-    normalisation that the model has and the file lacks stays, unless one is given.
+    A prefix that all names share is removed or added, those of DataParallel and torch.compile do not count, and layers
+    called fc and downsample are linear and shortcut, where the model needs it. If the file stores a normalisation of
+    the input that the model lacks, the model is wrapped in it; a normalisation that the model has and the file lacks
+    stays, unless one is given.
 
     Args:
         model: changed in place.
         weights: names and tensors, of any float type.
         mean: of the normalisation its training used, one per channel, in units of x in [0, 1].
         std: likewise.
+        channels: of the images, by which a stored normalisation of the input is known.
         where: name of the weights in messages, such as the file.
         flag: the option that chooses another network, for messages.
+        note: receives a sentence on what was taken for a normalisation, or may be the trace of a lost one.
 
     Raises:
         UsageError: if names or shapes do not match, naming some of them, or a normalisation is given twice.
         BenchError: if a weight is not finite.
     """
-    own = model.state_dict()
+    state, given = model.state_dict(), _given_normalisation(mean, std, where)
+    own_names = plain_names(state)
+    own = {name: state[full] for name, full in own_names.items()}
+    if CLASS_ORDER in weights and CLASS_ORDER not in own:
+        order, inner = ordered_weights(weights)
+        more: Any = {"channels": channels, "where": where, "flag": flag, "note": note}
+        return ClassOrder(fit(model, inner, mean=mean, std=std, **more), order)
+    weights = {name: weights[full] for name, full in plain_names(weights).items()}
     weights = {name: tensor for name, tensor in weights.items() if name in own or not is_bookkeeping(name, tensor)}
-    named, stored = _pop_normalisation(_best_spelling(weights, own), own)
-    buffers = {name for name, _ in model.named_buffers()}
-    layer = _mean_then_std([name for name in own if name in buffers and _is_normalisation(name, own)])
-    given = _given_normalisation(mean, std, where)
-    if given is not None and (stored is not None or any(name in named for name in layer)):
+    named, prefix = _best_spelling(weights, own)
+    buffers = {name for name, full in own_names.items() if full in dict(model.named_buffers())}
+    layer = input_pair({name: tensor for name, tensor in own.items() if name in buffers}, channels, list(own))
+    pair = input_pair({name: tensor for name, tensor in named.items() if name not in own}, channels, list(named))
+    if given is not None and (pair or any(name in named for name in layer)):
         raise UsageError(f"{where}: holds a normalisation of its own; leave out --mean and --std")
+    stored = tuple(named.pop(name) for name in pair)
     normalisation = given or stored
-    if normalisation is not None and len(layer) == 2:
+    if normalisation and layer:
         mean_std = Normalized(nn.Identity(), *normalisation)
-        named |= {
-            layer[0]: _like_buffer(mean_std.mean, own[layer[0]]),
-            layer[1]: _like_buffer(mean_std.std, own[layer[1]]),
-        }
-        normalisation = None
+        named |= {name: like_buffer(values, own[name]) for name, values in zip(layer, mean_std.buffers(), strict=True)}
     kept = {*layer, *filter(_is_counter, buffers)}
     needed = {name: named.get(name, own[name]) for name in own if name in named or name in kept}
     unexpected = [name for name in named if name not in own and not _is_unused(name)]
     _check_fit(own, needed, unexpected, where, flag)
-    model.load_state_dict(needed)
-    return model if normalisation is None else Normalized(model, *normalisation)
+    model.load_state_dict({own_names[name]: tensor for name, tensor in needed.items()})
+    if pair:
+        note(f"{where}: {describe_pair(pair, stored)} are taken for the normalisation of the input")
+    elif prefix == LAYER_1 and given is None:
+        note(
+            f"{where}: every name begins with {LAYER_1!r}, as behind a layer 0 without weights; if that was a "
+            "normalisation, it is not in the file and has to be given"
+        )
+    return Normalized(model, *normalisation) if normalisation and not layer else model
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
@@ -210,40 +225,18 @@ def save_weights(path: Path | str, weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _best_spelling(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the spelling of their names that shares most names with the model."""
-    candidates = []
+def _best_spelling(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The weights under the spelling of names that shares most with the model, and the prefix removed from all."""
+    candidates: list[tuple[dict[str, Tensor], str]] = []
     for spelling in ({}, *SPELLINGS):
         spelt = {".".join(spelling.get(word, word) for word in name.split(".")): t for name, t in weights.items()}
-        candidates.append(spelt)
+        candidates.append((spelt, ""))
         for prefix in PREFIXES:
-            candidates.append({name.removeprefix(prefix): tensor for name, tensor in spelt.items()})
-            candidates.append({prefix + name: tensor for name, tensor in spelt.items()})
-    unambiguous = (names for names in candidates if len(names) == len(weights))
-    return max(unambiguous, key=lambda names: len(names.keys() & own.keys()))
-
-
-def _pop_normalisation(
-    weights: dict[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
-    """Weights without a stored normalisation, and that, for a model that has none."""
-    found = _mean_then_std([name for name in weights if name not in own and _is_normalisation(name, weights)])
-    if len(found) != 2:
-        return weights, None
-    rest = {name: tensor for name, tensor in weights.items() if name not in found}
-    return rest, (weights[found[0]], weights[found[1]])
-
-
-def _mean_then_std(names: Sequence[str]) -> list[str]:
-    """Names of a mean and a deviation, sorted in this order."""
-    deviations = [std for _, std in NORMALISATIONS]
-    return sorted(names, key=lambda name: name.rpartition(".")[2] in deviations)
-
-
-def _like_buffer(values: Tensor, like: Tensor) -> Tensor:
-    """One value per channel in the shape of a buffer; a single value is repeated."""
-    flat = values.flatten()
-    return flat.expand(like.numel()).reshape(like.shape) if len(flat) in (1, like.numel()) else flat
+            removed = prefix if all(name.startswith(prefix) for name in spelt) else ""
+            candidates.append(({name.removeprefix(prefix): tensor for name, tensor in spelt.items()}, removed))
+            candidates.append(({prefix + name: tensor for name, tensor in spelt.items()}, ""))
+    unambiguous = (candidate for candidate in candidates if len(candidate[0]) == len(weights))
+    return max(unambiguous, key=lambda candidate: len(candidate[0].keys() & own.keys()))
 
 
 def _given_normalisation(
@@ -256,15 +249,6 @@ def _given_normalisation(
 
 def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
-
-
-def _is_normalisation(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a name is that of a mean or a deviation per channel, and the other exists too."""
-    holder, dot, last = name.rpartition(".")
-    pair = next((pair for pair in NORMALISATIONS if last in pair), ())
-    return bool(pair) and all(
-        (other := holder + dot + word) in tensors and tensors[other].numel() <= CHANNELS for word in pair
-    )
 
 
 def _is_unused(name: str) -> bool:
@@ -286,6 +270,11 @@ def _check_fit(
             if only_last
             else f"another network? choose it with {flag}, by name or as MODULE:BUILDER"
         )
+        for mean, std in stored_pairs(unexpected)[:1]:
+            faults += (
+                f"; {mean} and {std} are not taken for the normalisation of the input, which has a value for each "
+                "channel and lies in front of the network"
+            )
         raise UsageError(f"{where}: the weights do not fit the model ({faults}); {remedy}")
     broken = [name for name, tensor in needed.items() if not bool(torch.isfinite(tensor).all())]
     if broken:

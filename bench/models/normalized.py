@@ -1,14 +1,27 @@
-"""Normalisation as a layer of the model, so that attacks and radii are in the units of the image."""
+"""Normalisation as a layer of the model, so that attacks and radii are in the units of the image.
+
+A file of weights may hold a mean and a deviation, too. They are the input's where their shape says one value per
+channel and their place that they are in front of the network; others, of a loss or a head, are not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.fx import wrap
 
 from bench.errors import UsageError
+
+# Last parts of the names of a stored mean and deviation.
+PAIRS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
+# Names of a layer in front of the network.
+FRONT = re.compile(
+    r"0|((input|data|image|img)_?)?(norm|normali[sz]\w*|standardi[sz]\w*|pre_?proc\w*|transforms?|scal(e|er|ing))(_?layer)?"
+)
+CHANNELS = 16
 
 
 class Normalized(nn.Module):
@@ -62,3 +75,53 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
             "give one mean and one deviation per channel"
         )
     return (x - mean) / std
+
+
+def stored_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names of a mean and of a deviation that are stored together."""
+    known = list(names)
+    holders = {name: name.rpartition(".") for name in known}
+    return [
+        (name, holder + dot + std)
+        for name, (holder, dot, last) in holders.items()
+        for mean, std in PAIRS
+        if last == mean and holder + dot + std in holders
+    ]
+
+
+def input_pair(tensors: Mapping[str, Tensor], channels: int | None, order: Sequence[str]) -> tuple[str, ...]:
+    """Names of the mean and the deviation that are the input's; empty if there are none, or several.
+
+    Args:
+        tensors: the candidates by their names.
+        channels: of the images; None where they are not known.
+        order: all names of the file or the network, from the input on if they are not sorted as text.
+    """
+    first = list(order[:2]) if list(order) != sorted(order) else []
+    found = [
+        pair
+        for pair in stored_pairs(tensors)
+        if all(_is_per_channel(tensors[name], channels, holder := pair[0].rpartition(".")[0]) for name in pair)
+        and (not holder or FRONT.fullmatch(holder.lower()) or sorted(pair) == sorted(first))
+    ]
+    return found[0] if len(found) == 1 else ()
+
+
+def describe_pair(pair: Sequence[str], values: Sequence[Tensor]) -> str:
+    """Both names with their values to four digits, for messages."""
+    texts = (", ".join(f"{value:.4g}" for value in tensor.flatten().tolist()) for tensor in values)
+    return " and ".join(f"{name} ({text})" for name, text in zip(pair, texts, strict=True))
+
+
+def like_buffer(values: Tensor, like: Tensor) -> Tensor:
+    """One value per channel in the shape of a buffer; a single value is repeated."""
+    flat = values.flatten()
+    return flat.expand(like.numel()).reshape(like.shape) if len(flat) in (1, like.numel()) else flat
+
+
+def _is_per_channel(values: Tensor, channels: int | None, layer: str) -> bool:
+    """Whether a tensor holds a value per channel, or one for all, in the shape of images or of a layer in front."""
+    if values.numel() != max(values.shape, default=1) or values.numel() > CHANNELS:
+        return False
+    one_for_all = values.numel() == 1 and (values.ndim >= 3 or bool(FRONT.fullmatch(layer.lower())))
+    return channels is None or values.numel() == channels or one_for_all

@@ -89,6 +89,19 @@ def abbreviate(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Names by what they are without the prefixes of DataParallel and torch.compile, wherever in a name these are.
+
+    >>> plain_names(["0.mean", "1.module.conv.weight"])
+    {'0.mean': '0.mean', '1.conv.weight': '1.module.conv.weight'}
+    """
+    full = list(names)
+    added = {prefix.removesuffix(".") for prefix in PARALLEL_PREFIXES}
+    words = [name.split(".") for name in full]
+    plain = [".".join([*(word for word in inner if word not in added), last]) for *inner, last in words]
+    return dict(zip(plain if len(set(plain)) == len(full) else full, full, strict=True))
+
+
 def is_bookkeeping(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is a single number about the training, and not a weight."""
     return tensor.ndim == 0 and name in BOOKKEEPING

@@ -191,3 +191,14 @@ def test_listing_models_and_datasets_imports_nothing_heavy() -> None:
         "print({'torch', 'numpy', 'sklearn', 'torchvision', 'pandas'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["nn.DataParallel(net)", "torch.compile(net)", "nn.DataParallel(torch.compile(net))"]
+)
+def test_a_wrapper_around_a_network_of_ones_own_comes_off(tmp_path: Path, wrapper: str) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build(k, c, z):\n"
+        f"    net = nn.Sequential(nn.Flatten(), nn.Linear(c * z * z, k))\n    return {wrapper}\n"
+    )
+    assert list(build(f"{tmp_path}/net.py:build", 10, 1, 8, seed=0).state_dict()) == ["1.weight", "1.bias"]

@@ -124,6 +124,120 @@ def test_a_pair_that_is_no_normalisation_is_not_taken_for_one(weights: Weights) 
         fit(small(), {**weights, "prior.mean": torch.zeros(64), "prior.std": torch.ones(64)})
 
 
+def colour(seed: int = 0) -> nn.Module:
+    return build("small_cnn", 10, 3, 8, seed=seed)
+
+
+def pair_of(holder: str, shape: tuple[int, ...], words: tuple[str, str] = ("mean", "std")) -> Weights:
+    return {holder + words[0]: torch.full(shape, 0.25), holder + words[1]: torch.full(shape, 0.5)}
+
+
+@pytest.mark.parametrize("holder", ["head.", "loss.", "linear.stats.", "calibration.", "prior."])
+@pytest.mark.parametrize(("shape", "words"), [((), ("mu", "sigma")), ((1,), ("mean", "std")), ((3,), ("mean", "std"))])
+def test_a_pair_of_another_place_is_named_and_not_taken(
+    holder: str, shape: tuple[int, ...], words: tuple[str, str]
+) -> None:
+    with pytest.raises(UsageError, match=rf"{holder}{words[0]} and {holder}{words[1]} are not taken for the normalis"):
+        fit(colour(), {**colour(1).state_dict(), **pair_of(holder, shape, words)}, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("holder", "shape"),
+    [("", ()), ("", (1,)), ("", (4,)), ("", (3, 3)), ("0.", (2,)), ("normalize.", (1, 4, 1, 1)), ("", (64,))],
+)
+def test_a_pair_of_another_shape_is_not_taken(holder: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="not taken for the normalisation of the input, which has a value for each"):
+        fit(colour(), {**pair_of(holder, shape), **colour(1).state_dict()}, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("holder", "shape"),
+    [
+        ("", (3,)), ("", (1, 3, 1, 1)), ("", (1, 1, 1, 1)), ("0.", (3, 1, 1)), ("0.", ()), ("normalize.", (1,)),
+        ("input_norm.", (3,)), ("preprocessing.", (3,)), ("stem.", (3,)), ("net.first.", (3,)),
+    ],
+)  # fmt: skip
+def test_a_pair_in_front_of_the_network_is_taken_and_said(holder: str, shape: tuple[int, ...]) -> None:
+    said: list[str] = []
+    weights = {**pair_of(holder, shape), **colour(1).state_dict()}
+    model = fit(colour(), weights, channels=3, where="a.pt", note=said.append)
+    assert isinstance(model, Normalized)
+    assert (set(model.mean.flatten().tolist()), set(model.std.flatten().tolist())) == ({0.25}, {0.5})
+    assert len(said) == 1
+    assert said[0].startswith(f"a.pt: {holder}mean (0.25")
+    assert "taken for the normalisation of the input" in said[0]
+
+
+def test_the_order_of_sorted_names_is_no_place() -> None:
+    weights = dict(sorted({**colour(1).state_dict(), **pair_of("aux.", (3,))}.items()))
+    with pytest.raises(UsageError, match=r"aux\.mean and aux\.std are not taken"):
+        fit(colour(), weights, channels=3)
+
+
+def test_a_pair_of_the_model_itself_is_no_normalisation_unless_it_is_in_front() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = colour(), nn.Module()
+            self.head.register_buffer("mean", torch.zeros(3))
+            self.head.register_buffer("std", torch.ones(3))
+
+    with pytest.raises(UsageError, match=r"2 missing: head\.mean, head\.std"):
+        fit(Head(), under(colour(1).state_dict(), "net."), channels=3)
+    model = fit(Head(), Head().state_dict(), mean=(0.5,) * 3, std=(0.25,) * 3, channels=3)
+    assert isinstance(model, Normalized)
+
+
+def test_a_prefix_that_tells_of_a_lost_layer_is_noted(weights: Weights) -> None:
+    said: list[str] = []
+    fit(small(), under(weights, "1."), where="a.pt", note=said.append)
+    assert said == [
+        "a.pt: every name begins with '1.', as behind a layer 0 without weights; if that was a normalisation, it is "
+        "not in the file and has to be given"
+    ]
+    fit(small(), under(weights, "1."), mean=(0.5,), std=(0.5,), note=said.append)
+    fit(nn.Sequential(nn.Identity(), small()), under(weights, "1."), note=said.append)
+    fit(small(), under(weights, "model."), note=said.append)
+    assert len(said) == 1
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda net: net,
+    "parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "both": lambda net: nn.DataParallel(torch.compile(net)),
+    "the other way round": lambda net: torch.compile(nn.DataParallel(net)),
+}
+
+
+@pytest.mark.parametrize("theirs", WRAPPED)
+@pytest.mark.parametrize("ours", WRAPPED)
+def test_prefixes_of_wrappers_do_not_count_on_either_side(
+    tmp_path: Path, weights: Weights, ours: str, theirs: str
+) -> None:
+    torch.save(WRAPPED[theirs](fit(small(), weights)).state_dict(), tmp_path / "a.pt")
+    model = fit(WRAPPED[ours](small(seed=3)), load_weights(tmp_path / "a.pt"))
+    assert all(torch.equal(tensor, weights[_plain(name)]) for name, tensor in model.state_dict().items())
+    outer = nn.Sequential(nn.Identity(), WRAPPED[ours](small(seed=3)))
+    deep = fit(outer, under(load_weights(tmp_path / "a.pt"), "1.")).state_dict()
+    assert [torch.equal(tensor, weights[_plain(name)[2:]]) for name, tensor in deep.items()] == [True] * len(weights)
+
+
+def _plain(name: str) -> str:
+    return name.replace("module.", "").replace("_orig_mod.", "")
+
+
+def test_a_module_of_the_name_of_a_prefix_is_one(weights: Weights) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+            self.module = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+
+    state = Two().state_dict()
+    assert weights_hash(fit(Two(), state).state_dict()) == weights_hash(state)
+
+
 def test_layers_of_residual_networks_have_two_spellings() -> None:
     own = build("resnet18", 10, 3, 32, seed=1).state_dict()
     spelt = {name.replace("shortcut", "downsample").replace("linear", "fc"): tensor for name, tensor in own.items()}
