@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.core import environment
 from bench.errors import UsageError
 
 # Parameters of glibc's mallopt (malloc.h) and their values; 32 MiB is the largest mmap threshold it takes.
@@ -134,13 +135,13 @@ def release_memory() -> None:
 
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
-    """Device, threads and operating system of this process, for run.json."""
+    """Device, processor, libraries, threads and operating system of this process, for run.json."""
     import torch
 
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
-    return {"device": device, "name": name, "threads": threads, "system": platform.system()}
+    cpu = environment.cpu_name()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu
+    facts = {"device": device, "name": name, "threads": threads, "system": platform.system(), "cpu": cpu}
+    return {**facts, **environment.libraries(device)}
 
 
 def versions() -> dict[str, str]:

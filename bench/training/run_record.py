@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.core import device as devices
+from bench.core import files
+from bench.core.environment import Environment, differing, environment_of, environment_text
 from bench.core.out_of_memory import BatchLimit
 from bench.data.splits import Part, Parts
 from bench.plan.jobs import FORMAT, TrainJob
@@ -17,7 +20,7 @@ from methods.base import HIDDEN
 def run_record(
     job: TrainJob, parts: Parts, train: Part, *, epoch_best: int | None, passes: Mapping[str, Mapping[str, int]],
     processes: Mapping[str, Any], arithmetic: Mapping[str, Any], limit: BatchLimit, exact: bool,
-    hashes: Mapping[str, str],
+    hashes: Mapping[str, str], environments: Sequence[Environment] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The content of run.json.
 
@@ -32,6 +35,7 @@ def run_record(
         limit: the smallest micro-batches of any process.
         exact: whether micro-batches give what whole batches give.
         hashes: SHA-256 of the files beside it, none while it trains.
+        environments: those that a run was trained in one after the other, if there were several.
     """
     training = {name: value for name, value in asdict(job.recipe).items() if name != "settings"}
     names = ("model", "method", "label", "seed", "role")
@@ -50,9 +54,34 @@ def run_record(
         "micro_batch": limit.describe(asked=job.micro_batch, exact=exact),
         "hardware": devices.hardware(job.device, job.threads), "arithmetic": arithmetic,
         "deterministic": job.deterministic, "revision": job.revision, "source": job.source,
-        "model_source": job.model_source,
+        "model_source": job.model_source, **({"environments": list(environments)} if environments else {}),
         "key_fields": {name: getattr(job, name) for name in ONLY_FOR_TRAINING_KEY}, "files": dict(hashes),
     }  # fmt: skip
+
+
+def resumed_environments(folder: Path, job: TrainJob, parts: Parts, tell: Callable[[str], None]) -> list[Environment]:
+    """Every environment of a run that is resumed, the present one last, if it is not the first one; else none.
+
+    Args:
+        folder: of the run, with the run.json of its last start.
+        job: the run.
+        parts: its data set.
+        tell: receives a line where this environment differs from the last one.
+
+    Raises:
+        BenchError: if the data are not those that the run was begun on.
+    """
+    if not (folder / "run.json").is_file():
+        return []
+    before = files.read_json(folder / "run.json")
+    parts.require_same(before["data"], "hash", job.title)
+    known: list[Environment] = before.get("environments") or [environment_of(before)]
+    now = environment_of({"hardware": devices.hardware(job.device, job.threads), "versions": devices.versions()})
+    if names := differing([known[-1], now]):
+        was, here = (environment_text([environment], names) for environment in (known[-1], now))
+        tell(f"resumed in another environment, so numbers can differ by rounding: {here}; before: {was}")
+        known = [*known, now]
+    return known if len(known) > 1 else []
 
 
 def _labelled_size(train: Part) -> dict[str, int]:

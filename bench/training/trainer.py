@@ -31,7 +31,7 @@ from bench.training.epoch_sums import EpochSums
 from bench.training.fast_networks import EXAMPLES, FastNetworks
 from bench.training.microbatch import splits_exactly
 from bench.training.resume import load_state, save_state
-from bench.training.run_record import run_record
+from bench.training.run_record import resumed_environments, run_record
 from bench.training.step import TrainingStep, micro_batch_limit, require_same_state
 from bench.training.validation import selection_metrics, validate
 from methods.base import HIDDEN, Batch, Context, Method, Terms, Validation
@@ -101,6 +101,7 @@ class Trainer:
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
+        self.environments: list[dict[str, Any]] = []
         self.position = (0, 0)
         self.sums = EpochSums(parts.num_classes, self.device)
 
@@ -300,8 +301,7 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.is_file():
             return
-        if (self.folder / "run.json").is_file():
-            self.parts.require_same(files.read_json(self.folder / "run.json")["data"], "hash", self.job.title)
+        self.environments = resumed_environments(self.folder, self.job, self.parts, self.progress.line)
         groups, position = load_state(path, self.device, key=self.job.key, rank=self.group.rank)
         try:
             self.model.load_state_dict(groups["model"])
@@ -336,7 +336,7 @@ class Trainer:
                 epoch_best=self.best["epoch"] if self.best else None,
                 passes=passes, processes=self.group.describe(self.training_step.has_batchnorm),
                 arithmetic=self.networks.facts, limit=limit, exact=splits_exactly(self.model),
-                hashes=hashes or {},
+                hashes=hashes or {}, environments=self.environments,
             )  # fmt: skip
             files.write_json(self.folder / "run.json", record)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bench import metrics
+from bench.core.environment import Environment, differing, environment_of, environment_text
 from bench.report.formats.text_table import UPPER_BOUND_SIGN
 from bench.report.tables.columns import Column, column_titles, settings_text
 from bench.report.tables.model import Row, Table
@@ -212,9 +213,25 @@ def sanity_notes(rows: Sequence[Row]) -> list[str]:
     return notes + ([f"Without sanity checks: {', '.join(unchecked)}."] if unchecked else [])
 
 
+def environment_notes(rows: Sequence[Row]) -> list[str]:
+    """In which environments rows were measured, where these differ; nothing if all agree in what they state."""
+    names = differing(environment for row in rows for environment in _environments(row))
+    if not names:
+        return []
+    text = summarize_by_row(rows, lambda row: environment_text(_environments(row), names))
+    return [f"Environments differ, and numbers with them by rounding: {text}."]
+
+
+def _environments(row: Row) -> Iterator[Environment]:
+    """Those of its runs, every one if a run was resumed elsewhere, and of their evaluations."""
+    for run in row.runs:
+        yield from run.facts.get("environments") or [environment_of(run.facts)]
+        yield from (environment_of(evaluation.facts) for evaluation in run.evaluations)
+
+
 def closing_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:
     """Notes that every view of these rows and columns ends with."""
-    return [*old_revision_notes(rows, columns, names), *sanity_notes(rows)]
+    return [*old_revision_notes(rows, columns, names), *environment_notes(rows), *sanity_notes(rows)]
 
 
 def _teacher_note(table: Table) -> str:
