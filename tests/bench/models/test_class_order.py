@@ -19,7 +19,7 @@ from bench.models.normalized import Normalized
 from bench.models.teachers import _is_better, check_model
 from bench.results.outcomes import Outcomes
 from tests.bench.evaluation.test_external import BUILDER, evaluate, fitted, linear, run_of, standardised
-from tests.helpers.jobs import description, settings
+from tests.helpers.jobs import bench, description, settings
 
 __all__ = ["fitted"]
 
@@ -145,3 +145,18 @@ def test_held_out_images_are_of_every_class_where_they_are_sorted(fitted: Weight
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.argmax(1)))
     check_model(model, replace(parts, select=select), "m")
     assert torch.bincount(torch.cat(seen), minlength=10).min() > 30
+
+
+def test_the_network_of_a_card_is_compared_as_well(fitted: Weights, tmp_path: Path) -> None:
+    for name, weights in (
+        ("scaled", standardised(fitted, 0.3, 0.5)),
+        ("permuted", permuted(fitted)),
+        ("plain", fitted),
+    ):
+        save_weights(tmp_path / f"{name}.safetensors", weights)
+        result = bench("card", tmp_path / f"{name}.safetensors", "--model", BUILDER, "--limit", "20", "--out", tmp_path)
+        assert result.exit_code == 0, result.output
+        assert ("with standardised inputs; wrap the network in bench.models.Normalized" in result.stderr) == (
+            name == "scaled"
+        )
+        assert ("another order of classes; put its outputs into the order" in result.stderr) == (name == "permuted")
