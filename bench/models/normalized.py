@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +98,15 @@ def input_pair(tensors: Mapping[str, Tensor], channels: int | None, order: Seque
         channels: of the images; None where they are not known.
         order: all names of the file or the network, from the input on if they are not sorted as text.
     """
-    first = list(order[:2]) if list(order) != sorted(order) else []
-    found = [
-        pair
-        for pair in stored_pairs(tensors)
-        if all(_is_per_channel(tensors[name], channels, holder := pair[0].rpartition(".")[0]) for name in pair)
-        and (not holder or FRONT.fullmatch(holder.lower()) or sorted(pair) == sorted(first))
-    ]
+    first = set(order[:2]) if list(order) != sorted(order) else set()
+    common = commonprefix(order)
+    outer = common[: common.rfind(".") + 1]  # of all names, so no layer
+    found = []
+    for pair in stored_pairs(tensors):
+        layer = pair[0].removeprefix(outer).rpartition(".")[0].lower()
+        in_front = not layer or bool(FRONT.fullmatch(layer))
+        if all(_is_per_channel(tensors[name], channels, in_front and bool(layer)) for name in pair):
+            found += [pair] * (in_front or set(pair) == first)
     return found[0] if len(found) == 1 else ()
 
 
@@ -119,9 +122,9 @@ def like_buffer(values: Tensor, like: Tensor) -> Tensor:
     return flat.expand(like.numel()).reshape(like.shape) if len(flat) in (1, like.numel()) else flat
 
 
-def _is_per_channel(values: Tensor, channels: int | None, layer: str) -> bool:
-    """Whether a tensor holds a value per channel, or one for all, in the shape of images or of a layer in front."""
+def _is_per_channel(values: Tensor, channels: int | None, is_layer: bool) -> bool:
+    """Whether a tensor holds a value per channel; or one for all, in the shape of images or of a layer for them."""
     if values.numel() != max(values.shape, default=1) or values.numel() > CHANNELS:
         return False
-    one_for_all = values.numel() == 1 and (values.ndim >= 3 or bool(FRONT.fullmatch(layer.lower())))
+    one_for_all = values.numel() == 1 and (values.ndim >= 3 or is_layer)
     return channels is None or values.numel() == channels or one_for_all
