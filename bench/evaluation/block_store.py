@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core import checksums, files
+from bench.core.environment import Environment, differing
 from bench.errors import BenchError
 from bench.plan.jobs import PARTIAL, EvalJob, blocks_of
 
@@ -125,6 +126,26 @@ def read_manifest(folder: Path) -> Manifest:
     if job.folder.parts[-2:] + (PARTIAL,) != folder.absolute().parts[-3:]:
         raise BenchError(f"{folder / MANIFEST}: describes the evaluation {job.key}, not the one it lies in; delete it")
     return manifest
+
+
+def environments(folder: Path) -> list[Environment]:
+    """The environments that block results come from, as the manifest beside them lists them; older ones list none."""
+    listed = checksums.read_sealed(folder / MANIFEST).get("environments")
+    return listed if isinstance(listed, list) else []
+
+
+def add_environments(folder: Path, new: Iterable[Environment]) -> list[Environment]:
+    """List environments in a manifest that differ from those in it.
+
+    Returns:
+        All that it lists now.
+    """
+    known = environments(folder)
+    added = [environment for environment in new if all(differing([environment, other]) for other in known)]
+    if added:
+        facts = checksums.read_sealed(folder / MANIFEST) | {"environments": [*known, *added]}
+        files.write_json(folder / MANIFEST, checksums.sealed(folder / MANIFEST, facts))
+    return [*known, *added]
 
 
 def parts_begun(folder: Path) -> list[tuple[int, int]]:

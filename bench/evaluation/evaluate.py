@@ -17,6 +17,7 @@ from attacks.threat import ThreatModel
 from bench.config.stop_rules import Rule
 from bench.core import checksums, files
 from bench.core import device as devices
+from bench.core.environment import environment_of
 from bench.core.out_of_memory import BatchLimit
 from bench.core.progress import Progress
 from bench.data.splits import Parts, limit, to_float
@@ -131,6 +132,10 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
     stages, _ = applicable_stages(attack, job.attack, class_count(model, x, job.device))
     block_store.Manifest(job, weights, tuple(stages), -(-len(test) // job.block)).write(folder / PARTIAL)
+    environments = block_store.add_environments(folder / PARTIAL, [environment_of(_here(job))])
+    if len(environments) > 1:
+        progress = progress or Progress()
+        progress.line("the stored blocks come from several environments, so numbers can differ by rounding")
     verdicts = run_attack(
         model, x, test.y, attack, job.attack,
         seed=job.seed, block=job.block, device=job.device, folder=folder / PARTIAL, progress=progress,
@@ -150,6 +155,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
             {
                 **facts,
                 **checked,
+                **({"environments": environments} if len(environments) > 1 else {}),
                 "key_fields": {name: getattr(job, name) for name in ONLY_FOR_EVALUATION_KEY},
                 "files": written,
             },
@@ -192,5 +198,9 @@ def _facts(
         "test_subset": n if n < len(parts.test) else None, "block": job.block,
         "classes": parts.num_classes, "class_names": list(parts.class_names),
         "stages": list(verdicts.stages), "left_out": verdicts.left_out, "passes": verdicts.passes,
-        "versions": devices.versions(), "hardware": devices.hardware(job.device, job.threads), **more,
+        **_here(job), **more,
     }  # fmt: skip
+
+
+def _here(job: EvalJob) -> dict[str, Any]:
+    return {"versions": devices.versions(), "hardware": devices.hardware(job.device, job.threads)}

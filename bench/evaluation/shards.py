@@ -158,6 +158,7 @@ def _copy_blocks(source: Path, target: Path) -> None:
     (target / PARTIAL).mkdir(parents=True, exist_ok=True)
     for file in new:
         files.write_bytes(target / PARTIAL / file.name, file.read_bytes())
+    block_store.add_environments(target / PARTIAL, block_store.environments(source / PARTIAL))
     for name in GROWING:
         if (source / name).is_file():
             with open(target / name, "ab") as grown:

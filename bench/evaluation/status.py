@@ -29,7 +29,7 @@ def status_text(results: Path) -> str:
     """
     if not results.is_dir():
         raise UsageError(f"status: no folder {results}; run `bench run` first, or name the folder it wrote to")
-    runs = sorted(path.parent for path in results.glob("*/*/*/*/run.json"))
+    runs = sorted({path.parent for name in ("run.json", files.DONE) for path in results.glob(f"*/*/*/*/{name}")})
     lines = []
     for folder in runs:
         run = checksums.read_record(folder / "run.json")

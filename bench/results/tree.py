@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.core.files import key_of, read_json
+from bench.core.files import DONE, key_of, read_json
 from bench.errors import BenchError, UsageError
 from bench.results.changes import Alternatives, Record, finding_on
 from bench.results.outcomes import CLEAN, Outcomes
@@ -125,7 +125,7 @@ class Run:
 
 
 def run_folders(results: ResultsFolders) -> list[Path]:
-    """Every folder below the given ones that holds a run.json, in order of path, each once.
+    """Every folder below the given ones that holds a run.json, or should since it is done; in order of path, each once.
 
     Raises:
         UsageError: if one of the given folders does not exist.
@@ -135,9 +135,10 @@ def run_folders(results: ResultsFolders) -> list[Path]:
     for root in map(Path, roots):
         if not root.is_dir():
             raise UsageError(f"no folder {root}; run `bench run` first, or name the folder it wrote to")
-        for depth in range(DEPTH + 1):
-            for file in root.glob("/".join(["*"] * depth + ["run.json"])):
-                found.setdefault(file.parent.resolve(), file.parent)
+        for pattern in ("*/" * depth + name for depth in range(DEPTH + 1) for name in ("run.json", DONE)):
+            for folder in (file.parent for file in root.glob(pattern)):
+                if folder.resolve().parent.name != "eval":
+                    found.setdefault(folder.resolve(), folder)
     return sorted(found.values())
 
 

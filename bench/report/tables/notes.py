@@ -226,7 +226,8 @@ def _environments(row: Row) -> Iterator[Environment]:
     """Those of its runs, every one if a run was resumed elsewhere, and of their evaluations."""
     for run in row.runs:
         yield from run.facts.get("environments") or [environment_of(run.facts)]
-        yield from (environment_of(evaluation.facts) for evaluation in run.evaluations)
+        for evaluation in run.evaluations:
+            yield from evaluation.facts.get("environments") or [environment_of(evaluation.facts)]
 
 
 def closing_notes(rows: Sequence[Row], columns: Sequence[Column], names: Mapping[Column, str]) -> list[str]:

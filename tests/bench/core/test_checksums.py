@@ -102,6 +102,7 @@ MUTATIONS: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
     "eval.json removed": (
         lambda out: (evaluation(out) / "eval.json").unlink(), "eval.json", ("report", "merge", "status"),
     ),
+    "run.json removed": (lambda out: (run_of(out) / "run.json").unlink(), "run.json", ("report", "merge", "status")),
     "run.json, label": (
         lambda out: edit(run_of(out) / "run.json", label="ours"), "run.json: expected", ("report", "merge", "status"),
     ),

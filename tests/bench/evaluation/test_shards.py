@@ -191,6 +191,20 @@ def test_parts_go_side_by_side_and_the_whole_waits_for_them(out: Path) -> None:
     assert not (out / first.folder / PARTIAL).exists()
 
 
+def test_blocks_of_another_environment_are_told(out: Path) -> None:
+    evaluate(shards(2)[:1], out)
+    (note,) = out.rglob(block_store.MANIFEST)
+    facts = checksums.read_sealed(note)
+    (here,) = facts["environments"]
+    files.write_json(note, checksums.sealed(note, facts | {"environments": [here | {"cpu": "Other"}]}))
+    evaluate(jobs().evaluate[:1], out)
+    (stored,) = out.rglob("eval.json")
+    assert files.read_json(stored)["environments"] == [here | {"cpu": "Other"}, here]
+    assert f"Environments differ, and numbers with them by rounding: Other and {here['cpu']}" in (
+        bench("report", out).output.replace(f"{here['cpu']} and Other", f"Other and {here['cpu']}")
+    )
+
+
 # Workers
 
 
