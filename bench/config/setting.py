@@ -1,4 +1,4 @@
-"""How a run setting is declared: a dataclass field with its default, type, help, flags and range.
+"""How a run setting is declared: a dataclass field with its default, type and range, help and flags.
 
 The option of the command line (`bench.cli.options`), the reading of a configuration file and the check of the value
 all follow from it.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from attacks.plugins.ranges import TYPE_NAMES
+from attacks.plugins.ranges import TYPE_NAMES, accepted
 from bench.core.values import parse_number
 from bench.errors import UsageError
 
@@ -24,10 +24,10 @@ class Setting:
         help: text of the command line, with the default in brackets.
         flags: spellings on the command line; () is the name with dashes.
         metavar: how the command line calls the value.
-        least, most: the smallest and the largest number allowed.
         numeric: whether a file may hold a number for the text.
         check: returns a value in its normal form, or raises `UsageError`; it sees no None.
         name: of its field; this and the rest follow from the field.
+        annotation: of the field, without None; see `attacks.plugins.ranges`.
         kind: int, str, bool, or float for a radius, which may be written as a fraction.
         many: whether it holds several values.
         choices: the values allowed; () for any.
@@ -36,11 +36,10 @@ class Setting:
     help: str = ""
     flags: tuple[str, ...] = ()
     metavar: str | None = None
-    least: int | None = None
-    most: int | None = None
     numeric: bool = False
     check: Callable[[Any], Any] | None = None
     name: str = ""
+    annotation: Any = None
     kind: type = str
     many: bool = False
     choices: tuple[str, ...] = ()
@@ -77,16 +76,16 @@ class Setting:
         """A value in its normal form.
 
         Raises:
-            UsageError: if it is out of range, or a name that is not known.
+            UsageError: if it has another type, is out of range, or a name that is not known.
         """
         if value is None:
             return None
         if value == "":
             raise UsageError(f"{self.flag}: expected a value, got an empty text; leave it out for the default")
-        if self.least is not None and value < self.least:
-            raise UsageError(f"{self.flag}: expected at least {self.least}, got {value}")
-        if self.most is not None and value > self.most:
-            raise UsageError(f"{self.flag}: expected at most {self.most}, got {value}")
+        try:
+            value = accepted(value, self.annotation)
+        except ValueError as error:
+            raise UsageError(f"{self.flag}: {error}") from None
         return value if self.check is None else self.check(value)
 
 
@@ -97,18 +96,23 @@ def setting(default: Any, help: str = "", **stated: Any) -> Any:
 
 def declared(owner: type) -> dict[str, Setting]:
     """The settings that the fields of a dataclass declare, by name."""
-    hints = get_type_hints(owner)
+    hints = get_type_hints(owner, include_extras=True)
     stated = {f.name: f.metadata["setting"] for f in fields(owner) if "setting" in f.metadata}
     return {name: replace(setting, name=name, **_typed(hints[name])) for name, setting in stated.items()}
 
 
 def _typed(hint: Any) -> dict[str, Any]:
-    """Kind, many and choices of an annotation such as `tuple[int, ...] | None`."""
+    """Annotation, kind, many and choices of an annotation such as `tuple[int, ...] | None`."""
     if NoneType in get_args(hint):
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
     if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
-    return {"kind": get_args(hint)[0], "many": True} if get_origin(hint) is tuple else {"kind": hint}
+        return {"annotation": hint, "choices": get_args(hint)}
+    many = get_origin(hint) is tuple
+    return {
+        "annotation": hint,
+        "kind": get_args(hint)[0] if many or get_origin(hint) is Annotated else hint,
+        "many": many,
+    }
 
 
 def _whole_number(value: Any) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from attacks.plugins.ranges import Count, at_least, between
 from attacks.plugins.registry import Registry, UnknownName
 from attacks.registry import ATTACKS
 from bench.config.protocols import check_conflicts as check_protocols
@@ -72,7 +73,7 @@ def _attack_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _positive_radius(eps: float) -> float:
-    if not 0 < eps < math.inf:
+    if eps <= 0:
         raise UsageError(f"--eps: expected a radius above 0 in the units of x in [0, 1], got {eps}; try 8/255")
     return eps
 
@@ -108,16 +109,16 @@ class RunSettings:
     natural_teacher: str | None = setting(None, "The non-robust teacher of mtard.  [trained too]", metavar="FILE|ID")
     natural_teacher_model: str | None = setting(None, "Its architecture.  [the teacher's]", check=model_name)
     recipe: str | None = setting(None, "Schedule, e.g. paper.  [the data set's]")
-    epochs: int | None = setting(
-        None, "Epochs; everything counted in epochs follows in proportion.", least=1, most=MOST_EPOCHS
+    epochs: Annotated[int, between(1, MOST_EPOCHS)] | None = setting(
+        None, "Epochs; everything counted in epochs follows in proportion."
     )
-    batch_size: int | None = setting(None, "Samples per optimiser step.  [the recipe's]", least=2)
-    micro_batch: int | None = setting(None, "Of these at once; halved by itself when memory runs out.  [all]", least=1)
+    batch_size: Annotated[int, at_least(2)] | None = setting(None, "Samples per optimiser step.  [the recipe's]")
+    micro_batch: Count | None = setting(None, "Of these at once; halved by itself when memory runs out.  [all]")
     sync_bn: bool = setting(False, "With torchrun: one BatchNorm over all processes.")
     select: Literal["last", "best", "test"] | None = setting(
         None, "Checkpoint: last, best on held-out samples, or best on the test set (replication only).  [the recipe's]"
     )
-    train_limit: int | None = setting(None, "Train on a stratified part of this size.", least=2)
+    train_limit: Annotated[int, at_least(2)] | None = setting(None, "Train on a stratified part of this size.")
     train_with: tuple[str, ...] = setting(
         (), "Train faster: bf16, channels-last, compile, fold, fused; or none.  [the device's]",
         check=lambda words: parse_switches("--train-with", words, SWITCHES),
@@ -145,10 +146,10 @@ class RunSettings:
         None, "Its radius in units of x in [0, 1], e.g. 8/255.  [the data set's]", metavar="NUMBER|a/b",
         check=_positive_radius,
     )  # fmt: skip
-    limit: int | None = setting(None, "Test on a stratified part of this size.", least=1)
-    autoattack_limit: int | None = setting(None, "The same for AutoAttack alone.", least=1)
+    limit: Count | None = setting(None, "Test on a stratified part of this size.")
+    autoattack_limit: Count | None = setting(None, "The same for AutoAttack alone.")
     # Part of an evaluation's key.
-    block: int | None = setting(None, "Test samples that are attacked together.  [the data set's]", least=1)
+    block: Count | None = setting(None, "Test samples that are attacked together.  [the data set's]")
     shard: str | None = setting(
         None, "Only a share of the blocks of each evaluation; then `bench merge`.", metavar="I/N",
         check=lambda shard: "{}/{}".format(*share(shard)),
@@ -164,8 +165,8 @@ class RunSettings:
     )  # fmt: skip
     device: str = setting("auto", "auto (cuda, then mps, then cpu) or a torch device.  [auto]")
     # Part of a run's key.
-    threads: int = setting(1, "CPU threads of each job.  [1]", least=1)
-    workers: int | None = setting(None, "Jobs side by side.  [one per core on a CPU, one per GPU]", least=1)
+    threads: Count = setting(1, "CPU threads of each job.  [1]")
+    workers: Count | None = setting(None, "Jobs side by side.  [one per core on a CPU, one per GPU]")
     gpus: str | None = setting(
         None, "Jobs side by side on several GPUs, each bound to one.  [1]", metavar="N|all", numeric=True,
         check=_number_of_gpus,

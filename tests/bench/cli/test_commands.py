@@ -192,7 +192,7 @@ def test_flags_outrank_the_file_which_outranks_the_recipe(tmp_path: Path) -> Non
             "bench: --set natural_teacher.lr: natural_teacher has no setting 'lr'",
         ),
         (["run", "--set", "absld.steps=x"], "bench: --set absld.steps: expected a whole number of at least 1, got 'x'"),
-        (["run", "--epochs", "0"], "bench: --epochs: expected at least 1, got 0"),
+        (["run", "--epochs", "0"], "bench: --epochs: expected a whole number from 1 to 100000, got 0"),
         (["run", "--eps", "eight"], "expected a number or a fraction such as 8/255, got 'eight'"),
         (["run", "--eps", "8/0"], "expected a number or a fraction such as 8/255, got '8/0'"),
         (["run", "--seeds", "one"], "invalid literal for int()"),

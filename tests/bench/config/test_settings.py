@@ -160,22 +160,30 @@ def test_a_value_of_the_command_line_finds_its_type(text: str, value: object) ->
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
-        ({"batch_size": 1}, "--batch-size: expected at least 2, got 1"),
-        ({"limit": 0}, "--limit: expected at least 1, got 0"),
-        ({"train_limit": 1}, "--train-limit: expected at least 2, got 1"),
-        ({"autoattack_limit": -5}, "--autoattack-limit: expected at least 1, got -5"),
-        ({"block": 0}, "--block: expected at least 1, got 0"),
-        ({"threads": 0}, "--threads: expected at least 1, got 0"),
-        ({"workers": 0}, "--workers: expected at least 1, got 0"),
+        ({"epochs": 0}, "--epochs: expected a whole number from 1 to 100000, got 0"),
+        ({"batch_size": 1}, "--batch-size: expected a whole number of at least 2, got 1"),
+        ({"limit": 0}, "--limit: expected a whole number of at least 1, got 0"),
+        ({"train_limit": 1}, "--train-limit: expected a whole number of at least 2, got 1"),
+        ({"autoattack_limit": -5}, "--autoattack-limit: expected a whole number of at least 1, got -5"),
+        ({"block": 0}, "--block: expected a whole number of at least 1, got 0"),
+        ({"threads": 0}, "--threads: expected a whole number of at least 1, got 0"),
+        ({"workers": 0}, "--workers: expected a whole number of at least 1, got 0"),
         ({"eps": 0.0}, "--eps: expected a radius above 0 in the units of x in [0, 1], got 0.0; try 8/255"),
         ({"eps": -0.1}, "--eps: expected a radius above 0 in the units of x in [0, 1], got -0.1; try 8/255"),
-        ({"eps": float("nan")}, "--eps: expected a radius above 0 in the units of x in [0, 1], got nan; try 8/255"),
+        ({"eps": float("nan")}, "--eps: expected a number, got nan"),
+        ({"eps": "8/255"}, "--eps: expected a number, got '8/255'"),
+        ({"epochs": 10**22}, f"--epochs: expected a whole number from 1 to 100000, got {10**22}"),
+        ({"epochs": "3"}, "--epochs: expected a whole number from 1 to 100000, got '3'"),
+        ({"limit": 2.5}, "--limit: expected a whole number of at least 1, got 2.5"),
+        ({"threads": True}, "--threads: expected a whole number of at least 1, got True"),
+        ({"norm": "l1"}, "--norm: expected linf or l2, got 'l1'"),
+        ({"seeds": (0, "1")}, "--seeds: expected a list, each a whole number, got (0, '1')"),
+        ({"download": "yes"}, "--download: expected true or false, got 'yes'"),
         ({"seeds": ()}, "--seeds: expected at least one seed, got none"),
         ({"attacks": ()}, "--attacks: expected at least one attack, got none"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_flag(change: dict[str, Any], sentence: str) -> None:
+def test_a_value_of_another_type_or_out_of_range_is_refused_by_its_flag(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
         combined(change)
 
@@ -278,6 +286,11 @@ def test_an_empty_value_of_a_flag_is_refused(name: str) -> None:
     if SETTINGS[name].kind is not bool:
         result = bench("run", "--dry-run", SETTINGS[name].flag.replace("plugins", "plugin"), "")
         assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
+
+
+def test_one_value_stands_for_a_list_of_one() -> None:
+    run = combined({"methods": "trades", "attacks": "pgd", "seeds": 3})
+    assert (run.methods, run.attacks, run.seeds) == (("trades",), ("pgd",), (3,))
 
 
 def test_an_empty_file_name_is_refused() -> None:
