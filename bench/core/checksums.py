@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,21 @@ from bench.errors import BenchError
 SEAL, STATE = "sha256", "state.pt"
 
 
-def read_record(file: Path) -> dict[str, Any]:
+def read_record(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Read run.json or eval.json; of a finished folder, as it was when that was finished.
 
+    Args:
+        file: what to read.
+        needed: entries that it must have.
+
     Raises:
-        BenchError: if it is missing, broken or changed.
+        BenchError: if it is missing, broken or changed, or lacks one of these entries.
     """
     record = files.read_json(file)
     if (problem := record_problem(file)) is not None:
         raise BenchError(problem)
+    if absent := [name for name in needed if name not in record]:
+        raise BenchError(f"{file}: expected the entries {', '.join(needed)}; missing: {', '.join(absent)}")
     return record
 
 

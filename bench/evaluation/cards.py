@@ -133,7 +133,7 @@ def card_of_run(folder: Path) -> Card:
 def write_teacher_cards(folders: Iterable[Path]) -> None:
     """Write the cards of those runs that trained a teacher, as far as they are finished and were evaluated."""
     for folder in folders:
-        if files.is_done(folder) and checksums.read_record(folder / "run.json")["role"] == "teacher":
+        if files.is_done(folder) and checksums.read_record(folder / "run.json", ("role",))["role"] == "teacher":
             card = card_of_run(folder)
             if card["measured"]:
                 write_card(folder, card)

@@ -32,7 +32,7 @@ def status_text(results: Path) -> str:
     runs = sorted({path.parent for name in ("run.json", files.DONE) for path in results.glob(f"*/*/*/*/{name}")})
     lines = []
     for folder in runs:
-        run = checksums.read_record(folder / "run.json")
+        run = checksums.read_record(folder / "run.json", ("dataset", "model", "label", "seed", "epochs"))
         state = _state(folder, run)
         name = f"{run['dataset']} {run['model']} {run['label']} seed {run['seed']} ({folder.name})"
         lines.append(f"{name}: {state}")
@@ -64,7 +64,7 @@ def _state(folder: Path, run: Mapping[str, Any]) -> str:
 
 def _evaluation_line(folder: Path) -> str | None:
     if files.is_done(folder):
-        facts = checksums.read_record(folder / "eval.json")
+        facts = checksums.read_record(folder / "eval.json", ("attack", "checkpoint", "eps", "n"))
         return f"{facts['attack']} on {facts['checkpoint']}, eps {facts['eps']:.4g}, n {facts['n']}: done"
     sentence = files.failure(folder)
     if sentence is not None:

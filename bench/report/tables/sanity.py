@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bench.errors import BenchError
 from bench.results.tree import Evaluation
 
 # Marks from best to worst, with the sign printed behind the name of a row.
@@ -25,8 +26,20 @@ class Sanity:
 
 
 def combine_findings(evaluations: Iterable[Evaluation]) -> Sanity | None:
-    """The worst findings of several evaluations; None if none of them was checked, as those of older versions."""
-    checked = [facts for evaluation in evaluations if (facts := evaluation.facts.get("sanity"))]
+    """The worst findings of several evaluations; None if none of them was checked, as those of older versions.
+
+    Raises:
+        BenchError: if a mark is none of `SIGNS`.
+    """
+    every = [evaluation for evaluation in evaluations if evaluation.facts.get("sanity")]
+    checked = [evaluation.facts["sanity"] for evaluation in every]
+    for evaluation, facts in zip(every, checked, strict=True):
+        levels = [facts["mark"], *(finding["level"] for finding in facts["findings"])]
+        if odd := [level for level in levels if level not in SIGNS]:
+            raise BenchError(
+                f"{evaluation.path / 'eval.json'}: expected marks of sanity checks among {', '.join(SIGNS)}, got "
+                f"{odd[0]!r}; delete {evaluation.path} and run again"
+            )
     if not checked:
         return None
     reasons: dict[str, tuple[str, str]] = {}

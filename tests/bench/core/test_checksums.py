@@ -218,6 +218,18 @@ def test_older_results_are_read_and_counted_and_can_be_stamped(out: Path) -> Non
     assert "not checked" not in output_of("verify", out)
 
 
+def test_older_records_without_needed_entries_are_named(out: Path) -> None:
+    unstamp(out)
+    eval_json = evaluation(out, attack="pgd") / "eval.json"
+    edit(eval_json, sanity=files.read_json(eval_json)["sanity"] | {"mark": "rEliable"})
+    assert f"{eval_json}: expected marks of sanity checks" in refusal("report", out)
+    eval_json.write_text("{}")
+    assert f"{eval_json}: expected the entries attack, checkpoint, eps, n" in refusal("status", out)
+    (run_of(out) / "run.json").write_text("{}")
+    assert "run.json: expected the entries dataset, model" in refusal("status", out)
+    assert "run.json: expected the entries role" in refusal("merge", out, "--out", out, "--quiet")
+
+
 def test_nothing_unsound_is_stamped(out: Path) -> None:
     unstamp(out)
     (run_of(out) / "history.jsonl").write_text("{}\n")
