@@ -35,6 +35,17 @@ class Attack(Protocol):
         """Passes per attacked sample, at most."""
 
 
+NO_CLASS = -1  # the predicted class of an output that is not finite
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Predicted classes (N,) of logits (N, K); `NO_CLASS` where one is NaN or infinite upwards, or all are -inf.
+
+    The argmax of a NaN would be its class, and such a sample would count as right.
+    """
+    return logits.argmax(1).masked_fill_(~logits.amax(1).isfinite(), NO_CLASS)
+
+
 def check_inputs(name: str, x: Tensor, y: Tensor) -> None:
     """Validate images and labels.
 

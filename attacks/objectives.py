@@ -105,18 +105,21 @@ class _TargetedDLR(ObjectiveWithSlope):
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         label, target = self.columns(rows)
+        logits = _bounded_below(logits)
         difference = (logits.gather(1, target) - logits.gather(1, label))[:, 0]
         return difference / self._scale(_top_four(logits).values)
 
     @torch.no_grad()
     def with_slope(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         label, target = self.columns(rows)
+        given, logits = logits, _bounded_below(logits)
         top = _top_four(logits)
         scale = self._scale(top.values)[:, None]
         values = (logits.gather(1, target) - logits.gather(1, label)) / scale
         each = scale.reciprocal()
         slope = torch.zeros_like(logits).scatter_(1, top.indices, values * each * self._shares(logits))
-        return values[:, 0], slope.scatter_add_(1, target, each).scatter_add_(1, label, -each)
+        slope = slope.scatter_add_(1, target, each).scatter_add_(1, label, -each)
+        return values[:, 0], slope.masked_fill_(given == -torch.inf, 0)
 
     def _scale(self, top: Tensor) -> Tensor:
         return TINY - top @ self._shares(top)
@@ -176,6 +179,7 @@ def dlr(y: Tensor) -> Objective:
     def objective(logits: Tensor, rows: Tensor) -> Tensor:
         if logits.shape[1] < 3:
             raise ValueError(f"dlr: expected at least 3 classes, got {logits.shape[1]}; use the margin instead")
+        logits = _bounded_below(logits)
         top = logits.topk(3, dim=1).values
         return difference(logits, rows) / (top[:, 0] - top[:, 2] + TINY)
 
@@ -196,6 +200,16 @@ def targeted_dlr(y: Tensor, target: Tensor) -> ObjectiveWithSlope:
 def kl(probs: Tensor) -> ObjectiveWithSlope:
     """KL(probs || softmax(logits)) with fixed targets probs (N, K), summed over classes."""
     return _KL(probs, torch.special.entr(probs).sum(1), probs.sum(1))
+
+
+def _bounded_below(logits: Tensor) -> Tensor:
+    """Logits with the least finite one of the row in place of -inf, by which a model rules out a class.
+
+    Ratios of logits would be 0 or NaN with -inf in them, and an attack on them would find nothing.
+    """
+    ruled_out = logits == -torch.inf
+    least = logits.detach().masked_fill(ruled_out, torch.inf).amin(1, keepdim=True)
+    return torch.where(ruled_out, least, logits)
 
 
 def _top_four(logits: Tensor) -> torch.return_types.topk:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.ascent import ascend
-from attacks.base import Attack, check_inputs
+from attacks.base import Attack, check_inputs, predicted
 from attacks.contexts import mode
 from attacks.objectives import Objective, cross_entropy
 from attacks.passes import Passes
@@ -93,7 +93,7 @@ class PGD:
             with mode(model, train=False), torch.no_grad():
                 logits = model(x_adv)
             now = self.objective(y[left])(logits, torch.arange(len(left), device=x.device))
-            wrong = logits.argmax(1) != y[left]
+            wrong = predicted(logits) != y[left]
             better = left[wrong | (now > loss[left])]
             worst[better] = x_adv[wrong | (now > loss[left])]
             loss[left], fooled[left] = torch.maximum(loss[left], now), wrong

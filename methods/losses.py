@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attacks.base import predicted
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of logits (N, K) with labels y (N,); (N,)."""
@@ -88,7 +90,7 @@ def robust_class_counts(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int)
     Returns:
         correct (V,) bool, correct samples per class (K,), samples per class (K,).
     """
-    right = (clean.argmax(1) == y) & (adv.argmax(1) == y)
+    right = (predicted(clean) == y) & (predicted(adv) == y)
     return right, class_sums(right, y, num_classes), class_sums(torch.ones_like(right), y, num_classes)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.autoattack.stage import Stage, Standing, lengths, values_and_gradient
+from attacks.base import predicted
 from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, targeted_dlr
 from attacks.passes import Passes
@@ -145,7 +146,7 @@ def auto_pgd(
         here = state.here.detach().requires_grad_(step < steps)
         with torch.set_grad_enabled(step < steps):
             logits = model(here)
-        gone = standing.record(state.rows, here.detach(), logits.argmax(1) != labels)
+        gone = standing.record(state.rows, here.detach(), predicted(logits) != labels)
         last = step == steps or (gone is not None and bool(gone.all()))
         if last:
             loss, grad = objective(logits.detach(), state.rows), here

@@ -19,7 +19,7 @@ from attacks.autoattack.apgd import APGDCE, APGDT
 from attacks.autoattack.fab import FABT
 from attacks.autoattack.square import Square
 from attacks.autoattack.stage import Stage
-from attacks.base import check_inputs
+from attacks.base import check_inputs, predicted
 from attacks.contexts import mode
 from attacks.passes import Passes
 from attacks.plugins.ranges import Count
@@ -78,9 +78,9 @@ class AutoAttack:
             return x_adv
         with mode(model, train=False), torch.no_grad():
             logits = model(x)
-            left = torch.where(logits.argmax(1) == y)[0]
+            left = torch.where(predicted(logits) == y)[0]
             for stage in self.stages:
                 if len(left) and stage.left_out(logits.shape[1]) is None:
                     x_adv[left] = stage(model, x[left], y[left], generator=generator)
-                    left = left[model(x_adv[left]).argmax(1) == y[left]]
+                    left = left[predicted(model(x_adv[left])) == y[left]]
         return x_adv

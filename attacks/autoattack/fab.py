@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.autoattack.stage import Stage, Standing, values_and_gradient
-from attacks.base import check_inputs
+from attacks.base import check_inputs, predicted
 from attacks.contexts import mode
 from attacks.objectives import targeted_margin
 from attacks.passes import Passes
@@ -91,7 +91,7 @@ def approach(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: No
             logits = model(here)
         value, normal = values_and_gradient(towards, logits, rows, here)
         moved = _step(here.detach(), x, value, normal, norm)
-        fooled = model(moved).argmax(1) != y
+        fooled = predicted(model(moved)) != y
         gone = found(rows, moved, distance(moved, x, norm), fooled)
         share = torch.where(fooled, BETA, 1.0).to(x).view(-1, *[1] * (x.ndim - 1))
         here = torch.lerp(x, moved, share)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.autoattack.stage import Stage, Standing, lengths
+from attacks.base import predicted
 from attacks.draws import rand, rounds
 from attacks.passes import Passes
 from attacks.plugins.ranges import Count
@@ -171,7 +172,7 @@ def _query(model: nn.Module, standing: Standing, state: SquareState, points: Ten
     state.margin = torch.where(better, margin, state.margin)
     if margin.amin() > 0:  # nothing is fooled, and nothing is not a number
         return
-    gone = standing.record(state.rows, images, logits.argmax(1) != state.y)
+    gone = standing.record(state.rows, images, predicted(logits) != state.y)
     if gone is not None:
         state.keep(~gone)
 

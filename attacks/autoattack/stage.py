@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, check_inputs
+from attacks.base import Attack, check_inputs, predicted
 from attacks.contexts import mode
 from attacks.fast.prepared import verdict_of
 from attacks.objectives import Objective, ObjectiveWithSlope
@@ -37,7 +37,7 @@ class Standing:
         self._verdict = verdict_of(model)
         self.logits: Tensor = model(x) if self._verdict is None else self._verdict(x)
         self.x_adv = x.clone()
-        self.left = self.logits.argmax(1) == y
+        self.left = predicted(self.logits) == y
 
     @property
     def rows(self) -> Tensor:
@@ -58,7 +58,7 @@ class Standing:
         """
         (hits,) = torch.where(fooled)
         if len(hits) and self._verdict is not None:
-            hits = hits[self._verdict(points[hits]).argmax(1) != self.y[rows[hits]]]
+            hits = hits[predicted(self._verdict(points[hits])) != self.y[rows[hits]]]
         if len(hits) == 0:
             return None
         self.x_adv[rows[hits]] = points[hits]

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.base import predicted
 from attacks.contexts import full_precision, mode
 from attacks.sanity import findings, measure
 from attacks.sanity.findings import LEVELS, Finding, Level
@@ -180,7 +181,7 @@ def _value_checks(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_right(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensor:
     with torch.no_grad():
-        parts = [model(part.to(device)).argmax(1).to(x.device) for part in x.split(BATCH)]
+        parts = [predicted(model(part.to(device))).to(x.device) for part in x.split(BATCH)]
     return torch.cat(parts) == y if parts else torch.zeros_like(y, dtype=torch.bool)
 
 

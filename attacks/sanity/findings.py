@@ -87,6 +87,19 @@ def box(inside: Tensor) -> Finding:
     )  # fmt: skip
 
 
+def finite(broken: int, n: int) -> Finding:
+    """Outputs that are NaN or infinite: such samples count as not robust, and attacks cannot follow them.
+
+    Args:
+        broken: outputs that are not finite, of clean and attacked images.
+        n: all outputs.
+    """
+    return grade(
+        "finite", broken / n if n else 0.0, (0.0, 0.0), f"{broken:,} of {n:,} outputs were NaN or infinite",
+        "they count as wrong: look for overflow, a division by zero or a logarithm of 0 in the model",
+    )  # fmt: skip
+
+
 def random_forward(change: Tensor) -> Finding:
     """Outputs that differ from one forward to the next: an attack follows a gradient of another function each time.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attacks.ascent import ascend
 from attacks.autoattack.square import Square
+from attacks.base import predicted
 from attacks.draws import normal, uniform
 from attacks.objectives import Objective, cross_entropy, margin
 from attacks.threat import Start, ThreatModel
@@ -85,7 +86,7 @@ class Probe:
 
     def stands(self, x: Tensor) -> Tensor:
         """Whether points (m, C, H, W) are classified right; (m,) bool."""
-        return self.at(x).argmax(1) == self.y
+        return predicted(self.at(x)) == self.y
 
     def margin(self, x: Tensor) -> Tensor:
         """How far the best wrong logit lies above the right one; (m,)."""
@@ -204,7 +205,7 @@ def _path(
     path = torch.zeros(steps + 1, len(probe.x), dtype=torch.bool, device=probe.x.device)
 
     def observe(step: int, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
-        path[step, rows] = logits.argmax(1) == probe.y[rows]
+        path[step, rows] = predicted(logits) == probe.y[rows]
         if only is None:
             return None
         path[step] &= only

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack
+from attacks.base import NO_CLASS, Attack
 from attacks.sanity.checks import SAMPLES, Examination
 from attacks.sanity.checks import examine as run_checks
+from attacks.sanity.findings import Finding, finite
 from attacks.threat import ThreatModel
 from bench.core.progress import Progress
 from bench.core.seeding import generator
@@ -53,7 +56,16 @@ def examine(
     stages = {} if outcomes is None else _stages_of_ensemble(outcomes)
     right = None if outcomes is None else torch.from_numpy(outcomes.verdict(CLEAN).robust)
     draws = generator("cpu", seed, "sanity")
-    return run_checks(model, x, y, threat=threat or ThreatModel(), stages=stages, right=right, generator=draws)
+    found = run_checks(model, x, y, threat=threat or ThreatModel(), stages=stages, right=right, generator=draws)
+    known = () if outcomes is None else dict.fromkeys((CLEAN, *outcomes.attacks))
+    broken = _finite([torch.from_numpy(outcomes.verdict(name).prediction) for name in known] if outcomes else [])
+    return replace(found, findings=(*found.findings, *broken))
+
+
+def _finite(predictions: Sequence[Tensor]) -> tuple[Finding, ...]:
+    """The finding on outputs that were not finite; none where all were."""
+    broken = sum(int((prediction == NO_CLASS).sum()) for prediction in predictions)
+    return (finite(broken, sum(map(len, predictions))),) if broken else ()
 
 
 def _stages_of_ensemble(outcomes: Outcomes) -> dict[str, Tensor]:
@@ -74,14 +86,17 @@ def sanity_entry(
     The draws depend on the seed alone, so all attacks on a model under one threat model come to the same findings, but
     for those about stages. No more samples are looked at together than a block has.
     """
+    predictions = [verdicts.clean, *(prediction for prediction, _ in list(verdicts.stages.values())[-1:])]
+    broken = _finite(predictions)
     cost = attack.passes(classes)
     if not attack.stages and cost.forward + cost.input_grad < CLAIM:
-        return {}
+        return {"sanity": Examination(broken, 0, {}).as_dict()} if broken else {}
     images = cast(Tensor, x)  # run_checks indexes and splits it, which streamed images can as well
     found = run_checks(
         model, images, verdicts.label.to(x.device), threat=attack.threat,
         stages={label: robust for label, (_, robust) in verdicts.stages.items()},
         right=verdicts.clean == verdicts.label, samples=min(SAMPLES, block), generator=generator("cpu", seed, "sanity"),
     )  # fmt: skip
+    found = replace(found, findings=(*found.findings, *broken))
     (progress or Progress()).line(f"sanity checks: {'; '.join([found.mark, *found.reasons])}")
     return {"sanity": found.as_dict()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack
+from attacks.base import Attack, predicted
 from attacks.contexts import mode
 from attacks.fast.prepared import Prepared
 from attacks.plugins.sketch import check_attack
@@ -362,9 +362,9 @@ def check_result(name: str, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> No
 
 @torch.no_grad()
 def predict(model: nn.Module, x: ImageTensor, device: torch.device | str, batch: int) -> Tensor:
-    """Predicted classes (n,) on the CPU, with the model in eval mode."""
+    """Predicted classes (n,) on the CPU, see `attacks.base.predicted`, with the model in eval mode."""
     with mode(model, train=False):
-        parts = [model(part.to(device)).argmax(1).cpu() for part in x.split(max(1, batch))]
+        parts = [predicted(model(part.to(device))).cpu() for part in x.split(max(1, batch))]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 

@@ -30,6 +30,7 @@ from bench.results.validation import bools, check_length, check_range, ints, rea
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_CLASS = -1  # the prediction where the output was not finite, as in `attacks.base`, which needs torch
 CLEAN = "clean"
 FILE = "outcomes.parquet"
 _COLUMNS = ("index", "label", CLEAN)
@@ -325,10 +326,10 @@ class Outcomes:
         if len(self.class_names) != k:
             raise BenchError(f"class_names: expected {k} names, got {len(self.class_names)}")
         check_range("label", self.label, n, k)
-        check_range(CLEAN, self.clean, n, k)
+        check_range(CLEAN, self.clean, n, k, NO_CLASS)
         clean_right = self.clean == self.label
         for name, verdict in self._verdicts.items():
-            check_range(name, verdict.prediction, n, k)
+            check_range(name, verdict.prediction, n, k, NO_CLASS)
             check_length(name + _SUFFIX, verdict.robust, n)
             wrong = verdict.robust != (clean_right & (verdict.prediction == self.label))
             if wrong.any():

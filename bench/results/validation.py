@@ -54,8 +54,8 @@ def check_length(name: str, values: npt.NDArray[Any], n: int) -> None:
         raise BenchError(f"{name}: expected {n:,} values, one per sample, got {len(values):,}")
 
 
-def check_range(name: str, values: Ints, n: int, k: int) -> None:
-    """Refuse classes outside 0..k-1."""
+def check_range(name: str, values: Ints, n: int, k: int, low: int = 0) -> None:
+    """Refuse classes outside low..k-1."""
     check_length(name, values, n)
-    if n and not (values.min() >= 0 and values.max() < k):
-        raise BenchError(f"{name}: expected classes in 0..{k - 1}, got {values.min()} to {values.max()}")
+    if n and not (values.min() >= low and values.max() < k):
+        raise BenchError(f"{name}: expected classes in {low}..{k - 1}, got {values.min()} to {values.max()}")

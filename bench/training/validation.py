@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack
+from attacks.base import Attack, predicted
 from attacks.contexts import mode
 from attacks.draws import PartGenerator
 from bench.core.out_of_memory import BatchLimit
@@ -98,6 +98,6 @@ def selection_metrics(y: Tensor, clean: Tensor, adv: Tensor, num_classes: int) -
     right, of_class, counts = robust_class_counts(y, clean, adv, num_classes)
     average, worst = right.float().mean().item(), (of_class / counts).min().item()
     return {
-        "clean": (clean.argmax(1) == y).float().mean().item(),
+        "clean": (predicted(clean) == y).float().mean().item(),
         "pgd": average, "worst": worst, "score": average + worst,
     }  # fmt: skip
