@@ -90,7 +90,7 @@ def approach(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, *, norm: No
         with torch.enable_grad():
             logits = model(here)
         value, normal = values_and_gradient(towards, logits, rows, here)
-        moved = _step(here.detach(), x, value, normal, norm)
+        moved = _step(here.detach(), x, value.to(x), normal.to(x), norm)
         fooled = predicted(model(moved)) != y
         gone = found(rows, moved, distance(moved, x, norm), fooled)
         share = torch.where(fooled, BETA, 1.0).to(x).view(-1, *[1] * (x.ndim - 1))

@@ -24,6 +24,7 @@ from bench.data.splits import Parts, limit, to_float
 from bench.data.streamed import ImageTensor
 from bench.errors import BenchError
 from bench.evaluation import block_store
+from bench.evaluation.interface import as_module, check_interface
 from bench.evaluation.sanity import sanity_entry
 from bench.evaluation.stages import Verdicts, applicable_stages, class_count, predict, run_attack
 from bench.models.builders import network
@@ -31,6 +32,8 @@ from bench.models.checkpoints import fit, load_run_weights
 from bench.plan.jobs import DEFAULT_BLOCK, FORMAT, PARTIAL, EvalJob
 from bench.results.keys import ONLY_FOR_EVALUATION_KEY
 from bench.results.outcomes import FILE, Outcomes
+
+SOME_CLASSES = 10  # whether an attack uses gradients does not depend on their number
 
 
 @full_precision()
@@ -70,14 +73,14 @@ def evaluate(
     >>> outcomes.average("clean"), outcomes.average("pgd"), outcomes.worst("pgd")
     (1.0, 0.6666666666666666, 0.5)
     """
-    threat = threat or ThreatModel()
+    threat, model = threat or ThreatModel(), as_module(model)
     device = next((p.device for p in model.parameters()), x.device)
     predictions: dict[str, np.ndarray[Any, Any]] = {}
     robust: dict[str, np.ndarray[Any, Any]] = {}
     clean: Tensor | None = None  # found by the first attack, which learns there how much fits into memory
-    for item in attacks:
-        known = ATTACKS.resolve(item) if isinstance(item, str) else getattr(item, "name", type(item).__name__.lower())
-        attack = ATTACKS[known](threat=threat) if isinstance(item, str) else item
+    built = [_built(item, threat) for item in ([attacks] if isinstance(attacks, str) else attacks)]
+    check_interface(model, x, y, needs_gradient=any(_uses_gradients(attack) for _, attack in built))
+    for known, attack in built:
         if known in predictions:
             raise ValueError(f"evaluate: two attacks are called {known!r}; give one a `name` of its own")
         verdicts = run_attack(
@@ -92,6 +95,18 @@ def evaluate(
         np.arange(len(y)), y.cpu().numpy(), clean.numpy(), attacks=predictions, robust=robust,
         num_classes=class_count(model, x, device), class_names=class_names,
     )  # fmt: skip
+
+
+def _built(item: str | Attack, threat: ThreatModel) -> tuple[str, Attack]:
+    """An attack with its name, from either."""
+    if isinstance(item, str):
+        known = ATTACKS.resolve(item)
+        return known, ATTACKS[known](threat=threat)
+    return getattr(item, "name", type(item).__name__.lower()), item
+
+
+def _uses_gradients(attack: Attack) -> bool:
+    return attack.passes(SOME_CLASSES).input_grad > 0
 
 
 def _predicted(model: nn.Module, x: ImageTensor, device: torch.device, block: int, progress: Progress) -> Tensor:
@@ -130,6 +145,7 @@ def evaluate_job(job: EvalJob, parts: Parts, out: Path, progress: Progress | Non
     test = parts.test if job.limit is None else limit(parts.test, job.limit, "--limit")
     x, weights = to_float(test.x), files.file_hash(file)
     attack = ATTACKS[job.attack](threat=ThreatModel(job.norm, job.eps), **job.settings)  # type: ignore[arg-type]
+    check_interface(model, x, test.y, needs_gradient=_uses_gradients(attack))
     stages, _ = applicable_stages(attack, job.attack, class_count(model, x, job.device))
     block_store.Manifest(job, weights, tuple(stages), -(-len(test) // job.block)).write(folder / PARTIAL)
     environments = block_store.add_environments(folder / PARTIAL, [environment_of(_here(job))])

@@ -29,6 +29,7 @@ from bench.core.seeding import forked, sample_generator
 from bench.data.streamed import ImageTensor
 from bench.errors import BenchError, UsageError
 from bench.evaluation import block_store
+from bench.evaluation.interface import check_logits
 from bench.evaluation.live import StageProgress, TimeEstimate, bounds
 from bench.plan.jobs import DEFAULT_BLOCK, blocks_of
 
@@ -371,4 +372,4 @@ def predict(model: nn.Module, x: ImageTensor, device: torch.device | str, batch:
 def class_count(model: nn.Module, x: ImageTensor, device: torch.device | str) -> int:
     """Number of classes that a model tells apart, from its logits for one of the samples x (n, C, H, W)."""
     with mode(model, train=False), torch.no_grad():
-        return int(model(x[:1].to(device)).shape[1])
+        return check_logits(model(x[:1].to(device)), 1)

@@ -309,8 +309,8 @@ def test_clean_predictions_are_made_once_for_all_attacks(model: nn.Module, sampl
     still: list[str | Attack] = [Scripted(lambda model, x, y, g: x, name=name) for name in ("first", "second", "third")]
     outcomes = evaluate(model, *samples, attacks=still)
     handle.remove()
-    verdicts, looks_at_one_for_the_classes = 3 * 60, 3 + 1
-    assert sum(seen) == 60 + verdicts + looks_at_one_for_the_classes
+    verdicts, looks_at_one_for_the_classes, interface = 3 * 60, 3 + 1, 1 + 2
+    assert sum(seen) == 60 + verdicts + looks_at_one_for_the_classes + interface
     for name in ("first", "second", "third"):
         assert np.array_equal(outcomes.verdict(name).robust, outcomes.clean == outcomes.label)
 
