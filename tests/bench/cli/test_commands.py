@@ -271,7 +271,8 @@ def test_verify_is_content_with_sound_files_and_names_what_is_not(results: tuple
     result = bench("verify", tmp_path)
     assert result.exit_code == 1
     assert f"{copy / 'last.safetensors'}: its SHA-256 is not that of the weights in" in result.stdout
-    assert result.stderr == "bench: verify: 1 problem found\n"
+    assert f"{copy / 'last.safetensors'}: expected the SHA-256" in result.stdout
+    assert result.stderr == "bench: verify: 2 problems found\n"
     assert bench("verify", results[0]).exit_code == 1, "a failed run is a problem"
 
 

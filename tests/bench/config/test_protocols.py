@@ -213,9 +213,7 @@ def run(folder: Path, name: str, eps: float, leave_out: tuple[str, ...] = ()) ->
         if attack not in leave_out:
             full = {**ATTACKS.sketch(attack).settings, **protocol.settings(attack, eps)}
             full.pop("threat", None)
-            spec = Spec(
-                eps=eps, per_class=4, attacks={attack: 0.5}, eval_facts={"attack_settings": full, "key": attack}
-            )
+            spec = Spec(eps=eps, per_class=4, attacks={attack: 0.5}, eval_facts={"attack_settings": full})
             write_run(folder / name / attack, spec)
 
 
