@@ -15,10 +15,10 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node, symbolic_trace
+from torch.fx import GraphModule, Node
 
-from attacks.contexts import mode
 from attacks.fast.chain import Chain, to_chain
+from attacks.fast.foldable import trace
 from attacks.fast.prepared import reuse_memory
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -37,7 +37,7 @@ class Folded(nn.Module):
         example: (n, C, H, W) images of the size to come, where a gradient may be written out; None writes none.
 
     Raises:
-        ValueError: if the model cannot be traced, or has no BatchNorm to fold.
+        ValueError: if the model cannot be traced, is refused by `attacks.fast.foldable`, or has no BatchNorm to fold.
     """
 
     def __init__(
@@ -45,11 +45,7 @@ class Folded(nn.Module):
         example: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        try:
-            with mode(model, train=False):
-                self.network = symbolic_trace(model)
-        except Exception as error:  # tracing runs the model's own code, which may raise anything
-            raise ValueError(f"it cannot be traced ({type(error).__name__}: {error})") from None
+        self.network = trace(model)
         self._folds = [
             (conv, norm, _replace_by_copy(self.network, place).to(None if conv in keep else dtype))
             for conv, norm, place in _convolutions_and_norms(self.network)

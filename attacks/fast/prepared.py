@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from attacks.contexts import mode
 from attacks.fast.chain import Chain, to_chain
+from attacks.fast.foldable import reason_against, trace
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SIZES = 64  # more than there are padded sizes, twice
@@ -107,10 +108,12 @@ class Prepared(nn.Module):
     def _rewritten(
         self, model: nn.Module, example: Tensor, fold: bool, bf16: bool, compile: bool, chain: bool
     ) -> nn.Module:
+        if reason := reason_against(model):
+            raise ValueError(reason)
         fast = copy.deepcopy(model).eval().requires_grad_(False)
         if fold:
             try:
-                fast = fuse(fast).requires_grad_(False)
+                fast = fuse(trace(fast), inplace=True, no_trace=True).requires_grad_(False)
                 reuse_memory(fast)
             except Exception as error:  # tracing has its limits; the copy is good without it
                 self.unfolded = f"{type(error).__name__}: {error}"
@@ -137,7 +140,7 @@ class Prepared(nn.Module):
             return f"its prepared form predicts {moved} of {len(example)} samples differently"
         x = example[:GRADIENTS]
         with mode(self.given, train=False):
-            if not close(_gradient(self, x), _gradient(self.given, x), of_gradients):
+            if not close(input_gradient(self, x), input_gradient(self.given, x), of_gradients):
                 return "its prepared form has other gradients"
         return None
 
@@ -216,7 +219,7 @@ def layers_in_order(model: nn.Module, example: Tensor) -> list[nn.Module]:
     return met
 
 
-def _gradient(model: nn.Module, x: Tensor) -> Tensor:
+def input_gradient(model: nn.Module, x: Tensor) -> Tensor:
     """The gradient of the sum of squared logits with respect to x, zero where there is none."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():

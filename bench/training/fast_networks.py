@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contexts import mode
+from attacks.fast.foldable import randomised, reason_against
 from attacks.fast.folded import Folded
-from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, layers_in_order
+from attacks.fast.prepared import EXACT, ROUGH, Prepared, close, input_gradient, layers_in_order
 from bench.core.pass_counter import PassCounter
 
 EXAMPLES = 32  # samples that a version is tried on
@@ -75,7 +76,7 @@ class FastNetworks:
         self, model: nn.Module, teachers: Mapping[str, nn.Module], example: Tensor, switches: Collection[str],
         *, counter: PassCounter, warn: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.model, self.switches, self.warn = model, set(switches), warn
+        self.model, self.switches, self.warn, self.counter = model, set(switches), warn, counter
         self.left_out: list[str] = []
         self.example = example[:EXAMPLES]
         self.bf16 = "bf16" in self.switches
@@ -128,19 +129,40 @@ class FastNetworks:
             self.bf16 = False
         return self._network(compile=False)
 
+    def recheck(self) -> None:
+        """Compare the folded version at the current weights, and leave it out if it differs; no pass is counted."""
+        if self.folded is None:
+            return
+        counts = self.counter.snapshot()
+        self.folded.refresh()
+        note = self._difference(self.folded)
+        self.counter.restore(counts)
+        if note is not None:
+            self.folded = None
+            self._leave_out(f"attacks run on the model as it is from here on: {note}")
+
     def _folded(self) -> FoldedNetwork | None:
         try:
-            made = FoldedNetwork(
-                self.model, self.ends, self.example, bf16=self.bf16, compile="compile" in self.switches
-            )
-        except ValueError as error:
-            note: str | None = str(error)
-        else:
-            note = self._difference(made)
+            note = reason_against(self.model)
+            if note is None:
+                made = self._fold(self.model, self.ends, compile="compile" in self.switches)
+                note = self._difference(made) or self._difference_at_random_weights()
+        except Exception as error:  # a foreign model may raise anything; the model as it is remains right
+            note = str(error) if isinstance(error, ValueError) else _sentence(error)
         if note is None:
             return made
         self._leave_out(f"attacks run on the model as it is: {note}")
         return None
+
+    def _fold(self, model: nn.Module, ends: Collection[nn.Module], *, compile: bool) -> FoldedNetwork:
+        return FoldedNetwork(model, ends, self.example, bf16=self.bf16, compile=compile)
+
+    def _difference_at_random_weights(self) -> str | None:
+        """See `_difference`: fresh BatchNorm statistics hide mistakes, as they change next to nothing."""
+        copied = randomised(self.model)
+        places = {name for name, module in self.model.named_modules() if module in self.ends}
+        ends = {module for name, module in copied.named_modules() if name in places}
+        return self._difference(self._fold(copied, ends, compile=False), copied)
 
     def _teacher(self, role: str, teacher: nn.Module) -> nn.Module:
         chosen = {"fold", "channels_last", "bf16", "compile"} & self.switches
@@ -161,17 +183,27 @@ class FastNetworks:
         self.left_out.append(sentence)
         self.warn(sentence)
 
-    def _difference(self, made: nn.Module) -> str | None:
-        """Why a version cannot stand for the model in eval mode: it fails or gives other logits; None if it can."""
-        x = self.example.detach().requires_grad_()
+    def _difference(self, made: nn.Module, model: nn.Module | None = None) -> str | None:
+        """Why a version cannot stand for a model (the student) in eval mode; None if it can.
+
+        Costs a forward and a backward pass of both on at most `EXAMPLES` samples, and a forward pass of both.
+        """
+        model, x = self.model if model is None else model, self.example.detach()
+        of_logits, of_gradients = ROUGH if self.bf16 else EXACT
         try:
-            with mode(self.model, train=False), mode(made, train=False), torch.enable_grad():
-                theirs, ours = self.model(x), made(x)
-                torch.autograd.grad(ours.sum(), x)
+            with mode(model, train=False), mode(made, train=False):
+                with torch.no_grad():
+                    if not close(made(x), model(x), of_logits):
+                        return "it gives other logits"
+                if not close(input_gradient(made, x), input_gradient(model, x), of_gradients):
+                    return "it has other gradients"
         except Exception as error:  # tracers and compilers raise anything; the model as it is remains right
-            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        of_logits, _ = ROUGH if self.bf16 else EXACT
-        return None if close(ours.detach(), theirs.detach(), of_logits) else "it gives other logits"
+            return _sentence(error)
+        return None
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 class FoldedNetwork(nn.Module):

@@ -129,6 +129,8 @@ class Trainer:
             self._resume()
             self._write_run_record()
             for epoch in range(self.position[0], self.ctx.epochs):
+                if epoch in {1, self.position[0]}:
+                    self.networks.recheck()
                 timer = files.Timer()
                 self._epoch(epoch)
                 if self.group.is_main:
