@@ -63,7 +63,9 @@ def reason_against(model: nn.Module) -> str | None:
                 return f"{name or 'it'} is parametrised"
             continue
         for attribute in ("weight", "bias"):
-            if attribute not in module._parameters or nn.parameter.is_lazy(module._parameters[attribute]):
+            if attribute not in module._parameters or isinstance(
+                module._parameters[attribute], nn.parameter.UninitializedParameter
+            ):
                 return f"{name}.{attribute} is no plain parameter"
         plain = next(kind for kind in PLAIN if isinstance(module, kind))
         if type(module).forward is not plain.forward:
