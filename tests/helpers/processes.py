@@ -47,12 +47,17 @@ def run_processes(arguments: Sequence[str], folder: Path, count: int = 2, **envi
         for process in processes:
             process.join(PATIENCE)
         codes = [-99 if process.exitcode is None else process.exitcode for process in processes]
-        return [(code, file.read_text()) for code, file in zip(codes, files, strict=True)]
+        return [(code, without_gloo(file.read_text())) for code, file in zip(codes, files, strict=True)]
     finally:
         for process in processes:
             process.kill()
             process.join()
             process.close()
+
+
+def without_gloo(text: str) -> str:
+    """Output without what gloo says of its connections, with some versions of torch."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]"))
 
 
 def _command(arguments: list[str], environment: Mapping[str, str], file: Path) -> None:

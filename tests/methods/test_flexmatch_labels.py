@@ -53,7 +53,7 @@ def trained(folder: Path, order: Tensor | None = None, visible: Tensor | None = 
     with fixed_labels(split):
         Trainer(job, parts, folder, teachers={}).run()
     files = tree(folder)
-    files.pop("run.json")  # the hash of the data covers the labels
+    del files["run.json"], files["done"]  # the hash of the data covers the labels, and `done` has that of run.json
     return files
 
 

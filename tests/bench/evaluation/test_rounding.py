@@ -11,13 +11,13 @@ import torch
 SCRIPT = """
 import torch
 from torch import nn
-from attacks.contexts import _roundings
+from attacks.contexts import _precision_switches
 from bench import evaluate
 
 backends, seen = torch.backends, []
 
 def state():
-    return [getattr(owner, name) for owner, name, _ in _roundings()]
+    return [getattr(owner, name) for owner, name, _ in _precision_switches()]
 
 class Noting(nn.Linear):
     def forward(self, x):
@@ -27,7 +27,7 @@ class Noting(nn.Linear):
 {allowed}
 before = state()
 evaluate(Noting(64, 10), torch.rand(4, 1, 8, 8), torch.arange(4), attacks=["fgsm"])
-assert seen and all(each == [exact for _, _, exact in _roundings()] for each in seen), seen
+assert seen and all(each == [exact for _, _, exact in _precision_switches()] for each in seen), seen
 assert state() == before, (before, state())
 assert {afterwards}
 """

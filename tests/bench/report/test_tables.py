@@ -295,7 +295,9 @@ def test_by_class_continues_long_latex_tables(tmp_path: Path) -> None:
     assert names[99] == "99 class 99"
 
 
-def test_a_reporter_of_ones_own(plan: Path) -> None:
+def test_a_reporter_of_ones_own(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REPORTERS, "_objects", dict(REPORTERS._objects))
+    monkeypatch.setattr(REPORTERS, "_facts", dict(REPORTERS._facts))
     REPORTERS.register("titles-only")(lambda sheets: "; ".join(sheet.title for sheet in sheets))
     assert render(plan, format="Titles_Only") == "digits, small_cnn, Linf, eps 0.15"
 

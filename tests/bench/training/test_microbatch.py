@@ -148,7 +148,8 @@ def test_a_state_with_one_cut_for_all_processes_is_gone_on_with(trained: Path, t
     state = torch.load(tmp_path / job.folder / "state.pt", weights_only=True)
     position = json.loads(state["position"])
     position["cut"] = position.pop("cuts")[0]
-    torch.save({**state, "position": json.dumps(position)}, tmp_path / job.folder / "state.pt")
+    older = {"tensors": state["tensors"], "position": json.dumps(position)}  # without a checksum too
+    torch.save(older, tmp_path / job.folder / "state.pt")
     trainer = Trainer(job, parts_of(job), tmp_path / job.folder, teachers={})
     trainer.run()
     facts = description(tmp_path / job.folder)["micro_batch"]
