@@ -118,6 +118,7 @@ def test_what_is_missing_is_named(out: Path, stamped: bool) -> None:
     assert f"{one}: expected a run.json beside weights or evaluations, got none" in text
     assert f"{gone}: missing, although pgd on trades was planned; run the same command again" in text
     files.write_json(out / ".plans" / f"{files.key_of(jobs)}.json", {"jobs": []})
+    shutil.rmtree(one)  # which status would name first
     for command in ("verify", "status"):
         result = bench(command, out)
         assert result.exit_code == 1 and ".json: expected the plan of key" in result.output

@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"index": [3, 0, 5, 8]}, "index: expected positions in ascending order"),
     "twice": ({"index": [0, 0, 5, 8]}, "index: expected positions in ascending order"),
     "length": ({"label": [0, 1]}, "label: expected 4 values, one per sample, got 2"),
-    "range": ({"clean": [0, 1, 1, 2]}, r"clean: expected classes in 0\.\.1, got 0 to 2"),
+    "range": ({"clean": [0, 1, 1, 2]}, r"clean: expected classes in -1\.\.1, got 0 to 2"),
     "names": ({"class_names": ["cat"]}, "expected 2 names, got 1"),
     "dtype": ({"clean": [0.0, 1.0, 1.0, 1.0]}, "clean: expected whole numbers"),
     "verdict dtype": ({"robust": {"pgd": [1, 0, 0, 1], "pgd-trades": [0, 0, 1, 1]}}, "pgd_robust: expected booleans"),
